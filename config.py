@@ -1,0 +1,313 @@
+"""The configuration: typed dataclasses with their defaults, set by YAML files (--config) and dotted flags (--section.key)."""
+
+import difflib
+import re
+import sys
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+EVALUATION_PRESETS = Path(__file__).parent / "configs" / "evaluate"
+
+
+@dataclass
+class DataConfig:
+    """Where the images and labels are, and how training images are augmented."""
+
+    root: str = "data/demo"
+    """folder in VOC layout (JPEGImages, label folders, ImageSets/Segmentation, classes.txt); data/demo is drawn when missing"""
+    labels: str = "scribbles"
+    """training labels: a folder of root, or a path; palette or grey PNGs, 255 = unlabelled"""
+    truth: str = "SegmentationClass"
+    """dense masks for validation: a folder of root, or a path"""
+    train_split: str = "train"
+    """list of training images: ImageSets/Segmentation/NAME.txt"""
+    val_split: str = "val"
+    """list of validation images"""
+    superpixels: str = "superpixels"
+    """what tools.superpixels wrote: a folder of root, or a path"""
+    crop: PositiveInt = 257
+    """side of the training crop in pixels; 8k + 1 fits the stride-8 feature map exactly"""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    """range of the random scale"""
+    rotation: NonNegativeFloat = 10.0
+    """largest random rotation, degrees either way"""
+    rotation_probability: ClosedUnitInterval = 0.5
+    """share of crops that are rotated"""
+    flip: ClosedUnitInterval = 0.5
+    """share of crops that are mirrored left-right"""
+    blur: ClosedUnitInterval = 0.5
+    """share of crops that are blurred (Gaussian, sigma 0.15 to 1.15 pixels)"""
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    """torchvision ResNet, made stride 8"""
+    weights: str = "imagenet"
+    """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
+    shrink: PositiveInt = 1
+    """the random walk runs on a map this many times smaller"""
+
+
+@dataclass
+class MethodConfig:
+    """What is trained: the method, its network and the weights of its losses (0 = not used)."""
+
+    name: str = "cc4s"
+    """a method of methods/__init__.py"""
+    network: Literal["baseline", "random_walk"] = "random_walk"
+    """ASPP head without the walk, or the random-walk network"""
+    soft_entropy: NonNegativeFloat = 0.0
+    """weight of the soft entropy"""
+    consistency: NonNegativeFloat = 0.0
+    """weight of the consistency between the image and a view of it"""
+    consistency_on: Literal["eigenspace", "x", "z"] = "eigenspace"
+    """compare transition matrices, or features before (x) or after (z) the walk by mean squared error"""
+    view: Literal["flip", "crop", "random"] = "flip"
+    """the view: mirrored, a crop of rows and columns, or either at random"""
+    transition_axis: Literal["query", "key"] = "query"
+    """axis of the softmax that makes S(E) of the energy"""
+    kl: Literal["entries", "rows"] = "entries"
+    """the divergence is a mean over all N^2 entries, or over N distributions"""
+    trace: NonNegativeFloat = 0.01
+    """weight of the trace term within the eigenspace consistency"""
+    colour: NonNegativeFloat = 0.0
+    """weight of the colour constraint"""
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    batch_size: PositiveInt = 16
+    """images a step, over all processes and accumulated parts"""
+    accumulate: PositiveInt = 1
+    """split each process's share of a batch into this many forward passes"""
+    epochs: PositiveFloat = 50.0
+    """passes over the training split"""
+    steps: PositiveInt | None = None
+    """optimizer steps; replaces epochs"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW"""
+    lr: PositiveFloat = 1e-3
+    """learning rate at the first step"""
+    momentum: NonNegativeFloat = 0.9
+    """of SGD"""
+    weight_decay: NonNegativeFloat = 5e-4
+    """L2 penalty (SGD) or decoupled decay (AdamW)"""
+    poly_power: NonNegativeFloat = 0.9
+    """learning rate at a step: lr * (1 - step / steps) ** poly_power"""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """autocast type; fp16 needs CUDA and scales its loss"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one"""
+    workers: NonNegativeInt = 2
+    """processes that load data"""
+    seed: int = 0
+    """of weights, order and augmentation"""
+    val_epochs: PositiveFloat = 1.0
+    """validate every so many epochs, and after the last step"""
+    val_steps: PositiveInt | None = None
+    """validate every so many steps; replaces val_epochs"""
+    log_every: PositiveInt = 20
+    """steps between lines in metrics.jsonl and TensorBoard"""
+
+
+@dataclass
+class Config:
+    """One stage of training."""
+
+    out: str = "runs/train"
+    """run folder to make: config.yaml, last.pt, best.pt, metrics.jsonl, TensorBoard events"""
+    init: str | None = None
+    """checkpoint to start from, an earlier stage's best.pt"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class InferenceConfig:
+    """How an image is predicted: probabilities averaged over scales, flips and windows."""
+
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    """scales whose probabilities are averaged"""
+    long_side: PositiveInt | None = None
+    """the longer side at scale 1, pixels; unset: the image's own"""
+    window: PositiveInt | None = None
+    """side of the sliding window, pixels; unset: whole images"""
+    window_stride: PositiveFloat = 2 / 3
+    """step between windows, as a share of their side"""
+    flip: bool = False
+    """average with the mirrored image"""
+
+
+@dataclass
+class RunConfig:
+    """Where a checkpoint is run."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one"""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """autocast type; fp16 needs CUDA"""
+    workers: NonNegativeInt = 2
+    """processes that load images"""
+
+
+@dataclass
+class SplitConfig:
+    """The images to score and their truth."""
+
+    root: str = "data/demo"
+    """folder in VOC layout; data/demo is drawn when missing"""
+    labels: str = "SegmentationClass"
+    """dense masks: a folder of root, or a path; 255 does not count"""
+    split: str = "val"
+    """list of images: ImageSets/Segmentation/NAME.txt"""
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation."""
+
+    checkpoint: str
+    """a run's best.pt"""
+    out: str = "runs/evaluation"
+    """folder for metrics.json"""
+    preset: str = "fast"
+    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images) or paper (CC4S's scales and windows)"""
+    crf: Literal["none", "pydensecrf"] = "none"
+    """refine the averaged probabilities by a dense CRF (CC4S's parameters)"""
+    data: SplitConfig = field(default_factory=SplitConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class PredictConfig:
+    """Prediction of images, as masks or as pseudo-labels."""
+
+    checkpoint: str
+    """a run's best.pt"""
+    images: str
+    """an image, or a folder of images"""
+    out: str
+    """folder for the label PNGs, one an image, and predictions.json or pseudo_labels.json"""
+    names: str | None = None
+    """text file of image names, one a line: predict only these of the folder"""
+    pseudo_labels: bool = False
+    """keep what is certain: pixels whose probability is over the threshold; the rest is 255"""
+    threshold: ClosedUnitInterval = 0.9
+    """least probability of a pseudo-label"""
+    scribbles: str | None = None
+    """folder of label PNGs that win over the pseudo-labels where they are not 255"""
+    preset: str = "fast"
+    """settings of inference, configs/evaluate/NAME.yaml"""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class SuperpixelConfig:
+    """What the colour constraint and the soft entropy need of each training image."""
+
+    root: str
+    """folder in VOC layout"""
+    out: str = "superpixels"
+    """folder to write: a folder of root, or a path with a slash"""
+    split: str = "train"
+    """list of images: ImageSets/Segmentation/NAME.txt"""
+    segments: PositiveInt = 800
+    """superpixels an image, about"""
+    compactness: PositiveFloat = 10.0
+    """SLIC's balance of nearness (higher, squarer) against colour"""
+    workers: NonNegativeInt = 0
+    """processes; 0 takes one a core"""
+
+
+def parse(config_class: type, description: str, argv: list[str] | None = None, positional: bool = False) -> Any:
+    """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags, in order.
+
+    A field called `preset` goes before everything else as configs/evaluate/NAME.yaml. A flag of a bool may stand alone,
+    for true. positional: fields without a default are arguments without a flag.
+    Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
+    )
+    parser.add_class_arguments(config_class, as_positional=positional)
+    defaults = parser.get_defaults()
+    keys = [key for key in defaults.keys() if key != "config"]
+    fields = config_class.__dataclass_fields__
+    if "preset" in fields:
+        argv = _preset_arguments(argv) + argv
+    switches = {f"--{key}" for key in keys if isinstance(defaults[key], bool)}
+    argv = [
+        f"{argument}=true" if argument in switches and following.lower() not in ("true", "false") else argument
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+    ]
+    try:
+        namespace = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error), keys)) from error
+    for name, entry in fields.items():
+        if is_dataclass(entry.default_factory) and not isinstance(namespace[name], Namespace):
+            raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
+    values = vars(parser.instantiate(namespace))
+    return _plain(config_class(**{name: values[name] for name in fields}))
+
+
+def _plain(value: Any) -> Any:
+    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as the int and float that they are, for YAML and pickle."""
+    if is_dataclass(value):
+        return type(value)(**{name: _plain(getattr(value, name)) for name in value.__dataclass_fields__})
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(part) for part in value)
+    plain = next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+    return value if plain is None else plain(value)
+
+
+def _preset_arguments(argv: list[str]) -> list[str]:
+    """The --config that a --preset among the arguments stands for."""
+    name = next(
+        (
+            a.partition("=")[2] or following
+            for a, following in zip(argv, [*argv[1:], ""], strict=True)
+            if a == "--preset" or a.startswith("--preset=")
+        ),
+        "fast",
+    )
+    file = EVALUATION_PRESETS / f"{name}.yaml"
+    if not file.is_file():
+        raise UserError(f"--preset {name}: choose {' or '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")
+    return ["--config", str(file)]
+
+
+def _one_line(message: str, keys: list[str]) -> str:
+    """jsonargparse's message in one line, with the nearest of `keys` where it complains of an unknown one."""
+    message = " ".join(message.split())
+    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message) or re.search(
+        r"(?:does not accept option|[Kk]ey|[Oo]ption) ['\"]()([\w.]+)['\"]", message
+    )
+    key = unknown[1] if unknown else ".".join(filter(None, nested.groups())) if nested else None
+    if key is None or key in keys:
+        return message
+    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
+    near = difflib.get_close_matches(key, keys, 1) or [
+        leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, 1)
+    ]
+    return f"unknown key {key}" + (f": did you mean {near[0]}?" if near else ": --help lists the keys")

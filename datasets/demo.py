@@ -1,0 +1,214 @@
+"""The demo data: pictures that the project draws itself, with dense masks and scribbles, in VOC layout.
+
+Six kinds of object, told apart by outline and by the pattern on them, lie over each other on patterned ground. Colours
+are drawn at random for objects and ground alike, so colour alone tells nothing; light falls off across the picture and
+there is noise.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.ndimage import distance_transform_edt, label
+from skimage.graph import route_through_array
+
+from datasets.files import UNLABELLED, write_label
+from datasets.voc import colour_map
+
+DEMO_ROOT = Path("data/demo")
+WIDTH, HEIGHT = 160, 128
+TRAIN, VAL = 160, 40
+CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
+SUPERSAMPLING = 4  # outlines are drawn this much larger, so that rotated edges come out smooth in the picture
+
+
+def draw_if_missing(root: str | Path) -> None:
+    """Draws the demo data where `root` is its folder and is not there yet."""
+    if Path(root) == DEMO_ROOT and not DEMO_ROOT.exists():
+        print(f"drawing the demo data into {DEMO_ROOT}")
+        draw_demo(DEMO_ROOT)
+
+
+def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> None:
+    """Writes the data set to `root`, whole or not at all: JPEGImages, SegmentationClass (dense), scribbles, the two
+    splits and classes.txt. The same for the same seed."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    partial.chmod(0o755)
+    try:
+        for folder in ("JPEGImages", "SegmentationClass", "scribbles", "ImageSets/Segmentation"):
+            (partial / folder).mkdir(parents=True)
+        names = [f"demo_{number:04d}" for number in range(train + val)]
+        for number, name in enumerate(names):
+            rng = np.random.default_rng((seed, number))
+            image, mask = draw_picture(rng)
+            cv2.imwrite(str(partial / "JPEGImages" / f"{name}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            write_label(partial / "SegmentationClass" / f"{name}.png", mask, colour_map())
+            write_label(partial / "scribbles" / f"{name}.png", draw_scribbles(mask, rng), colour_map())
+        for split, members in (("train", names[:train]), ("val", names[train:])):
+            (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(members) + "\n")
+        (partial / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it has become `root`
+
+
+def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (HEIGHT, WIDTH, 3) uint8 RGB of three to six objects, and its mask (HEIGHT, WIDTH) uint8."""
+    image = _paint(_ground(rng), rng)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for _ in range(rng.integers(3, 7)):
+        kind = int(rng.integers(1, len(CLASSES)))
+        centre, radius = rng.uniform((12, 12), (WIDTH - 12, HEIGHT - 12)), rng.uniform(16, 32)
+        angle = rng.uniform(0, 2 * np.pi)
+        cover = _cover(CLASSES[kind], centre, radius, angle)
+        shading = 1 + 0.25 * _ramp(rng)  # each object is lit by itself
+        painted = _paint(PATTERNS[CLASSES[kind]](centre, rng), rng) * shading[..., None]
+        image = image + cover[..., None] * (painted - image)
+        mask[cover >= 0.5] = kind
+    light = 1 + 0.35 * _ramp(rng)
+    image = image * light[..., None] + rng.normal(0, 0.03, image.shape)
+    return (255 * image).round().clip(0, 255).astype(np.uint8), mask
+
+
+def draw_scribbles(mask: np.ndarray, rng: np.random.Generator, smallest: int = 40) -> np.ndarray:
+    """A stroke in every visible part of every object, and one in the background's largest part: (H, W) uint8, 255 = unlabelled.
+
+    A stroke runs along the middle of its part between two of its inner points; parts under `smallest` pixels get none.
+    """
+    scribbles = np.full(mask.shape, UNLABELLED, np.uint8)
+    for number in np.unique(mask):
+        parts, count = label(mask == number)
+        areas = np.bincount(parts.reshape(-1))[1:]
+        chosen = [int(areas.argmax())] if number == 0 else range(count)
+        for part in chosen:
+            if areas[part] >= smallest:
+                for row, column in _stroke(parts == part + 1, rng):
+                    cv2.circle(scribbles, (int(column), int(row)), 1, int(number), -1)
+    scribbles[(scribbles != UNLABELLED) & (scribbles != mask)] = UNLABELLED
+    return scribbles
+
+
+def _stroke(part: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pixels (row, column) of a path within `part` that keeps to its middle."""
+    depth = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
+    inner = np.argwhere(depth >= 0.5 * depth.max())
+    start = inner[rng.integers(len(inner))]
+    # The farther of a few points: people draw across a thing.
+    ends = inner[rng.integers(len(inner), size=6)]
+    end = ends[np.linalg.norm(ends - start, axis=1).argmax()]
+    cost = np.where(part, 1 / np.maximum(depth, 0.5) + rng.uniform(0, 0.1, part.shape), 1e6)
+    return route_through_array(cost, start, end)[0]
+
+
+def _grid() -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
+    return columns, rows
+
+
+def _rotated(centre: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _grid()
+    x, y = x - centre[0], y - centre[1]
+    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+
+def _ramp(rng: np.random.Generator) -> np.ndarray:
+    """A plane of random direction over the picture, in [-1, 1]."""
+    x, _ = _rotated(np.array([WIDTH / 2, HEIGHT / 2]), rng.uniform(0, 2 * np.pi))
+    return x / np.abs(x).max()
+
+
+def _wave(phase: np.ndarray) -> np.ndarray:
+    """0 to 1 with soft edges, period 2 pi."""
+    return 0.5 + 0.5 * np.tanh(3 * np.sin(phase))
+
+
+def _stripes(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, _ = _rotated(centre, rng.uniform(0, np.pi))
+    return _wave(2 * np.pi * x / rng.uniform(6, 9))
+
+
+def _checks(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, y = _rotated(centre, rng.uniform(0, np.pi))
+    period = 2 * np.pi / rng.uniform(10, 14)
+    return 0.5 + 0.5 * np.tanh(4 * np.sin(x * period) * np.sin(y * period))
+
+
+def _dots(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, y = _rotated(centre, rng.uniform(0, np.pi))
+    period = 2 * np.pi / rng.uniform(7, 10)
+    return 0.5 + 0.5 * np.tanh(4 * (np.cos(x * period) + np.cos(y * period) - 0.9))
+
+
+def _circles(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, y = _rotated(centre, 0)
+    return _wave(2 * np.pi * np.hypot(x, y) / rng.uniform(6, 9))
+
+
+def _zigzag(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x, y = _rotated(centre, rng.uniform(0, np.pi))
+    period = rng.uniform(9, 12)
+    return _wave(2 * np.pi * (y + 2 * np.abs((x / period) % 2 - 1) * 4) / rng.uniform(7, 9))
+
+
+def _plain(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.full((HEIGHT, WIDTH), rng.uniform(0, 1))
+
+
+def _ground(rng: np.random.Generator) -> np.ndarray:
+    """Cloudy noise of several sizes, in [0, 1]."""
+    cloud = np.zeros((HEIGHT, WIDTH))
+    for cells, weight in ((4, 1.0), (9, 0.7), (24, 0.5)):
+        coarse = rng.normal(size=(cells, cells + 1))
+        cloud += weight * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return 0.5 + 0.5 * np.tanh(cloud)
+
+
+PATTERNS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "disc": _stripes,
+    "square": _dots,
+    "triangle": _checks,
+    "star": _circles,
+    "ring": _plain,
+    "cross": _zigzag,
+}
+
+
+def _paint(pattern: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A pattern in [0, 1] as a blend of two random colours that differ clearly: (HEIGHT, WIDTH, 3) in [0, 1]."""
+    first = rng.uniform(0.1, 0.9, 3)
+    second = rng.uniform(0.1, 0.9, 3)
+    while np.abs(first - second).sum() < 0.7:
+        second = rng.uniform(0.1, 0.9, 3)
+    return first + pattern[..., None] * (second - first)
+
+
+def _cover(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """How much of each pixel the outline covers: (HEIGHT, WIDTH) in [0, 1]."""
+    large = np.zeros((SUPERSAMPLING * HEIGHT, SUPERSAMPLING * WIDTH), np.uint8)
+    place = SUPERSAMPLING * centre
+    if kind in ("disc", "ring"):
+        cv2.circle(large, place.astype(int).tolist(), int(SUPERSAMPLING * radius), 255, -1)
+        if kind == "ring":
+            cv2.circle(large, place.astype(int).tolist(), int(SUPERSAMPLING * radius * 0.5), 0, -1)
+    else:
+        corners = _polygon(kind) * SUPERSAMPLING * radius
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        cv2.fillPoly(large, [(corners @ rotation + place).round().astype(np.int32)], 255)
+    return cv2.resize(large, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) / 255
+
+
+def _polygon(kind: str) -> np.ndarray:
+    """Corners of an outline of radius 1 about 0, (K, 2)."""
+    if kind == "cross":
+        arm = 0.36
+        quarter = np.array([[1, arm], [arm, arm], [arm, 1]])
+        turns = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for a in np.pi / 2 * np.arange(4)]
+        return np.concatenate([np.concatenate([[[1, -arm]], quarter[:1], quarter[1:2]]) @ turn for turn in turns])
+    count, inner = {"square": (4, None), "triangle": (3, None), "star": (10, 0.45)}[kind]
+    around = 2 * np.pi * np.arange(count) / count
+    radius = np.ones(count) if inner is None else np.where(np.arange(count) % 2, inner, 1.0)
+    return np.stack([np.cos(around), np.sin(around)], axis=1) * radius[:, None]

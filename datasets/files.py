@@ -1,0 +1,72 @@
+"""Reading and writing of images, label maps and superpixels; every failure names the file."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from errors import UserError
+
+UNLABELLED = 255
+NO_SUPERPIXEL = 65535
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB. Raises UserError where it is missing or unreadable."""
+    # cv2.imread would print warnings of its own about a bad file, and cannot say why it failed.
+    data = _bytes(path)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise UserError(f"{path}: not a readable image; replace it or take its name off the list")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_label(path: Path) -> np.ndarray:
+    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError where it is missing, unreadable
+    or in colours."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise UserError(f"{path}: a label must be a palette or grey PNG whose values are class ids, not {image.mode}")
+            return np.array(image)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: label not found") from error
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # PIL raises SyntaxError on broken PNG chunks
+        raise UserError(f"{path}: not a readable label image ({error})") from error
+
+
+def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Writes an (H, W) uint8 label map as a palette PNG; palette: (256, 3) uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(label)
+    image.putpalette(palette.reshape(-1).tolist())
+    image.save(path)
+
+
+def read_superpixel(path: Path) -> np.ndarray:
+    """A superpixel map as (H, W) uint16, `NO_SUPERPIXEL` where there is none. Raises UserError where it is no 16-bit PNG."""
+    data = _bytes(path)
+    superpixel = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if superpixel is None or superpixel.dtype != np.uint16 or superpixel.ndim != 2:
+        raise UserError(f"{path}: not a 16-bit superpixel map; delete it and run python -m tools.superpixels")
+    return superpixel
+
+
+def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Superpixel edges as (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError where unreadable."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            edges, weights = arrays["edges"].astype(np.int64), arrays["weights"].astype(np.float32)
+    except Exception as error:  # a damaged zip fails in many ways; each means the same to the user
+        raise UserError(f"{path}: not a readable edge list; delete it and run python -m tools.superpixels") from error
+    if edges.ndim != 2 or edges.shape[1] != 2 or weights.shape != edges.shape[:1]:
+        raise UserError(f"{path}: not an edge list; delete it and run python -m tools.superpixels")
+    return edges, weights
+
+
+def _bytes(path: Path) -> np.ndarray:
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error

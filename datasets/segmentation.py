@@ -1,0 +1,165 @@
+"""The one `Dataset` that reads every index, its batches, and the order in which training draws from it."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_edges, read_image, read_label, read_superpixel
+from datasets.transforms import Augmentation, normalise
+from datasets.voc import Index
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Superpixels:
+    """What `tools.superpixels` writes into `folder`, image by image."""
+
+    folder: Path
+
+    def map(self, name: str) -> Path:
+        """The superpixel map, a 16-bit PNG."""
+        return self.folder / "map" / f"{name}.png"
+
+    def boundary(self, name: str) -> Path:
+        """The boundary map, an 8-bit PNG, 255 at boundaries."""
+        return self.folder / "boundary" / f"{name}.png"
+
+    def edges(self, name: str) -> Path:
+        """The edge list with weights, npz."""
+        return self.folder / "edges" / f"{name}.npz"
+
+    def present(self, name: str) -> bool:
+        """Whether all three files of an image are there."""
+        return all(path.is_file() for path in (self.map(name), self.boundary(name), self.edges(name)))
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Raises UserError unless the files of every name are there."""
+        missing = [name for name in names if not self.present(name)]
+        if missing:
+            raise UserError(
+                f"superpixels of {missing[0]} not found in {self.folder} ({len(missing)} of {len(names)} images lack them): "
+                f"run python -m tools.superpixels DATA_ROOT --out {self.folder}"
+            )
+
+
+class SegmentationDataset(Dataset):
+    """Images of an index with their maps.
+
+    With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
+    seed, whichever worker draws it. Without, by position, at the image's own size.
+    An item is a dict: `image` (3, H, W) float32 normalised, `label` (H, W) int64 (where the index has labels), and with
+    superpixels `boundary` (H, W) bool, `superpixel` (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
+    """
+
+    def __init__(
+        self, index: Index, augment: Augmentation | None = None, superpixels: Superpixels | None = None, seed: int = 0
+    ):
+        self.index, self.augment, self.superpixels, self.seed = index, augment, superpixels, seed
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, position: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image (H, W, 3) uint8 RGB and its maps (H, W): `label` uint8, `superpixel` uint16, `boundary` uint8 (0 or 1).
+
+        Raises UserError for a file that is unreadable, of another size than the image, or with an id outside the classes.
+        """
+        name, path = self.index.names[position], self.index.images[position]
+        image = read_image(path)
+        maps = {}
+        if self.index.labels is not None:
+            maps["label"] = read_label(self.index.labels[position])
+            check_ids(maps["label"], len(self.index.classes), self.index.labels[position])
+        if self.superpixels is not None:
+            maps["superpixel"] = read_superpixel(self.superpixels.map(name))
+            maps["boundary"] = (read_label(self.superpixels.boundary(name)) > 0).astype(np.uint8)
+        for kind, array in maps.items():
+            if array.shape != image.shape[:2]:
+                raise UserError(f"{path} is {_size(image)} but its {kind} map is {_size(array)}")
+        return image, maps
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        cv2.setNumThreads(0)  # the workers are the parallelism
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        image, maps = self.read(position)
+        if self.augment is not None:
+            image, maps = self.augment(image, maps, np.random.default_rng((self.seed, epoch, position)))
+
+        item = {"image": normalise(image)}
+        if "label" in maps:
+            item["label"] = torch.from_numpy(maps["label"]).long()
+        if self.superpixels is not None:
+            superpixel = maps["superpixel"].astype(np.int32)
+            superpixel[superpixel == NO_SUPERPIXEL] = -1
+            edges, weights = read_edges(self.superpixels.edges(self.index.names[position]))
+            item |= {
+                "superpixel": torch.from_numpy(superpixel),
+                "boundary": torch.from_numpy(maps["boundary"]).bool(),
+                "edges": torch.from_numpy(edges),
+                "edge_weights": torch.from_numpy(weights),
+            }
+        return item
+
+
+def check_ids(label: np.ndarray, num_classes: int, path: Path) -> None:
+    """Raises UserError where `label` holds an id that is neither a class nor 255."""
+    counts = np.bincount(label.reshape(-1), minlength=256)
+    outside = np.flatnonzero(counts[num_classes:UNLABELLED])
+    if outside.size:
+        raise UserError(
+            f"{path}: label id {outside[0] + num_classes} is outside the {num_classes} classes (ids 0 to {num_classes - 1}, "
+            "255 = unlabelled)"
+        )
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of items: maps stacked; superpixel ids made distinct across the batch, the edge lists joined.
+
+    `superpixel` (B, H, W) int32, -1 = none; `edges` (M, 2) int64 pairs of its ids; `edge_weights` (M,) float32.
+    """
+    batch = default_collate([{k: v for k, v in item.items() if not k.startswith("edge")} for item in items])
+    if "superpixel" in batch:
+        edges, first = [], 0
+        for superpixel, item in zip(batch["superpixel"], items, strict=True):
+            count = int(torch.cat([superpixel.reshape(-1), item["edges"].reshape(-1)]).max()) + 1
+            superpixel[superpixel >= 0] += first
+            edges.append(item["edges"] + first)
+            first += count
+        batch["edges"] = torch.cat(edges)
+        batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
+    return batch
+
+
+class TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """Endless shuffled epochs cut into `steps` batches, this process's share of each, as lists of (epoch, position).
+
+    Epochs follow each other without a gap, so every batch is full however many images there are. The order depends on
+    the seed alone; of each batch of `batch_size`, process `rank` of `world` takes its own consecutive share.
+    """
+
+    def __init__(self, length: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1):
+        if batch_size % world:
+            raise UserError(f"--train.batch_size {batch_size} does not divide over {world} processes")
+        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world
+        order = functools.lru_cache(maxsize=4)(lambda epoch: np.random.default_rng((self.seed, epoch)).permutation(self.length))
+        for step in range(self.steps):
+            start = step * self.batch_size + self.rank * share
+            draws = (divmod(draw, self.length) for draw in range(start, start + share))
+            yield [(epoch, int(order(epoch)[place])) for epoch, place in draws]

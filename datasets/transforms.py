@@ -1,0 +1,79 @@
+"""The joint transform: one random affine for the image and every map that belongs to it."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.files import NO_SUPERPIXEL, UNLABELLED
+
+# Channel statistics of ImageNet in RGB, as torchvision's weights expect.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+# What lies outside the image: no label, no superpixel, and no entropy counted.
+PADDING = {"label": UNLABELLED, "superpixel": NO_SUPERPIXEL, "boundary": 1}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scale, rotation, flip and crop in one affine, then blur.
+
+    crop: side of the result, pixels. scale: range of the factor. rotation: largest angle, degrees, applied with
+    rotation_probability; flip and blur are probabilities.
+    """
+
+    crop: int
+    scale: tuple[float, float]
+    rotation: float
+    rotation_probability: float
+    flip: float
+    blur: float
+
+    def __call__(
+        self, image: np.ndarray, maps: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """image (H, W, 3) uint8, maps (H, W) uint8 or uint16 named as in `PADDING` -> the same, crop x crop.
+
+        The image is resampled linearly and padded with its channel mean (0 once normalised), the maps by nearest.
+        """
+        matrix = self.affine(image.shape[0], image.shape[1], rng)
+        size = (self.crop, self.crop)
+        mean = tuple((MEAN * 255).tolist())
+        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=mean)
+        maps = {
+            name: cv2.warpAffine(array, matrix, size, flags=cv2.INTER_NEAREST, borderValue=PADDING[name])
+            for name, array in maps.items()
+        }
+        if rng.random() < self.blur:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.15, 1.15))
+        return image, maps
+
+    def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """A random (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers).
+
+        The crop lies anywhere inside the scaled image, or, on a side where that is smaller, the image anywhere inside the crop.
+        """
+        scale = rng.uniform(*self.scale)
+        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * (rng.random() < self.rotation_probability)
+        mirror = -1.0 if rng.random() < self.flip else 1.0
+        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [mirror, 1.0]
+        slack = np.abs(np.array([width, height]) * scale - self.crop) / 2
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        shift = (self.crop - 1) / 2 + rng.uniform(-slack, slack) - linear @ centre
+        return np.column_stack([linear, shift])
+
+
+def normalise(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float32 of about zero mean and unit variance."""
+    scaled = image.astype(np.float32)
+    scaled -= 255 * MEAN
+    scaled *= 1 / (255 * STD)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+def denormalise(image: torch.Tensor) -> np.ndarray:
+    """The inverse of `normalise`, for pictures: (3, H, W) float -> (H, W, 3) uint8 RGB."""
+    scaled = image.permute(1, 2, 0).float().cpu().numpy() * STD + MEAN
+    return (255 * scaled).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""What every method's run needs: checkpoints, processes, inference, metrics."""

@@ -1,0 +1,77 @@
+"""Checkpoints: what a stage leaves for the next, for evaluation and prediction."""
+
+import hashlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from config import Config, MethodConfig, ModelConfig
+from errors import UserError
+from methods import build_method
+from methods.base import Method
+
+
+def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
+    """Writes `method`'s weights, what is needed to build it again and the loop's `state` to `path`, whole or not at all."""
+    content = {"config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state}
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint, on the CPU: `config`, `classes`, `method` and the loop's state. Only tensors and plain
+    values are read, no code is run. Raises UserError where it is missing or no checkpoint of this project."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {path} not found: train the stage that writes it first") from error
+    except Exception as error:  # torch.load raises many kinds; each means that the file is no checkpoint
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not {"config", "classes", "method"} <= content.keys():
+        raise UserError(f"{path}: not a checkpoint of this project")
+    return content
+
+
+def load_weights(method: Method, content: dict, path: str | Path, classes: tuple[str, ...]) -> None:
+    """Fills `method` from a checkpoint's content. Raises UserError where that is of other classes or another network."""
+    if len(content["classes"]) != len(classes):
+        raise UserError(
+            f"{path}: trained on {len(content['classes'])} classes ({', '.join(content['classes'][:4])} ...), the data has {len(classes)}"
+        )
+    wanted, given = method.state_dict(), content["method"]
+    differing = sorted(wanted.keys() ^ given.keys()) or [k for k in wanted if wanted[k].shape != given[k].shape]
+    if differing:
+        raise UserError(f"{path}: holds another network ({describe(content['config'])}; first difference: {differing[0]})")
+    method.load_state_dict(given)
+
+
+def load_model(path: str | Path) -> Method:
+    """The method of a checkpoint in evaluation mode, on the CPU, ready for `predict`; its class names are `.classes`.
+
+    Raises UserError where the file is missing or no checkpoint of this project.
+    """
+    content = read_checkpoint(path)
+    try:
+        method_config, model_config = MethodConfig(**content["config"]["method"]), ModelConfig(**content["config"]["model"])
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: written by another version of this project ({error})") from error
+    method = build_method(method_config, model_config, len(content["classes"]))
+    load_weights(method, content, path, tuple(content["classes"]))
+    method.classes = tuple(content["classes"])
+    return method.eval()
+
+
+def describe(config: dict) -> str:
+    """A configuration's network in a few words."""
+    return f"{config['method']['name']}, {config['method']['network']}, {config['model']['backbone']}"
+
+
+def fingerprint(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

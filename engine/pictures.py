@@ -1,0 +1,52 @@
+"""Pictures of images and label maps side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from datasets.files import UNLABELLED
+
+TILE = 192  # longer side of a tile, pixels
+GAP = 4
+CAPTION = 16
+BLANK = (235, 235, 235)  # unlabelled pixels, and tiles that there are none of
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` positions spread over range(length)."""
+    return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
+
+
+def colour(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 class ids -> (H, W, 3) uint8 in the palette's colours; 255 is light grey."""
+    picture = palette[label]
+    picture[label == UNLABELLED] = BLANK
+    return picture
+
+
+def picture_grid(rows: Sequence[Sequence[np.ndarray | None]], captions: Sequence[str], palette: np.ndarray) -> Image.Image:
+    """Rows of tiles under captions. A tile is an image (H, W, 3) uint8, a label map (H, W) uint8, or None (blank)."""
+    tiles = [[None if tile is None else _tile(tile, palette) for tile in row] for row in rows]
+    sizes = [tile.size for row in tiles for tile in row if tile is not None]
+    width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
+    grid = Image.new("RGB", (len(captions) * (width + GAP) + GAP, len(rows) * (height + GAP) + CAPTION + GAP), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, caption in enumerate(captions):
+        draw.text((GAP + column * (width + GAP), 2), caption, fill="black")
+    for line, row in enumerate(tiles):
+        for column, tile in enumerate(row):
+            corner = (GAP + column * (width + GAP), CAPTION + GAP + line * (height + GAP))
+            if tile is None:
+                draw.rectangle([corner, (corner[0] + width - 1, corner[1] + height - 1)], fill=BLANK)
+            else:
+                grid.paste(tile, corner)
+    return grid
+
+
+def _tile(array: np.ndarray, palette: np.ndarray) -> Image.Image:
+    is_label = array.ndim == 2
+    image = Image.fromarray(colour(array, palette) if is_label else array)
+    factor = TILE / max(image.size)
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.NEAREST if is_label else Image.Resampling.BILINEAR)

@@ -1,0 +1,28 @@
+"""What every method offers the loop."""
+
+import torch
+from torch import nn
+
+
+class Method(nn.Module):
+    """A network with what trains it.
+
+    needs_edges: whether a batch without `edges` is an error. `network.backbone` takes pretrained weights.
+    """
+
+    needs_edges = False
+    network: nn.Module
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch -> named scalar losses, already weighted; their sum is minimised."""
+        raise NotImplementedError
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32."""
+        raise NotImplementedError
+
+    def begin_step(self, step: int, epoch: float) -> None:
+        """Called before a step's forward passes; for schedules inside a method."""
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step; for averaged weights and teachers."""

@@ -1,0 +1,100 @@
+"""CC4S (TPAMI 2024): scribbles, the random walk, soft entropy, consistency on the neural eigenspace, colour constraint.
+
+A stage of CC4S is a setting of the loss weights: see configs/cc4s.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from config import MethodConfig, ModelConfig
+from errors import UserError
+from losses.colour_constraint import colour_constraint
+from losses.eigenspace import eigenspace_consistency
+from losses.feature_consistency import feature_consistency
+from losses.partial_cross_entropy import partial_cross_entropy
+from losses.soft_entropy import soft_entropy
+from methods.base import Method
+from methods.views import View, crop_view, flip_view
+from models.cc4s import BaselineNet, RandomWalkNet, upsample
+
+
+class CC4S(Method):
+    """The baseline or random-walk network under the losses whose weights are not 0."""
+
+    def __init__(self, config: MethodConfig, model: ModelConfig, num_classes: int):
+        super().__init__()
+        self.config = config
+        if config.network == "baseline":
+            if config.consistency:
+                raise UserError("method.consistency needs the walk: set --method.network random_walk")
+            self.network = BaselineNet(model.backbone, num_classes)
+        else:
+            self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
+        self.needs_edges = config.colour > 0
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """batch: `image`, `label`; `boundary` (optional), and for the colour constraint `superpixel`, `edges`,
+        `edge_weights`, as datasets/segmentation.py makes them."""
+        losses = {}
+        images = batch["image"]
+        if self.config.consistency:
+            features = self.network.features(images)
+            walked, query, key = self.network.walk(features)
+            logits = upsample(self.network.head(walked), images.shape[-2:])
+            compared = {"eigenspace": (query, key), "x": (features,), "z": (walked,)}[self.config.consistency_on]
+            losses["consistency"] = self.config.consistency * self._consistency(images, compared)
+        else:
+            logits = self.network(images)
+        losses["cross_entropy"] = partial_cross_entropy(logits, batch["label"])
+        if self.config.soft_entropy:
+            losses["soft_entropy"] = self.config.soft_entropy * soft_entropy(logits, batch.get("boundary"))
+        if self.config.colour:
+            losses["colour"] = self.config.colour * colour_constraint(
+                logits, batch["superpixel"], batch["edges"], batch["edge_weights"]
+            )
+        return losses
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)
+
+    def _consistency(self, images: torch.Tensor, compared: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Of the image's maps `compared` with a view's, whose forward pass has no gradient and leaves the running
+        statistics alone."""
+        config, network = self.config, self.network
+        view = self._draw_view(images)
+        with torch.no_grad(), running_statistics_untouched(network):
+            features = network.features(view.images)
+            if config.consistency_on == "eigenspace":
+                targets = network.walk.query_key(features)
+            else:
+                targets = (features if config.consistency_on == "x" else network.walk(features)[0],)
+        pairs = [view.of_image(m) for m in compared] + [view.of_view(m) for m in targets]
+        if config.consistency_on != "eigenspace":
+            return feature_consistency(*pairs)
+        return eigenspace_consistency(*pairs, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace)
+
+    def _draw_view(self, images: torch.Tensor) -> View:
+        kind = self.config.view
+        if kind == "random":
+            kind = "flip" if torch.rand(()) < 0.5 else "crop"
+        if kind == "flip":
+            return flip_view(images)
+        # The walk's positions are every `shrink`-th of the features only where the energies are compared.
+        return crop_view(images, self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1)
+
+
+@contextmanager
+def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
+    """Within it, batch norms in training mode use the batch's statistics and leave the running ones as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, value in zip(norms, tracked, strict=True):
+            norm.track_running_stats = value

@@ -1,0 +1,1 @@
+"""Networks only: images in, scores out."""

@@ -1,0 +1,107 @@
+"""Predicts images: label PNGs in the palette's colours, or pseudo-labels for the next stage.
+
+    python predict.py --checkpoint runs/ss/best.pt --images photos/ --out predictions/
+    python predict.py --checkpoint runs/ss/best.pt --images DATA/JPEGImages --names DATA/ImageSets/Segmentation/train.txt \\
+        --pseudo_labels --threshold 0.9 --scribbles DATA/scribbles --out runs/ss/pseudo_labels
+
+Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come; it
+is written last, so a folder that holds it is complete.
+"""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from config import PredictConfig, parse
+from datasets.files import UNLABELLED, read_image, read_label, write_label
+from datasets.segmentation import check_ids
+from datasets.transforms import normalise
+from datasets.voc import IMAGE_SUFFIXES, colour_map, find_image, read_names
+from engine import distributed
+from engine.checkpoint import fingerprint, load_model
+from engine.inference import predict_probabilities
+from errors import UserError, run
+
+
+def main() -> None:
+    config = parse(PredictConfig, __doc__)
+    process = distributed.start(config.run.device, config.run.precision)
+    if config.scribbles is not None and not config.pseudo_labels:
+        raise UserError("--scribbles goes with --pseudo_labels")
+    method = load_model(config.checkpoint).to(process.device, memory_format=torch.channels_last)
+    images = find_images(Path(config.images), config.names)
+    out = Path(config.out)
+
+    counts = np.zeros(256, np.int64)
+    for name, path in tqdm(images.items(), "predicting", unit="image", disable=None):
+        image = read_image(path)
+        scribble = (
+            read_scribble(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
+        )
+        with torch.inference_mode(), distributed.autocast(process.device, config.run.precision):
+            tensor = normalise(image).to(process.device)
+            probabilities = predict_probabilities(method.predict, tensor, config.inference).cpu().numpy()
+        label = pseudo_label(probabilities, config.threshold, scribble) if config.pseudo_labels else most_likely(probabilities)
+        write_label(out / f"{name}.png", label, colour_map())
+        counts += np.bincount(label.reshape(-1), minlength=256)
+
+    pixels = counts.sum()
+    record = {
+        "checkpoint": config.checkpoint,
+        "checkpoint_sha256": fingerprint(config.checkpoint),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "images": len(images),
+        "threshold": config.threshold if config.pseudo_labels else None,
+        "scribbles": config.scribbles,
+        "inference": asdict(config.inference),
+        "labelled_share": float(1 - counts[UNLABELLED] / pixels),
+        "share_of_class": {name: float(counts[number] / pixels) for number, name in enumerate(method.classes)},
+    }
+    file = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
+    file.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(images)} images, {100 * record['labelled_share']:.1f}% of pixels labelled: {file}")
+
+
+def find_images(images: Path, names: str | None) -> dict[str, Path]:
+    """Name -> path of the image, of the images in the folder, or of those that the list `names` names, in order."""
+    if names is not None:
+        return {name: find_image(images, name) for name in read_names(Path(names))}
+    if images.is_file():
+        return {images.stem: images}
+    found = {path.stem: path for path in sorted(images.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
+    if not found:
+        raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
+    return found
+
+
+def read_scribble(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
+    """An image's scribbles; raises UserError where they do not fit it."""
+    scribble = read_label(path)
+    check_ids(scribble, num_classes, path)
+    if scribble.shape != image.shape[:2]:
+        raise UserError(f"{path}: {scribble.shape[1]}x{scribble.shape[0]}, but its image is {image.shape[1]}x{image.shape[0]}")
+    return scribble
+
+
+def most_likely(probabilities: np.ndarray) -> np.ndarray:
+    """(C, H, W) probabilities -> (H, W) uint8 class ids."""
+    return probabilities.argmax(axis=0).astype(np.uint8)
+
+
+def pseudo_label(probabilities: np.ndarray, threshold: float, scribble: np.ndarray | None = None) -> np.ndarray:
+    """The most likely class where its probability is over `threshold`, 255 elsewhere; a scribble's own label always wins.
+
+    probabilities: (C, H, W) float. scribble: (H, W) uint8, 255 = unlabelled. Returns (H, W) uint8 (CC4S, stage 2).
+    """
+    label = np.where(probabilities.max(axis=0) > threshold, most_likely(probabilities), UNLABELLED).astype(np.uint8)
+    return label if scribble is None else np.where(scribble != UNLABELLED, scribble, label)
+
+
+if __name__ == "__main__":
+    run(main)

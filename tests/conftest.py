@@ -1,0 +1,27 @@
+"""What tests share: the real data and parity cases in $SEG_SHARED, and a tiny data set in VOC layout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from datasets.demo import draw_demo
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and parity cases; tests that need it skip without."""
+    folder = os.environ.get("SEG_SHARED")
+    if not folder:
+        pytest.skip("SEG_SHARED is not set: no real data, no parity cases")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Eight training and three validation pictures of the demo kind; read only."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    draw_demo(root, train=8, val=3, seed=1)
+    return root

@@ -1,0 +1,223 @@
+"""Every loss against its formula written plainly, in value and gradient."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from losses import eigenspace
+from losses.colour_constraint import colour_constraint
+from losses.eigenspace import eigenspace_consistency
+from losses.feature_consistency import feature_consistency
+from losses.partial_cross_entropy import partial_cross_entropy
+from losses.soft_entropy import soft_entropy
+
+
+def normal(*shape, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def gradients(loss, *inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+# Partial cross-entropy
+
+
+def test_partial_cross_entropy_is_the_mean_over_labelled_pixels():
+    logits, label = normal(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5), generator=torch.Generator().manual_seed(0))
+    label[0, :2] = 255
+    terms = [
+        -math.log(math.exp(logits[b, label[b, y, x], y, x]) / sum(math.exp(logits[b, c, y, x]) for c in range(3)))
+        for b in range(2) for y in range(4) for x in range(5) if label[b, y, x] != 255
+    ]  # fmt: skip
+    assert partial_cross_entropy(logits, label).item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+
+
+def test_partial_cross_entropy_ignores_what_lies_under_unlabelled_pixels():
+    logits, label = normal(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    label[0, 2:] = 255
+    changed = logits.clone()
+    changed[:, :, 2:] = 1e4
+    assert partial_cross_entropy(changed, label) == partial_cross_entropy(logits, label)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda logits: partial_cross_entropy(logits, torch.full((2, 4, 4), 255)),
+    lambda logits: soft_entropy(logits, torch.ones(2, 4, 4, dtype=torch.bool)),
+    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.tensor([[0, 1]]), torch.ones(1)),
+    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.zeros(0, 2).long(), torch.zeros(0)),
+])  # fmt: skip
+def test_a_mean_of_nothing_is_zero_with_zero_gradient(loss):
+    logits = normal(2, 3, 4, 4).requires_grad_()
+    value = loss(logits)
+    (gradient,) = gradients(value, logits)
+    assert value.item() == 0
+    assert (gradient == 0).all()
+
+
+# Soft entropy
+
+
+def test_soft_entropy_is_the_mean_entropy_away_from_boundaries():
+    logits = normal(2, 3, 4, 5)
+    boundary = torch.zeros(2, 4, 5, dtype=torch.bool)
+    boundary[:, 1] = True
+    total, count = 0.0, 0
+    for b in range(2):
+        for y in range(4):
+            for x in range(5):
+                if not boundary[b, y, x]:
+                    exponentials = [math.exp(logits[b, c, y, x]) for c in range(3)]
+                    p = [e / sum(exponentials) for e in exponentials]
+                    total -= sum(q * math.log(q) for q in p)
+                    count += 1
+    assert soft_entropy(logits, boundary).item() == pytest.approx(total / count, rel=1e-12)
+    changed = logits.clone()
+    changed[:, :, 1] = 7.0
+    assert soft_entropy(changed, boundary) == soft_entropy(logits, boundary)
+
+
+def test_soft_entropy_of_a_certain_prediction_is_zero_with_finite_gradient():
+    logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    value = soft_entropy(logits)
+    assert value.item() == 0
+    assert torch.isfinite(gradients(value, logits)[0]).all()
+
+
+# Eigenspace consistency
+
+
+def dense_eigenspace(query, key, view_query, view_key, axis="query", kl="entries", trace_weight=0.01):
+    """The formula with its N x N matrices."""
+    dim = 1 if axis == "query" else 2
+    s, view_s = (q @ k.mT for q, k in ((query, key), (view_query.detach(), view_key.detach())))
+    s, view_s = s.softmax(dim), view_s.softmax(dim)
+    divergence = (view_s * (view_s.log() - s.log())).sum() / len(s)
+    divergence = divergence / (s.shape[1] ** 2 if kl == "entries" else s.shape[1])
+    trace = lambda m: m.diagonal(dim1=1, dim2=2).sum(1)  # noqa: E731
+    return divergence + trace_weight * (trace(s) - trace(view_s)).abs().mean()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 100])
+@pytest.mark.parametrize("axis", ["query", "key"])
+@pytest.mark.parametrize("kl", ["entries", "rows"])
+def test_eigenspace_equals_the_dense_formula(monkeypatch, chunk, axis, kl):
+    monkeypatch.setattr(eigenspace, "CHUNK", chunk)
+    query, key, view_query, view_key = (normal(3, 13, 4, seed=s).requires_grad_() for s in range(4))
+    got = eigenspace_consistency(query, key, view_query, view_key, axis, kl, 0.3)
+    want = dense_eigenspace(query, key, view_query, view_key, axis, kl, 0.3)
+    assert got.item() == pytest.approx(want.item(), rel=1e-12)
+    for ours, dense in zip(gradients(2 * got, query, key), gradients(2 * want, query, key), strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-14)
+    assert torch.autograd.grad(got, view_query, allow_unused=True)[0] is None
+
+
+def test_eigenspace_equals_the_identity_by_log_sum_exp():
+    """The form of the design that needs no matrix at all: attention outputs and their log-sum-exp."""
+    query, key, view_query, view_key = (normal(2, 9, 4, seed=s) for s in range(4))
+    energy, view_energy = query @ key.mT, view_query @ view_key.mT
+    l, view_l = energy.logsumexp(1), view_energy.logsumexp(1)
+    p = view_energy.softmax(1)
+    columns = l - view_l + (view_key * (p.mT @ view_query)).sum(-1) - (key * (p.mT @ query)).sum(-1)
+    got = eigenspace_consistency(query, key, view_query, view_key, kl="rows", trace_weight=0)
+    assert got.item() == pytest.approx(columns.mean().item(), rel=1e-10)
+
+
+def test_eigenspace_is_zero_for_the_same_energies_and_finite_for_huge_ones():
+    query, key = normal(1, 300, 8, scale=40).float().requires_grad_(), normal(1, 300, 8, seed=1, scale=40).float()
+    assert (query @ key.mT).abs().max() > 1e4
+    assert eigenspace_consistency(query, key, query, key).item() == pytest.approx(0, abs=1e-6)
+    value = eigenspace_consistency(query, key, key, query.detach())
+    assert torch.isfinite(value) and torch.isfinite(gradients(value, query)[0]).all()
+
+
+def test_eigenspace_holds_no_square_matrix():
+    query, key = normal(1, 1500, 4).float().requires_grad_(), normal(1, 1500, 4, seed=1).float()
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        eigenspace_consistency(query, key, key, query.detach()).backward()
+    assert largest <= eigenspace.CHUNK * 1500
+
+
+def test_eigenspace_refuses_unknown_options():
+    query = normal(1, 4, 2)
+    with pytest.raises(ValueError, match="axis"):
+        eigenspace_consistency(query, query, query, query, axis="rows")
+    with pytest.raises(ValueError, match="kl"):
+        eigenspace_consistency(query, query, query, query, kl="all")
+
+
+def test_feature_consistency_is_the_mean_square_with_gradient_to_the_image_alone():
+    features, view = normal(2, 5, 3).requires_grad_(), normal(2, 5, 3, seed=1).requires_grad_()
+    loss = feature_consistency(features, view)
+    assert loss.item() == pytest.approx(((features - view) ** 2).mean().item())
+    assert torch.autograd.grad(loss, view, allow_unused=True)[0] is None
+
+
+# Colour constraint
+
+
+def graph(seed=0):
+    """Two images of 6 x 7 with superpixels numbered across the batch, -1 in a corner, and edges within each image."""
+    rng = np.random.default_rng(seed)
+    superpixel = torch.from_numpy(rng.integers(0, 5, (2, 6, 7))).int()
+    superpixel[1] += 5
+    superpixel[:, :2, :2] = -1
+    edges = torch.tensor([[0, 1], [1, 2], [3, 4], [0, 4], [5, 6], [6, 9], [7, 8]])
+    return superpixel, edges, torch.from_numpy(rng.uniform(0.1, 0.8, len(edges)))
+
+
+def dense_colour(logits, superpixel, edges, weights):
+    """(2 / ||W||) tr(Y^T L Y) with W, L and Y as matrices."""
+    count = int(edges.max()) + 1
+    probabilities = logits.softmax(1).permute(0, 2, 3, 1)
+    means, present = [], []
+    for number in range(count):
+        inside = superpixel == number
+        present.append(bool(inside.any()))
+        means.append(probabilities[inside].mean(0) if present[-1] else torch.zeros(logits.shape[1]).double())
+    w = torch.zeros(count, count, dtype=torch.float64)
+    for (a, b), weight in zip(edges.tolist(), weights, strict=True):
+        if present[a] and present[b]:
+            w[a, b] = w[b, a] = weight
+    laplacian = w.sum(1).diag() - w
+    y = torch.stack(means)
+    return 2 / w.sum() * torch.trace(y.T @ laplacian @ y)
+
+
+def test_colour_constraint_equals_the_laplacian_form():
+    logits = normal(2, 3, 6, 7).requires_grad_()
+    superpixel, edges, weights = graph()
+    got, want = colour_constraint(logits, superpixel, edges, weights), dense_colour(logits, superpixel, edges, weights)
+    assert got.item() == pytest.approx(want.item(), rel=1e-12)
+    torch.testing.assert_close(gradients(got, logits), gradients(want, logits), rtol=1e-10, atol=1e-14)
+
+
+def test_a_superpixel_that_is_gone_drops_out_with_its_edges():
+    logits = normal(2, 3, 6, 7)
+    superpixel, edges, weights = graph()
+    superpixel[superpixel == 1] = -1
+    got = colour_constraint(logits, superpixel, edges, weights)
+    kept = (edges != 1).all(1)
+    assert got.item() == pytest.approx(dense_colour(logits, superpixel, edges, weights).item(), rel=1e-12)
+    assert got == colour_constraint(logits, superpixel, edges[kept], weights[kept])
+
+
+def test_colour_constraint_is_zero_where_all_predictions_agree_and_two_where_neighbours_contradict():
+    superpixel = torch.tensor([[[0, 1]]]).int()
+    logits = torch.tensor([[100.0, -100.0], [-100.0, 100.0]]).view(1, 2, 1, 2)
+    edge, weight = torch.tensor([[0, 1]]), torch.tensor([0.3])
+    assert colour_constraint(logits, superpixel, edge, weight).item() == pytest.approx(2)
+    assert colour_constraint(torch.zeros(1, 2, 1, 2), superpixel, edge, weight).item() == 0

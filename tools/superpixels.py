@@ -1,0 +1,122 @@
+"""Superpixels for the soft entropy and the colour constraint, once per training image.
+
+    python -m tools.superpixels DATA_ROOT [--split train] [--out superpixels] [--segments 800]
+
+Writes, per image, OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at boundaries) and OUT/edges/NAME.npz
+(`edges` (M, 2) int32 pairs of adjacent superpixels, `weights` (M,) float32 in [0, 0.8]). Images that have all three are skipped.
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries, slic
+from tqdm import tqdm
+
+from config import SuperpixelConfig, parse
+from datasets.demo import draw_if_missing
+from datasets.files import NO_SUPERPIXEL, read_image
+from datasets.segmentation import Superpixels
+from datasets.voc import Index, voc_index
+from errors import UserError, run
+
+COLOUR_BINS = 25  # of each of 3 channels
+GRADIENT_BINS = 10  # of each of 2 directions
+
+
+def main() -> None:
+    config = parse(SuperpixelConfig, __doc__, positional=True)
+    draw_if_missing(config.root)
+    index = voc_index(config.root, config.split)
+    out = Path(config.out)
+    superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
+    missing = [number for number, name in enumerate(index.names) if not superpixels.present(name)]
+    work = partial(prepare, index, superpixels, config.segments, config.compactness)
+    with ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
+        edges = sum(tqdm(pool.map(work, missing, chunksize=4), "superpixels", len(missing), unit="image", disable=None))
+    print(f"{superpixels.folder}: {len(missing)} images written ({edges} edges), {len(index) - len(missing)} were there")
+
+
+def prepare(index: Index, superpixels: Superpixels, segments: int, compactness: float, number: int) -> int:
+    """Writes the three files of image `number`, each whole or not at all; returns its number of edges."""
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    name = index.names[number]
+    image = read_image(index.images[number])
+    superpixel = segment(image, segments, compactness)
+    edges, weights = similarities(image, superpixel)
+    boundary = find_boundaries(superpixel, mode="thick")
+    _write(superpixels.map(name), lambda file: Image.fromarray(superpixel).save(file, "PNG"))
+    _write(superpixels.boundary(name), lambda file: Image.fromarray(np.uint8(255) * boundary).save(file, "PNG"))
+    _write(superpixels.edges(name), lambda file: np.savez_compressed(file, edges=edges, weights=weights))
+    return len(edges)
+
+
+def segment(image: np.ndarray, segments: int, compactness: float) -> np.ndarray:
+    """SLIC superpixels of (H, W, 3) uint8 RGB: (H, W) uint16 ids from 0, without gaps."""
+    superpixel = slic(image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=-1)
+    if superpixel.max() >= NO_SUPERPIXEL:
+        raise UserError(f"--segments {segments}: more superpixels than a 16-bit map holds")
+    return superpixel.astype(np.uint16)
+
+
+def similarities(image: np.ndarray, superpixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colour constraint's graph (CC4S): adjacent superpixels a < b as edges (M, 2) int32, and weights (M,) float32.
+
+    d = ||dh_colour|| / 25 + ||dh_gradient|| / 100 between their histograms (per channel 25 bins of RGB, 10 bins of the
+    horizontal and of the vertical grey gradient, each normalised by area); w = exp(-5 d), 0.8 of the smallest w
+    subtracted, scaled so that the largest is 0.8.
+    """
+    edges = adjacent(superpixel)
+    if not len(edges):
+        return edges, np.zeros(0, np.float32)
+    ids = superpixel.reshape(-1).astype(np.int64)
+    area = np.bincount(ids)[:, None]
+    colour = image.reshape(-1, 3).astype(np.int64) * COLOUR_BINS // 256
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    slopes = np.stack([np.gradient(grey, axis=axis).reshape(-1) for axis in (1, 0)], axis=1)  # in [-255, 255]
+    gradient = np.clip((slopes + 255) * GRADIENT_BINS / 511, 0, GRADIENT_BINS - 1).astype(np.int64)
+    first, second = edges.T
+    distance = np.zeros(len(edges))
+    for values, bins, scale in ((colour, COLOUR_BINS, 25), (gradient, GRADIENT_BINS, 100)):
+        histogram = _histograms(ids, values, bins, len(area)) / area
+        distance += np.linalg.norm(histogram[first] - histogram[second], axis=1) / scale
+    weights = np.exp(-5 * distance)
+    weights -= 0.8 * weights.min()
+    return edges, (0.8 * weights / weights.max()).astype(np.float32)
+
+
+def adjacent(superpixel: np.ndarray) -> np.ndarray:
+    """Pairs a < b of ids that touch left-right or up-down, each once: (M, 2) int32."""
+    pairs = np.concatenate(
+        [
+            np.stack([superpixel[:, :-1].reshape(-1), superpixel[:, 1:].reshape(-1)], axis=1),
+            np.stack([superpixel[:-1].reshape(-1), superpixel[1:].reshape(-1)], axis=1),
+        ]
+    ).astype(np.int64)
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    count = int(superpixel.max()) + 1
+    codes = np.unique(pairs[:, 0] * count + pairs[:, 1])
+    return np.stack([codes // count, codes % count], axis=1).astype(np.int32)
+
+
+def _histograms(ids: np.ndarray, values: np.ndarray, bins: int, count: int) -> np.ndarray:
+    """values (P, K) int64 in [0, bins), superpixel of each pixel (P,) -> counts (count, K * bins)."""
+    channels = values.shape[1]
+    codes = (ids[:, None] * channels + np.arange(channels)) * bins + values
+    return np.bincount(codes.reshape(-1), minlength=count * channels * bins).reshape(count, channels * bins)
+
+
+def _write(path: Path, write) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "wb") as file:
+        write(file)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -3,11 +3,12 @@
 import difflib
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from errors import UserError
@@ -219,6 +220,21 @@ class PredictConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Runs to put side by side."""
+
+    folder: str
+    """folder of run folders, each with best.pt and evaluation/metrics.json"""
+    out: str | None = None
+    """picture to write; unset: FOLDER/comparison.png"""
+    rows: PositiveInt = 6
+    """images shown"""
+    scribbles: str = "scribbles"
+    """shown beside the image: a folder of root, or a path"""
+    data: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass
 class SuperpixelConfig:
     """What the colour constraint and the soft entropy need of each training image."""
 
@@ -244,20 +260,20 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=_HelpFormatter)
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
     )
     parser.add_class_arguments(config_class, as_positional=positional)
     defaults = parser.get_defaults()
-    keys = [key for key in defaults.keys() if key != "config"]
+    keys = [key for key, _ in defaults.items() if key != "config"]
     fields = config_class.__dataclass_fields__
     if "preset" in fields:
         argv = _preset_arguments(argv) + argv
     switches = {f"--{key}" for key in keys if isinstance(defaults[key], bool)}
     argv = [
         f"{argument}=true" if argument in switches and following.lower() not in ("true", "false") else argument
-        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        for argument, following in zip(argv, [*argv[1:], ""], strict=False)
     ]
     try:
         namespace = parser.parse_args(argv)
@@ -270,8 +286,12 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     return _plain(config_class(**{name: values[name] for name in fields}))
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """jsonargparse's help with the description's own lines kept."""
+
+
 def _plain(value: Any) -> Any:
-    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as the int and float that they are, for YAML and pickle."""
+    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints."""
     if is_dataclass(value):
         return type(value)(**{name: _plain(getattr(value, name)) for name in value.__dataclass_fields__})
     if isinstance(value, (tuple, list)):
@@ -282,14 +302,10 @@ def _plain(value: Any) -> Any:
 
 def _preset_arguments(argv: list[str]) -> list[str]:
     """The --config that a --preset among the arguments stands for."""
-    name = next(
-        (
-            a.partition("=")[2] or following
-            for a, following in zip(argv, [*argv[1:], ""], strict=True)
-            if a == "--preset" or a.startswith("--preset=")
-        ),
-        "fast",
-    )
+    name = "fast"
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        if argument == "--preset" or argument.startswith("--preset="):
+            name = argument.partition("=")[2] or following
     file = EVALUATION_PRESETS / f"{name}.yaml"
     if not file.is_file():
         raise UserError(f"--preset {name}: choose {' or '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")

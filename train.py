@@ -41,7 +41,6 @@ from methods import build_method
 from methods.base import Method
 from models.resnet import load_weights as load_backbone
 
-
 PICTURES = 6  # rows of the picture grid
 
 

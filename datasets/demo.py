@@ -205,9 +205,10 @@ def _polygon(kind: str) -> np.ndarray:
     """Corners of an outline of radius 1 about 0, (K, 2)."""
     if kind == "cross":
         arm = 0.36
-        quarter = np.array([[1, arm], [arm, arm], [arm, 1]])
-        turns = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for a in np.pi / 2 * np.arange(4)]
-        return np.concatenate([np.concatenate([[[1, -arm]], quarter[:1], quarter[1:2]]) @ turn for turn in turns])
+        quarter = np.array([[1, -arm], [1, arm], [arm, arm]])
+        angles = np.pi / 2 * np.arange(4)
+        turns = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for a in angles]
+        return np.concatenate([quarter @ turn for turn in turns])
     count, inner = {"square": (4, None), "triangle": (3, None), "star": (10, 0.45)}[kind]
     around = 2 * np.pi * np.arange(count) / count
     radius = np.ones(count) if inner is None else np.where(np.arange(count) % 2, inner, 1.0)

@@ -8,9 +8,9 @@ import numpy as np
 from errors import UserError
 
 VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
@@ -89,7 +89,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     """The class names in id order: lines of ROOT/classes.txt, or VOC's 21 where there is no such file."""
     file = root / "classes.txt"
     if not file.is_file():
-        return tuple(VOC_CLASSES)
+        return VOC_CLASSES
     classes = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     if not 2 <= len(classes) <= 255:
         raise UserError(f"{file}: {len(classes)} classes; 2 to 255 lines are expected, one class each")

@@ -42,7 +42,7 @@ def load_weights(method: Method, content: dict, path: str | Path, classes: tuple
     """Fills `method` from a checkpoint's content. Raises UserError where that is of other classes or another network."""
     if len(content["classes"]) != len(classes):
         raise UserError(
-            f"{path}: trained on {len(content['classes'])} classes ({', '.join(content['classes'][:4])} ...), the data has {len(classes)}"
+            f"{path}: trained on {len(content['classes'])} classes, the data has {len(classes)} ({', '.join(classes[:4])} ...)"
         )
     wanted, given = method.state_dict(), content["method"]
     differing = sorted(wanted.keys() ^ given.keys()) or [k for k in wanted if wanted[k].shape != given[k].shape]

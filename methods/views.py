@@ -49,7 +49,7 @@ def _random_span(side: int, shrink: int, share: float) -> tuple[int, int]:
     features = (side - 1) // STRIDE + 1
     if (features - 1) % shrink:
         raise UserError(
-            f"a crop of {side} pixels has {features} feature rows, which --model.shrink {shrink} does not hit for the crop view: "
+            f"{features} feature rows of a {side} pixel crop do not fit the crop view at --model.shrink {shrink}: "
             f"choose --data.crop {(features - 1) // shrink * shrink * STRIDE + 1} or --method.view flip"
         )
     positions = (features - 1) // shrink + 1

@@ -45,14 +45,16 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
     """softmax(Q K^T) V over the positions of maps: query, key (B, d, h, w), value (B, D, h, w), D a multiple of d ->
     (B, D, h, w) in value's dtype.
 
-    torch's fused attention never holds the N x N matrix, but its CPU kernel wants values as wide as queries: the
-    values go in D/d slices, as heads that share queries and keys. Computed in at least float32: the energies are not
+    torch's fused attention never holds the N x N matrix, but its CPU kernel wants values as wide as queries (they go in
+    D/d slices, as heads that share queries and keys) and each position's numbers next to each other in memory
+    (channels-last); else it falls back to one that does hold it, without a word. Computed in at least float32: the energies are not
     scaled, and bfloat16 would round one of 100 to the nearest half.
     """
     batch, depth, height, width = value.shape
     d, positions = query.shape[1], height * width
     heads = depth // d
     dtype = torch.promote_types(value.dtype, torch.float32)
+    query, key, value = (m.contiguous(memory_format=torch.channels_last) for m in (query, key, value))
     with torch.autocast(value.device.type, enabled=False):
         query, key = (m.to(dtype).flatten(2).mT.unsqueeze(1).expand(batch, heads, positions, d) for m in (query, key))
         slices = value.to(dtype).reshape(batch, heads, d, positions).mT

@@ -119,9 +119,9 @@ def test_eigenspace_equals_the_identity_by_log_sum_exp():
     """The form of the design that needs no matrix at all: attention outputs and their log-sum-exp."""
     query, key, view_query, view_key = (normal(2, 9, 4, seed=s) for s in range(4))
     energy, view_energy = query @ key.mT, view_query @ view_key.mT
-    l, view_l = energy.logsumexp(1), view_energy.logsumexp(1)
+    total, view_total = energy.logsumexp(1), view_energy.logsumexp(1)
     p = view_energy.softmax(1)
-    columns = l - view_l + (view_key * (p.mT @ view_query)).sum(-1) - (key * (p.mT @ query)).sum(-1)
+    columns = total - view_total + (view_key * (p.mT @ view_query)).sum(-1) - (key * (p.mT @ query)).sum(-1)
     got = eigenspace_consistency(query, key, view_query, view_key, kl="rows", trace_weight=0)
     assert got.item() == pytest.approx(columns.mean().item(), rel=1e-10)
 

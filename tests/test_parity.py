@@ -20,12 +20,13 @@ RANDOM_WALK = {
     "conv6.": "classifier.",
 }
 BASELINE = {
-    **{f"layer5.aspp{n}.{old}": f"aspp.branches.{n - 1}.{new}" for n in range(1, 5) for old, new in (("atrous_conv.", "0."), ("bn.", "1."))},
+    **{f"layer5.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+    **{f"layer5.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
     "layer5.global_avg_pool.": "aspp.pooled.",
     "layer5.conv1.": "aspp.project.0.",
     "layer5.bn1.": "aspp.project.1.",
     "": "backbone.",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

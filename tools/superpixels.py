@@ -3,7 +3,8 @@
     python -m tools.superpixels DATA_ROOT [--split train] [--out superpixels] [--segments 800]
 
 Writes, per image, OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at boundaries) and OUT/edges/NAME.npz
-(`edges` (M, 2) int32 pairs of adjacent superpixels, `weights` (M,) float32 in [0, 0.8]). Images that have all three are skipped.
+(`edges` (M, 2) int32 pairs of adjacent superpixels, `weights` (M,) float32 in [0, 0.8]). Images that have all three are
+skipped.
 """
 
 import os

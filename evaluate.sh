@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Scores a checkpoint: per-class IoU and Dice, mIoU, pixel accuracy. Any flag of evaluate.py may follow, such as
+# --preset paper (CC4S: seven scales, sliding windows) or --crf pydensecrf.
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
+DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
+LABELS=${LABELS:-$DATA_ROOT/SegmentationClass}   # dense masks
+OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
+
+python evaluate.py --checkpoint "$CHECKPOINT" \
+    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.split val --out "$OUT" "$@"

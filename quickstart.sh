@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# From a fresh machine to trained models: makes .venv, draws the demo data, runs every stage of CC4S and evaluates them.
+# Any flag of train.py may follow and goes to every stage: bash quickstart.sh --train.seed 1
+set -euo pipefail
+cd "$(dirname "$0")"
+export OUT_ROOT=${OUT_ROOT:-runs/quickstart}
+
+bash tools/setup_venv.sh requirements.txt
+source .venv/bin/activate
+if [ -e "$OUT_ROOT" ]; then
+    echo "error: $OUT_ROOT is there already: delete it, or set OUT_ROOT to another folder" >&2
+    exit 2
+fi
+
+stage() { # SCRIPT NAME [flags]: trains OUT_ROOT/NAME and evaluates it
+    local script=$1 name=$2
+    shift 2
+    echo "== $name"
+    OUT=$OUT_ROOT/$name bash "$script" --config configs/demo.yaml "$@"
+    CHECKPOINT=$OUT_ROOT/$name/best.pt bash evaluate.sh
+}
+
+stage train_seg_baseline.sh baseline "$@"
+stage train_seg_UR.sh ur "$@"
+INIT=$OUT_ROOT/ur/best.pt stage train_seg_SS.sh ss "$@"
+INIT=$OUT_ROOT/ur/best.pt stage train_seg_UR_stage2.sh ur_stage2 "$@"
+INIT=$OUT_ROOT/ss/best.pt stage train_seg_SS_stage2.sh ss_stage2 "$@"
+
+python -m tools.compare "$OUT_ROOT"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The whole chain on real data (ACDC, human scribbles), a few dozen steps a stage: losses stay finite and every file of
+# the contract is written. Not a measure of quality.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source .venv/bin/activate
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export DATA_ROOT=$SEG_SHARED/data/acdc SUPERPIXELS=$work/superpixels
+flags=(--config configs/acdc.yaml --train.steps 24 --train.log_every 4)
+
+OUT=$work/baseline bash train_seg_baseline.sh "${flags[@]}"
+OUT=$work/ur bash train_seg_UR.sh "${flags[@]}"
+OUT=$work/ss INIT=$work/ur/best.pt bash train_seg_SS.sh "${flags[@]}"
+OUT=$work/ur_stage2 INIT=$work/ur/best.pt THRESHOLD=0.5 bash train_seg_UR_stage2.sh "${flags[@]}"
+OUT=$work/ss_stage2 INIT=$work/ss/best.pt THRESHOLD=0.5 bash train_seg_SS_stage2.sh "${flags[@]}"
+CHECKPOINT=$work/ss_stage2/best.pt bash evaluate.sh --inference.flip
+python tests/check_run.py "$work"/{baseline,ur,ss,ur_stage2,ss_stage2}

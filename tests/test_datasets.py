@@ -1,0 +1,232 @@
+"""The VOC layout, the joint transform, batches and the demo data."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.demo import CLASSES, draw_demo
+from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_label, write_label
+from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate
+from datasets.transforms import MEAN, Augmentation, denormalise, normalise
+from datasets.voc import VOC_CLASSES, colour_map, voc_index
+from errors import UserError
+
+
+@pytest.fixture
+def root(tiny, tmp_path):
+    """A copy of the tiny data set that a test may damage."""
+    return shutil.copytree(tiny, tmp_path / "root")
+
+
+def still(crop, **changes):
+    """An augmentation that only crops, unless told otherwise."""
+    settings = {"scale": (1.0, 1.0), "rotation": 0.0, "rotation_probability": 0.0, "flip": 0.0, "blur": 0.0}
+    return Augmentation(crop, **(settings | changes))
+
+
+# The index
+
+
+def test_index_follows_the_split_and_its_classes(tiny):
+    index = voc_index(tiny, "val", "SegmentationClass")
+    assert index.names == ("demo_0008", "demo_0009", "demo_0010")
+    assert index.classes == CLASSES
+    assert all(path.is_file() for path in (*index.images, *index.labels))
+
+
+def test_classes_are_vocs_without_a_file(root):
+    (root / "classes.txt").unlink()
+    assert voc_index(root, "val").classes == VOC_CLASSES
+
+
+def test_labels_may_be_a_path(root, tmp_path):
+    elsewhere = shutil.move(root / "scribbles", tmp_path / "pseudo")
+    assert voc_index(root, "train", elsewhere).labels[0].parent == tmp_path / "pseudo"
+
+
+def test_palette_is_vocs():
+    palette = colour_map()
+    assert palette[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda root: shutil.rmtree(root), "not found"),
+    (lambda root: (root / "ImageSets/Segmentation/train.txt").unlink(), "a split is a text file"),
+    (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("\n \n"), "split is empty"),
+    (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("../../secret\n"), "leads out"),
+    (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("/etc/passwd\n"), "leads out"),
+    (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("nobody\n"), "no image with this name"),
+    (lambda root: (root / "scribbles/demo_0003.png").unlink(), "1 of 8 labels"),
+    (lambda root: shutil.rmtree(root / "scribbles"), "label folder"),
+    (lambda root: (root / "classes.txt").write_text("alone\n"), "1 classes"),
+])  # fmt: skip
+def test_what_is_missing_is_named(root, damage, message):
+    damage(root)
+    with pytest.raises(UserError, match=message):
+        voc_index(root, "train", "scribbles")
+
+
+# Reading
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda root: (root / "JPEGImages/demo_0000.jpg").write_bytes(b""), "not a readable image"),
+    (lambda root: (root / "JPEGImages/demo_0000.jpg").write_bytes(b"\xff\xd8 no picture"), "not a readable image"),
+    (lambda root: (root / "scribbles/demo_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "not a readable label"),
+    (lambda root: Image.new("RGB", (160, 128)).save(root / "scribbles/demo_0000.png"), "palette or grey"),
+    (lambda root: Image.new("L", (160, 128), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7 classes"),
+    (lambda root: Image.new("L", (100, 128)).save(root / "scribbles/demo_0000.png"), "160x128 but its label map is 100x128"),
+])  # fmt: skip
+def test_a_bad_file_is_named(root, damage, message):
+    damage(root)
+    dataset = SegmentationDataset(voc_index(root, "train", "scribbles"))
+    with pytest.raises(UserError, match=message) as caught:
+        dataset.read(0)
+    assert "demo_0000" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_round_trip_with_their_palette(tmp_path):
+    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_label(tmp_path / "label.png", label, colour_map())
+    assert (read_label(tmp_path / "label.png") == label).all()
+    assert (np.asarray(Image.open(tmp_path / "label.png").convert("RGB")) == colour_map()[label]).all()
+
+
+# The transform
+
+
+def test_image_and_maps_move_together():
+    """An image whose colours are its labels keeps them so, away from the edges that interpolation blurs."""
+    label = np.kron(np.array([[0, 1], [2, 3]]), np.ones((60, 80))).astype(np.uint8)
+    image = np.repeat(label[..., None] * 60, 3, axis=2)
+    augment = still(90, scale=(0.5, 2.0), rotation=30.0, rotation_probability=1.0, flip=0.5)
+    for seed in range(20):
+        got, maps = augment(image, {"label": label, "superpixel": label.astype(np.uint16)}, np.random.default_rng(seed))
+        inside = maps["label"] != UNLABELLED
+        flat = np.ptp(np.stack([np.roll(maps["label"], s, a) for s in (-2, 2) for a in (0, 1)] + [maps["label"]]), axis=0) == 0
+        flat[:2], flat[-2:], flat[:, :2], flat[:, -2:] = False, False, False, False
+        assert np.abs(got[inside & flat].astype(int) - 60 * maps["label"][inside & flat][:, None]).max() <= 2
+        assert (maps["superpixel"][inside] == maps["label"][inside]).all()
+        assert (maps["superpixel"][~inside] == NO_SUPERPIXEL).all()
+
+
+def test_a_flip_alone_is_an_exact_mirror():
+    image = np.random.default_rng(0).integers(0, 255, (33, 33, 3), dtype=np.uint8)
+    got, maps = still(33, flip=1.0)(image, {"label": image[..., 0]}, np.random.default_rng(0))
+    assert (got == image[:, ::-1]).all()
+    assert (maps["label"] == image[:, ::-1, 0]).all()
+
+
+def test_each_map_has_its_own_padding_and_the_image_its_mean():
+    image = np.full((10, 10, 3), 255, np.uint8)
+    maps = {"label": np.zeros((10, 10), np.uint8), "superpixel": np.zeros((10, 10), np.uint16), "boundary": np.zeros((10, 10), np.uint8)}  # fmt: skip
+    got, maps = still(30)(image, maps, np.random.default_rng(0))
+    outside = maps["label"] == UNLABELLED
+    assert 790 <= outside.sum() <= 810
+    assert (maps["superpixel"][outside] == NO_SUPERPIXEL).all()
+    assert (maps["boundary"][outside] == 1).all()
+    assert np.abs(got[outside & (np.abs(got[..., 0] - 255.0) > 10)] - 255 * MEAN).max() <= 1
+    assert normalise(got)[:, outside][:, got[outside][:, 0] < 200].abs().max() < 0.02
+
+
+def test_crops_reach_every_part_of_the_image():
+    label = np.arange(200, dtype=np.uint8).reshape(1, 200).repeat(40, axis=0)
+    image = np.zeros((40, 200, 3), np.uint8)
+    starts = [still(40)(image, {"label": label}, np.random.default_rng(seed))[1]["label"][0, 0] for seed in range(300)]
+    assert min(starts) < 8 and max(starts) > 152
+
+
+def test_normalise_and_back():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    assert (denormalise(normalise(image)) == image).all()
+    assert normalise(image)[0, 0, 0].item() == pytest.approx((image[0, 0, 0] / 255 - 0.485) / 0.229, abs=1e-5)
+
+
+# Items and batches
+
+
+@pytest.fixture
+def with_superpixels(tiny, tmp_path):
+    """A data set with two hand-made superpixels an image: left 0 and right 1, joined by one edge."""
+    index, superpixels = voc_index(tiny, "train", "scribbles"), Superpixels(tmp_path / "superpixels")
+    halves = np.zeros((128, 160), np.uint16)
+    halves[:, 80:] = 1
+    for name in index.names:
+        for path in (superpixels.map(name), superpixels.boundary(name), superpixels.edges(name)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(halves).save(superpixels.map(name))
+        Image.fromarray(np.zeros((128, 160), np.uint8)).save(superpixels.boundary(name))
+        np.savez(superpixels.edges(name), edges=np.array([[0, 1]], np.int32), weights=np.array([0.5], np.float32))
+    return SegmentationDataset(index, still(65), superpixels)
+
+
+def test_a_batch_holds_the_contract(with_superpixels):
+    batch = collate([with_superpixels[(0, number)] for number in range(4)])
+    assert batch["image"].shape == (4, 3, 65, 65) and batch["image"].dtype == torch.float32
+    assert batch["label"].shape == (4, 65, 65) and batch["label"].dtype == torch.int64
+    assert batch["boundary"].shape == (4, 65, 65) and batch["boundary"].dtype == torch.bool
+    assert batch["superpixel"].shape == (4, 65, 65) and batch["superpixel"].dtype == torch.int32
+    assert batch["edges"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert batch["edge_weights"].tolist() == [0.5] * 4
+
+
+def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):
+    batch = collate([with_superpixels[(epoch, 0)] for epoch in range(6)])
+    for number, superpixel in enumerate(batch["superpixel"]):
+        assert set(superpixel.unique().tolist()) <= {-1, 2 * number, 2 * number + 1}
+
+
+def test_missing_superpixels_name_the_command(with_superpixels):
+    with_superpixels.superpixels.edges("demo_0002").unlink()
+    with pytest.raises(UserError, match="demo_0002 .* 1 of 8 .* tools.superpixels"):
+        with_superpixels.superpixels.check(with_superpixels.index.names)
+
+
+def test_an_item_depends_on_seed_epoch_and_position_alone(tiny):
+    index = voc_index(tiny, "train", "scribbles")
+    augment = still(65, scale=(0.5, 2.0), blur=1.0)
+    first, again, other = (SegmentationDataset(index, augment, seed=seed) for seed in (0, 0, 1))
+    first[(0, 0)]
+    assert torch.equal(first[(3, 2)]["image"], again[(3, 2)]["image"])
+    assert not torch.equal(first[(3, 2)]["image"], first[(4, 2)]["image"])
+    assert not torch.equal(first[(3, 2)]["image"], other[(3, 2)]["image"])
+
+
+def test_training_order_is_full_batches_of_whole_epochs_shared_between_processes():
+    batches = list(TrainingOrder(length=10, batch_size=4, steps=5, seed=0))
+    assert [len(batch) for batch in batches] == [4] * 5
+    draws = [draw for batch in batches for draw in batch]
+    assert sorted(draws) == [(epoch, place) for epoch in (0, 1) for place in range(10)]
+    shares = [list(TrainingOrder(10, 4, 5, 0, rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == batches
+    assert list(TrainingOrder(10, 4, 5, seed=1)) != batches
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+    (batch,) = TrainingOrder(length=3, batch_size=8, steps=1, seed=0)
+    assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+# The demo data
+
+
+def test_demo_is_the_same_for_the_same_seed(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        draw_demo(tmp_path / name, train=2, val=1, seed=seed)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    content = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in "abc"}
+    assert content["a"] == content["b"] != content["c"]
+
+
+def test_demo_scribbles_agree_with_the_masks_and_are_sparse(tiny):
+    for name in voc_index(tiny, "train").names:
+        scribble, mask = (read_label(tiny / folder / f"{name}.png") for folder in ("scribbles", "SegmentationClass"))
+        drawn = scribble != UNLABELLED
+        assert (scribble[drawn] == mask[drawn]).all()
+        assert 0.005 < drawn.mean() < 0.08

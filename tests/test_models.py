@@ -1,0 +1,161 @@
+"""The networks, the walk and the views against plain formulas."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from errors import UserError
+from methods.views import crop_view, flip_view
+from models.cc4s import BaselineNet, RandomWalkNet
+from models.random_walk import RandomWalk, walk
+from models.resnet import BACKBONES, channels, load_weights, stride8_resnet
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_are_stride_8_under_torchvisions_names(name):
+    backbone = stride8_resnet(name).eval()
+    theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
+    assert {k: v.shape for k, v in backbone.state_dict().items()} == theirs
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 65, 81)).shape == (1, channels(backbone), 9, 11)
+
+
+def test_every_block_of_layers_3_and_4_is_dilated_alike():
+    backbone = stride8_resnet("resnet34", (4, 8, 16))
+    for layer, dilations in ((backbone.layer3, [2] * 6), (backbone.layer4, [4, 8, 16])):
+        for block, dilation in zip(layer, dilations, strict=True):
+            assert block.conv1.dilation == block.conv2.dilation == (dilation, dilation)
+            assert block.conv1.stride == block.conv2.stride == (1, 1)
+
+
+def test_bottlenecks_stride_on_their_1x1_convolution():
+    block = stride8_resnet("resnet50").layer2[0]
+    assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
+
+
+def test_local_weights_load_with_or_without_classifier(tmp_path):
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    backbone = stride8_resnet("resnet18")
+    load_weights(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
+    assert torch.equal(backbone.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize("content", [b"no weights", None])
+def test_wrong_weights_are_refused_in_one_line(tmp_path, content):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content) if content else torch.save(torchvision.models.resnet34().state_dict(), file)
+    with pytest.raises(UserError, match="weights.pth") as caught:
+        load_weights(stride8_resnet("resnet50"), "resnet50", str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(UserError, match="could not download https://.*resnet18.*--model.weights FILE"):
+        load_weights(stride8_resnet("resnet18"), "resnet18", "imagenet")
+    with pytest.raises(UserError, match="none, imagenet, IMAGENET1K_V1"):
+        load_weights(stride8_resnet("resnet18"), "resnet18", "imgnet")
+
+
+def dense_walk(query, key, value):
+    """softmax(Q K^T) V with the N x N matrix."""
+    query, key, flat = (m.flatten(2).mT for m in (query, key, value))
+    return ((query @ key.mT).softmax(-1) @ flat).mT.reshape(value.shape)
+
+
+def test_the_walk_equals_the_dense_formula():
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, d, 5, 7, generator=generator, dtype=torch.float64).requires_grad_() for d in (4, 4, 12)]
+    got, want = walk(*inputs), dense_walk(*inputs)
+    torch.testing.assert_close(got, want)
+    weights = torch.randn(got.shape, generator=generator, dtype=torch.float64)
+    got = torch.autograd.grad((got * weights).sum(), inputs)
+    torch.testing.assert_close(got, torch.autograd.grad((want * weights).sum(), inputs))
+
+
+def test_the_walk_holds_no_square_matrix_in_training():
+    inputs = [torch.randn(1, d, 40, 40).requires_grad_() for d in (8, 8, 64)]
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    with Watch():
+        walk(*inputs).sum().backward()
+    assert largest < 1600 * 1600 / 4
+
+
+def test_the_walk_keeps_its_precision_under_autocast():
+    query, key, value = (4 * torch.randn(1, d, 6, 6) for d in (8, 8, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = walk(query, key, value)
+    torch.testing.assert_close(got, dense_walk(query, key, value))
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 3])
+def test_random_walk_starts_as_the_identity_and_shrinks_its_energies(shrink):
+    module = RandomWalk(16, shrink)
+    features = torch.randn(2, 16, 13, 10)
+    walked, query, key = module(features)
+    assert torch.equal(walked, features)
+    assert query.shape == key.shape == (2, 2, 12 // shrink + 1, 9 // shrink + 1)
+    assert all(torch.equal(a, b) for a, b in zip((query, key), module.query_key(features), strict=True))
+
+
+@pytest.mark.parametrize("network", [BaselineNet("resnet18", 5), RandomWalkNet("resnet18", 5)])
+def test_networks_answer_at_the_inputs_size(network):
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 3, 50, 67)).shape == (1, 5, 50, 67)
+
+
+# Views: a "network" that reads the pixel at each feature position shows whether positions match.
+
+
+def pixels(images, shrink=1):
+    return images[..., :: 8 * shrink, :: 8 * shrink]
+
+
+@pytest.mark.parametrize("size", [(65, 65), (64, 72), (33, 50)])
+def test_flip_views_positions_match(size):
+    images = torch.randn(2, 3, *size)
+    view = flip_view(images)
+    assert torch.equal(view.of_image(pixels(images)), view.of_view(pixels(view.images)))
+
+
+@pytest.mark.parametrize("size, shrink", [((65, 65), 1), ((64, 72), 1), ((65, 33), 2), ((97, 49), 3)])
+def test_crop_views_positions_match(size, shrink):
+    images = torch.randn(2, 3, *size)
+    for _ in range(10):
+        view = crop_view(images, shrink)
+        got = view.of_view(pixels(view.images, shrink))
+        assert torch.equal(view.of_image(pixels(images, shrink)), got)
+        assert got.shape[1] < pixels(images, shrink)[0, 0].numel()
+
+
+def test_crop_view_refuses_a_crop_that_shrink_does_not_fit():
+    with pytest.raises(UserError, match=r"--data.crop 65"):
+        crop_view(torch.zeros(1, 3, 73, 73), shrink=2)
+
+
+def test_a_stack_of_strided_convolutions_mirrors_exactly_at_8k_plus_1():
+    """Why the flip view cuts to 8k + 1: there, the features of the mirrored image are the mirrored features."""
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1, bias=False) for _ in range(3))).double()
+    for layer in network:
+        layer.weight.data = layer.weight.data + layer.weight.data.flip(-1)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    view = flip_view(images)
+    cut = images[..., : view.images.shape[-1]]
+    torch.testing.assert_close(view.of_image(network(cut)), view.of_view(network(view.images)))

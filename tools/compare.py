@@ -1,0 +1,66 @@
+"""Runs side by side: a table of their evaluations and a grid of their predictions.
+
+    python -m tools.compare runs/quickstart
+
+Takes every run in the folder that evaluate.sh has evaluated (RUN/best.pt and RUN/evaluation/metrics.json), oldest first.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from config import CompareConfig, InferenceConfig, parse
+from datasets.files import read_label
+from datasets.segmentation import SegmentationDataset
+from datasets.transforms import normalise
+from datasets.voc import voc_index
+from engine.checkpoint import load_model
+from engine.inference import predict_probabilities
+from engine.pictures import evenly, picture_grid
+from errors import UserError, run
+
+METRICS = Path("evaluation") / "metrics.json"
+
+
+def main() -> None:
+    config = parse(CompareConfig, __doc__, positional=True)
+    runs = find_runs(Path(config.folder))
+    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
+    for path in runs:
+        scores = json.loads((path / METRICS).read_text())
+        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
+    index = voc_index(config.data.root, config.data.split, config.data.labels)
+    out = Path(config.out or Path(config.folder) / "comparison.png")
+    rows = compare(runs, SegmentationDataset(index), Path(config.data.root) / config.scribbles, config.rows)
+    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"], index.palette).save(out)
+    print(f"pictures: {out}")
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The evaluated runs in `folder`, oldest first; raises UserError where there is none."""
+    runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / METRICS).is_file()]
+    if not runs:
+        raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt bash evaluate.sh evaluates one")
+    return sorted(runs, key=lambda path: (path / "best.pt").stat().st_mtime)
+
+
+@torch.inference_mode()
+def compare(runs: list[Path], dataset: SegmentationDataset, scribbles: Path, count: int) -> list[list]:
+    """Rows of image, scribbles (None where there are none), every run's prediction, and truth, of `count` images."""
+    methods = [load_model(path / "best.pt") for path in runs]
+    rows = []
+    for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
+        image, maps = dataset.read(position)
+        scribble = scribbles / f"{dataset.index.names[position]}.png"
+        tensor = normalise(image)
+        predictions = [
+            predict_probabilities(method.predict, tensor, InferenceConfig()).argmax(dim=0).byte().numpy() for method in methods
+        ]
+        rows.append([image, read_label(scribble) if scribble.is_file() else None, *predictions, maps["label"]])
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Stage 1, uncertainty reduction: random walk and soft entropy. Any flag of train.py may follow.
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
+LABELS=${LABELS:-$DATA_ROOT/scribbles}           # label PNGs of the training split
+SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}   # made where missing
+OUT=${OUT:-runs/ur}
+LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
+
+python -m tools.superpixels "$DATA_ROOT" --out "$SUPERPIXELS"
+$LAUNCH train.py --config configs/cc4s/ur.yaml \
+    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

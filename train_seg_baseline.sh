@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Baseline: partial cross-entropy on scribbles, ASPP head. Any flag of train.py may follow.
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
+LABELS=${LABELS:-$DATA_ROOT/scribbles}           # label PNGs of the training split
+OUT=${OUT:-runs/baseline}
+LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
+
+$LAUNCH train.py --config configs/cc4s/baseline.yaml \
+    --data.root "$DATA_ROOT" --data.labels "$LABELS" --out "$OUT" "$@"

@@ -80,10 +80,9 @@ class CC4S(Method):
         kind = self.config.view
         if kind == "random":
             kind = "flip" if torch.rand(()) < 0.5 else "crop"
-        if kind == "flip":
-            return flip_view(images)
-        # The walk's positions are every `shrink`-th of the features only where the energies are compared.
-        return crop_view(images, self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1)
+        # Energies are compared on the walk's own map, features on the whole one.
+        shrink = self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
+        return flip_view(images, shrink) if kind == "flip" else crop_view(images, shrink)
 
 
 @contextmanager

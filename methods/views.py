@@ -21,21 +21,28 @@ class View:
     of_view: Callable[[torch.Tensor], torch.Tensor]
 
 
-def flip_view(images: torch.Tensor) -> View:
+def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
     """The images mirrored left-right.
 
     Feature column i looks at pixel 8 i, so only a width of 8 k + 1 mirrors its columns onto themselves: what is beyond
-    (at most 7 pixels, no column of its own) is cut off before.
+    (at most 7 pixels) is cut off before, and a column that looks past the last pixel is not compared.
+    shrink: the maps compared are that many times smaller; raises UserError where the width is not 8 k + 1 then.
     """
-    width = (images.shape[-1] - 1) // STRIDE * STRIDE + 1
-    return View(images[..., :width].flip(-1), _positions, lambda view_map: _positions(view_map.flip(-1)))
+    _require_grid(images.shape[-1], shrink, 1)
+    columns = (images.shape[-1] - 1) // STRIDE + 1
+    shown = (columns - 1) // shrink + 1
+    return View(
+        images[..., : (columns - 1) * STRIDE + 1].flip(-1),
+        lambda image_map: _positions(image_map[..., :shown]),
+        lambda view_map: _positions(view_map.flip(-1)),
+    )
 
 
 def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> View:
     """A window at a random place, `share` of the feature map's rows and columns, cut on the stride's grid.
 
-    shrink: the maps compared hold every `shrink`-th feature row and column; raises UserError where the feature map's sides
-    are not k * shrink + 1, since then the window's positions would lie between the image's.
+    shrink: the maps compared hold every `shrink`-th feature row and column; raises UserError where the sides are not
+    8 k shrink + 1 pixels then, since the window's positions would lie between the image's.
     """
     spans = [_random_span(side, shrink, share) for side in images.shape[-2:]]
     (top, rows), (left, columns) = spans
@@ -46,15 +53,18 @@ def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> Vie
 
 
 def _random_span(side: int, shrink: int, share: float) -> tuple[int, int]:
-    features = (side - 1) // STRIDE + 1
-    if (features - 1) % shrink:
-        raise UserError(
-            f"{features} feature rows of a {side} pixel crop do not fit the crop view at --model.shrink {shrink}: "
-            f"choose --data.crop {(features - 1) // shrink * shrink * STRIDE + 1} or --method.view flip"
-        )
-    positions = (features - 1) // shrink + 1
+    _require_grid(side, shrink, shrink)
+    positions = (side - 1) // (STRIDE * shrink) + 1
     kept = max(1, round(share * positions))
     return int(torch.randint(positions - kept + 1, ())), kept
+
+
+def _require_grid(side: int, shrink: int, step: int) -> None:
+    if shrink > 1 and (side - 1) % (STRIDE * step):
+        raise UserError(
+            f"--data.crop {side} does not fit this view at --model.shrink {shrink}: "
+            f"choose {(side - 1) // (STRIDE * step) * STRIDE * step + 1}"
+        )
 
 
 def _positions(feature_map: torch.Tensor) -> torch.Tensor:

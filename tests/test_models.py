@@ -121,22 +121,36 @@ def test_networks_answer_at_the_inputs_size(network):
         assert network.eval()(torch.zeros(1, 3, 50, 67)).shape == (1, 5, 50, 67)
 
 
-# Views: a "network" that reads the pixel at each feature position shows whether positions match.
+# Views: maps of the size that the network makes, holding the pixel that each position looks at (0 past the last), show
+# whether positions match.
 
 
-def pixels(images, shrink=1):
-    return images[..., :: 8 * shrink, :: 8 * shrink]
+@pytest.fixture(scope="module")
+def pixels():
+    backbone = stride8_resnet("resnet18").eval()
+
+    def of(images, shrink=1):
+        with torch.no_grad():
+            rows, columns = ((side - 1) // shrink + 1 for side in backbone(images).shape[-2:])
+        looked_at = images[..., :: 8 * shrink, :: 8 * shrink]
+        feature_map = torch.zeros(*images.shape[:2], rows, columns)
+        feature_map[..., : looked_at.shape[-2], : looked_at.shape[-1]] = looked_at
+        return feature_map
+
+    return of
 
 
-@pytest.mark.parametrize("size", [(65, 65), (64, 72), (33, 50)])
-def test_flip_views_positions_match(size):
+@pytest.mark.parametrize(
+    "size, shrink", [*(((65, side), 1) for side in range(64, 73)), ((50, 65), 1), ((65, 65), 2), ((65, 73), 3)]
+)
+def test_flip_views_positions_match(pixels, size, shrink):
     images = torch.randn(2, 3, *size)
-    view = flip_view(images)
-    assert torch.equal(view.of_image(pixels(images)), view.of_view(pixels(view.images)))
+    view = flip_view(images, shrink)
+    assert torch.equal(view.of_image(pixels(images, shrink)), view.of_view(pixels(view.images, shrink)))
 
 
-@pytest.mark.parametrize("size, shrink", [((65, 65), 1), ((64, 72), 1), ((65, 33), 2), ((97, 49), 3)])
-def test_crop_views_positions_match(size, shrink):
+@pytest.mark.parametrize("size, shrink", [*(((65, side), 1) for side in range(64, 73)), ((65, 33), 2), ((97, 49), 3)])
+def test_crop_views_positions_match(pixels, size, shrink):
     images = torch.randn(2, 3, *size)
     for _ in range(10):
         view = crop_view(images, shrink)
@@ -145,9 +159,10 @@ def test_crop_views_positions_match(size, shrink):
         assert got.shape[1] < pixels(images, shrink)[0, 0].numel()
 
 
-def test_crop_view_refuses_a_crop_that_shrink_does_not_fit():
-    with pytest.raises(UserError, match=r"--data.crop 65"):
-        crop_view(torch.zeros(1, 3, 73, 73), shrink=2)
+@pytest.mark.parametrize("view, fitting", [(crop_view, 65), (flip_view, 73)])
+def test_views_refuse_a_crop_that_shrink_does_not_fit(view, fitting):
+    with pytest.raises(UserError, match=f"choose {fitting}"):
+        view(torch.zeros(1, 3, fitting + 8, fitting + 1), shrink=2)
 
 
 def test_a_stack_of_strided_convolutions_mirrors_exactly_at_8k_plus_1():

@@ -260,7 +260,7 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=_HelpFormatter)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
     )
@@ -320,7 +320,7 @@ def _one_line(message: str, keys: list[str]) -> str:
         r"(?:does not accept option|[Kk]ey|[Oo]ption) ['\"]()([\w.]+)['\"]", message
     )
     key = unknown[1] if unknown else ".".join(filter(None, nested.groups())) if nested else None
-    if key is None or key in keys:
+    if key is None or key in (*keys, "config"):
         return message
     leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
     near = difflib.get_close_matches(key, keys, 1) or [

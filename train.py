@@ -69,11 +69,12 @@ def train(config: Config, process: distributed.Process) -> None:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     else:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
+    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
+    loader = build_loader(train_set, settings, steps, process)
     if process.is_main:
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+        start_run_folder(out, config)
     distributed.wait_for_all()
 
     method.to(device, memory_format=torch.channels_last)
@@ -83,12 +84,11 @@ def train(config: Config, process: distributed.Process) -> None:
             method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
         model = DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = build_optimizer(model, settings)
-    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
     val_every = settings.val_steps or max(1, round(settings.val_epochs * len(train_set) / settings.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** settings.poly_power)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    batches = iter(build_loader(train_set, settings, steps, process))
     torch.manual_seed(settings.seed + process.rank)  # dropout and views differ between processes
+    batches = iter(loader)
 
     log = Log(out, steps) if process.is_main else None
     best = -math.inf
@@ -165,6 +165,15 @@ def require_superpixels(config: Config, method: Method, train_set: SegmentationD
         raise UserError(f"superpixels {folder} not found, which the colour constraint needs: run {remedy}")
     if config.method.soft_entropy and process.is_main:
         print(f"note: no superpixels at {folder}: the soft entropy counts every pixel ({remedy} makes them)")
+
+
+def start_run_folder(out: Path, config: Config) -> None:
+    """Makes OUT with its config.yaml. Raises UserError where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

@@ -47,8 +47,8 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
 
     torch's fused attention never holds the N x N matrix, but its CPU kernel wants values as wide as queries (they go in
     D/d slices, as heads that share queries and keys) and each position's numbers next to each other in memory
-    (channels-last); else it falls back to one that does hold it, without a word. Computed in at least float32: the energies are not
-    scaled, and bfloat16 would round one of 100 to the nearest half.
+    (channels-last); else it falls back to one that does hold it, without a word. Computed in at least float32: the
+    energies are not scaled, and bfloat16 would round one of 100 to the nearest half.
     """
     batch, depth, height, width = value.shape
     d, positions = query.shape[1], height * width

@@ -1,11 +1,14 @@
 """What tests share: the real data and parity cases in $SEG_SHARED, and a tiny data set in VOC layout."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from datasets.demo import draw_demo
+from errors import run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -25,3 +28,23 @@ def tiny(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "tiny"
     draw_demo(root, train=8, val=3, seed=1)
     return root
+
+
+@pytest.fixture
+def root(tiny, tmp_path):
+    """A copy of the tiny data set that a test may damage."""
+    return shutil.copytree(tiny, tmp_path / "root")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs an entry point's `main` with arguments in this process: (exit code, standard output, standard error)."""
+
+    def call(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(main)
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return call

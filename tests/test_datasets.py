@@ -15,12 +15,6 @@ from datasets.voc import VOC_CLASSES, colour_map, voc_index
 from errors import UserError
 
 
-@pytest.fixture
-def root(tiny, tmp_path):
-    """A copy of the tiny data set that a test may damage."""
-    return shutil.copytree(tiny, tmp_path / "root")
-
-
 def still(crop, **changes):
     """An augmentation that only crops, unless told otherwise."""
     settings = {"scale": (1.0, 1.0), "rotation": 0.0, "rotation_probability": 0.0, "flip": 0.0, "blur": 0.0}
@@ -185,7 +179,7 @@ def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):
 
 def test_missing_superpixels_name_the_command(with_superpixels):
     with_superpixels.superpixels.edges("demo_0002").unlink()
-    with pytest.raises(UserError, match="demo_0002 .*1 of 8 .*tools.superpixels"):
+    with pytest.raises(UserError, match=r"demo_0002 .*1 of 8 .*tools.superpixels"):
         with_superpixels.superpixels.check(with_superpixels.index.names)
 
 
@@ -193,7 +187,6 @@ def test_an_item_depends_on_seed_epoch_and_position_alone(tiny):
     index = voc_index(tiny, "train", "scribbles")
     augment = still(65, scale=(0.5, 2.0), blur=1.0)
     first, again, other = (SegmentationDataset(index, augment, seed=seed) for seed in (0, 0, 1))
-    first[(0, 0)]
     assert torch.equal(first[(3, 2)]["image"], again[(3, 2)]["image"])
     assert not torch.equal(first[(3, 2)]["image"], first[(4, 2)]["image"])
     assert not torch.equal(first[(3, 2)]["image"], other[(3, 2)]["image"])

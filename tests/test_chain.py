@@ -1,0 +1,136 @@
+"""The user's way: every stage script in order on a small data set, and what the command lines say of mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from check_run import problems
+from conftest import REPOSITORY
+from PIL import Image
+
+import predict
+import train
+from datasets.files import UNLABELLED, read_label
+from tools import compare
+
+SMALL = [
+    "--model.backbone", "resnet18", "--model.weights", "none", "--data.crop", "65", "--train.batch_size", "2",
+    "--train.steps", "3", "--train.log_every", "1", "--train.workers", "0", "--train.lr", "0.01",
+]  # fmt: skip
+
+
+def script(name, *flags, **environment):
+    """Runs a shell script of the repository with this Python."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", REPOSITORY / name, *flags],
+        env=os.environ | {"PATH": path} | {key: str(value) for key, value in environment.items()},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chain(tiny, tmp_path_factory):
+    """A folder with every stage run by its script, and the data they ran on."""
+    out = tmp_path_factory.mktemp("runs")
+    data = {"DATA_ROOT": tiny, "SUPERPIXELS": out / "superpixels"}
+    for name, changes in {
+        "baseline": {},
+        "UR": {},
+        "SS": {"INIT": out / "ur/best.pt"},
+        "UR_stage2": {"INIT": out / "ur/best.pt", "THRESHOLD": 0.2},
+        "SS_stage2": {"INIT": out / "ss/best.pt", "THRESHOLD": 0.2},
+    }.items():
+        done = script(f"train_seg_{name}.sh", *SMALL, OUT=out / name.lower(), **data, **changes)
+        assert done.returncode == 0, done.stderr
+        done = script("evaluate.sh", "--run.workers", "0", CHECKPOINT=out / name.lower() / "best.pt", DATA_ROOT=tiny)
+        assert done.returncode == 0, done.stderr
+        (out / name.lower() / "evaluation.txt").write_text(done.stdout)
+    return out
+
+
+STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_what_the_contract_says(chain, stage):
+    assert problems(chain / stage) == []
+    config = yaml.safe_load((chain / stage / "config.yaml").read_text())
+    assert config["train"]["steps"] == 3
+    lines = [json.loads(line) for line in (chain / stage / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert rates == pytest.approx([0.01 * (1 - step / 3) ** 0.9 for step in range(3)])
+    assert ("consistency" in lines[0], "colour" in lines[0]) == ("ss" in stage, "stage2" in stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["baseline", "ss_stage2"])
+def test_evaluation_prints_and_writes_its_scores(chain, stage):
+    text = (chain / stage / "evaluation.txt").read_text()
+    scores = json.loads((chain / stage / "evaluation" / "metrics.json").read_text())
+    assert f"{100 * scores['miou']:.2f}" in text and "triangle" in text and "pixel accuracy" in text
+    assert set(scores["iou"]) == {"background", "disc", "square", "triangle", "star", "ring", "cross"}
+    assert 0 <= scores["miou"] <= scores["dice"] <= 1
+    assert scores["conditions"]["images"] == 3
+    trained = [json.loads(line) for line in (chain / stage / "metrics.jsonl").read_text().splitlines()]
+    assert scores["miou"] == pytest.approx(max(line.get("val_miou", 0) for line in trained))
+
+
+@pytest.mark.slow
+def test_pseudo_labels_keep_every_scribble_and_say_where_they_come_from(chain, tiny):
+    folder = chain / "ss" / "pseudo_labels"
+    record = json.loads((folder / "pseudo_labels.json").read_text())
+    assert (
+        record["checkpoint"] == str(chain / "ss/best.pt") and record["threshold"] == 0.2 and "predict.py" in record["command"]
+    )
+    names = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()
+    assert sorted(path.stem for path in folder.glob("*.png")) == names
+    labelled = []
+    for name in names:
+        label, scribble = read_label(folder / f"{name}.png"), read_label(tiny / f"scribbles/{name}.png")
+        assert (label[scribble != UNLABELLED] == scribble[scribble != UNLABELLED]).all()
+        labelled.append((label != UNLABELLED).mean())
+    assert np.mean(labelled) == pytest.approx(record["labelled_share"])
+
+
+def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
+    probabilities = np.array([[[0.95, 0.5, 0.05, 0.9]], [[0.05, 0.5, 0.95, 0.1]]])
+    assert predict.pseudo_label(probabilities, 0.9).tolist() == [[0, 255, 1, 255]]
+    scribble = np.array([[1, 0, 255, 255]], np.uint8)
+    assert predict.pseudo_label(probabilities, 0.9, scribble).tolist() == [[1, 0, 1, 255]]
+
+
+@pytest.mark.slow
+def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli):
+    lines = cli(compare.main, chain, "--data.root", tiny)[1].splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == list(STAGES)
+    width, _ = Image.open(chain / "comparison.png").size
+    assert width > 8 * 192
+
+
+@pytest.mark.slow
+def test_training_twice_gives_the_same_weights(tiny, tmp_path, cli):
+    for name in "ab":
+        flags = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", "--data.root", tiny, "--out", tmp_path / name, *SMALL]
+        assert cli(train.main, *flags)[0] == 0
+    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True)["method"] for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_accumulation_takes_the_same_images(tiny, tmp_path, cli):
+    """Two parts of one image against one part of two: the same mean cross-entropy before the first update."""
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", "--data.root", tiny, "--data.labels", "SegmentationClass"]
+    losses = []
+    for parts in "12":
+        flags = ["--out", tmp_path / parts, "--train.accumulate", parts, "--train.precision", "fp32"]
+        assert cli(train.main, *config, *SMALL, *flags)[0] == 0
+        losses.append(json.loads((tmp_path / parts / "metrics.jsonl").read_text().splitlines()[0])["cross_entropy"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # batch norm sees other batches

@@ -1,0 +1,77 @@
+"""The command line: files, flags, and what it says of mistakes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import Config, EvaluateConfig, PredictConfig, parse
+from errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {lr: 0.5, steps: 7}\n")
+    config = parse(Config, "", ["--config", str(CONFIGS / "cc4s/ss.yaml"), "--config", str(file), "--train.lr", "0.25"])
+    assert (config.train.lr, config.train.steps, config.method.consistency) == (0.25, 7, 30)
+
+
+@pytest.mark.parametrize("stage", sorted((CONFIGS / "cc4s").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("dataset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_stage_goes_with_every_dataset(stage, dataset):
+    config = parse(Config, "", ["--config", str(stage), "--config", str(dataset)])
+    assert config.train.steps == yaml.safe_load(dataset.read_text())["train"]["steps"]
+
+
+def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
+    config = parse(Config, "", ["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
+    assert type(config.train.batch_size) is int and type(config.data.scale[1]) is float
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--data.crpo", "3"], "unknown key data.crpo: did you mean data.crop?"),
+    (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
+    (["--train.batch_size", "0"], "train.batch_size"),
+    (["--train.lr", "fast"], "train.lr"),
+    (["--train.precision", "fp8"], "'bf16'"),
+    (["--config", "no/such.yaml"], "no/such.yaml"),
+    (["stray"], "stray"),
+])  # fmt: skip
+def test_mistakes_on_the_command_line_take_one_line(arguments, message):
+    with pytest.raises(UserError) as caught:
+        parse(Config, "", arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("data: {crpo: 3}", "did you mean data.crop?"),
+    ("dta: {crop: 3}", "unknown key dta"),
+    ("data: 3", "data is a section"),
+    ("data: [1", "config"),
+])  # fmt: skip
+def test_mistakes_in_a_file_take_one_line(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        parse(Config, "", ["--config", str(file)])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_gives_way_to_flags():
+    config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "paper", "--inference.window", "97"])
+    assert config.inference.window == 97
+    assert config.inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
+    with pytest.raises(UserError, match="choose fast or paper"):
+        parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
+
+
+def test_a_switch_may_stand_alone_or_take_a_value():
+    needed = ["--checkpoint", "x", "--images", "y", "--out", "z"]
+    assert parse(PredictConfig, "", [*needed, "--pseudo_labels", "--threshold", "0.5"]).pseudo_labels
+    assert not parse(PredictConfig, "", [*needed, "--pseudo_labels", "false"]).pseudo_labels
+    assert not parse(PredictConfig, "", needed).pseudo_labels

@@ -1,0 +1,158 @@
+"""Inference, metrics and checkpoints."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config import Config, InferenceConfig, MethodConfig, ModelConfig
+from engine import checkpoint
+from engine.inference import predict_probabilities, window_starts
+from engine.metrics import ConfusionMatrix, table
+from errors import UserError
+from methods import build_method
+
+# Inference
+
+
+def network(images):
+    """Logits that depend on the neighbourhood and on where the window ends (zero padding)."""
+    kernel = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    return F.conv2d(images, kernel, padding=2)
+
+
+def naive(image, scales, window, stride, flip, long_side):
+    """The average that predict_probabilities promises, one window at a time."""
+    height, width = image.shape[-2:]
+    base = 1 if long_side is None else long_side / max(height, width)
+    results = []
+    for scale in scales:
+        size = (round(height * base * scale), round(width * base * scale))
+        scaled = F.interpolate(image[None], size, mode="bilinear", align_corners=True)
+        for mirrored in [False, True] if flip else [False]:
+            view = scaled.flip(-1) if mirrored else scaled
+            pad = F.pad(view, (0, max(0, window - size[1]), 0, max(0, window - size[0])))
+            total, count = torch.zeros(1, 4, *pad.shape[-2:]), torch.zeros(pad.shape[-2:])
+            tops, lefts = ([], [])
+            for starts, side in ((tops, pad.shape[-2]), (lefts, pad.shape[-1])):
+                start = 0
+                while True:
+                    starts.append(min(start, side - window))
+                    if start + window >= side:
+                        break
+                    start += stride
+            for top in tops:
+                for left in lefts:
+                    crop = pad[:, :, top : top + window, left : left + window]
+                    total[:, :, top : top + window, left : left + window] += network(crop).softmax(1)
+                    count[top : top + window, left : left + window] += 1
+            result = (total / count)[:, :, : size[0], : size[1]]
+            result = result.flip(-1) if mirrored else result
+            results.append(F.interpolate(result, (height, width), mode="bilinear", align_corners=True)[0])
+    return torch.stack(results).mean(0)
+
+
+@pytest.mark.parametrize("size", [(31, 47), (16, 16), (9, 40), (33, 17)])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales, long_side", [((1.0,), None), ((0.5, 1.0, 1.75), 40)])
+def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_side):
+    image = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
+    config = InferenceConfig(scales=scales, long_side=long_side, window=16, window_stride=15 / 16, flip=flip)
+    got = predict_probabilities(network, image, config)
+    torch.testing.assert_close(got, naive(image, scales, 16, 15, flip, long_side), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.sum(0), torch.ones(size))
+
+
+def test_one_scale_of_a_whole_image_is_the_networks_own_softmax():
+    image = torch.randn(3, 20, 30)
+    torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(image[None]).softmax(1)[0])
+
+
+def test_windows_cover_every_pixel_and_end_with_the_image():
+    for side in range(1, 60):
+        starts = window_starts(side, 16, 11)
+        covered = {pixel for start in starts for pixel in range(start, start + 16)}
+        assert set(range(side)) <= covered
+        assert side <= 16 or starts[-1] + 16 == side
+
+
+# Metrics
+
+
+def test_scores_equal_counting_by_hand():
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 3, (20, 20)), rng.integers(0, 3, (20, 20))
+    truth[:5] = 255
+    matrix = ConfusionMatrix(4)
+    for rows in (slice(0, 9), slice(9, 20)):
+        matrix.update(torch.from_numpy(prediction[rows]), torch.from_numpy(truth[rows]))
+    scores = matrix.scores(["a", "b", "c", "never"])
+    counted = truth != 255
+    ious, dices = [], []
+    for number in range(3):
+        t, p = (truth == number) & counted, (prediction == number) & counted
+        ious.append((t & p).sum() / (t | p).sum())
+        dices.append(2 * (t & p).sum() / (t.sum() + p.sum()))
+    assert list(scores["iou"].values()) == [pytest.approx(iou) for iou in ious] + [None]
+    assert scores["miou"] == pytest.approx(np.mean(ious))
+    assert scores["dice"] == pytest.approx(np.mean(dices))
+    assert scores["pixel_accuracy"] == pytest.approx((truth == prediction)[counted].mean())
+    assert f"{100 * np.mean(ious):.2f}" in table(scores) and "never" in table(scores)
+
+
+def test_nothing_labelled_has_no_score():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(3, 3, dtype=torch.long), torch.full((3, 3), 255))
+    assert math.isnan(matrix.scores(["a", "b"])["miou"])
+
+
+# Checkpoints
+
+CLASSES = ("a", "b", "c")
+
+
+def make(**model):
+    config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(**({"backbone": "resnet18"} | model)))
+    return config, build_method(config.method, config.model, len(CLASSES))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    config, method = make()
+    checkpoint.save_checkpoint(tmp_path / "best.pt", method, config, CLASSES, step=3)
+    return method, tmp_path / "best.pt"
+
+
+def test_load_model_predicts_as_the_saved_one(saved):
+    method, path = saved
+    loaded = checkpoint.load_model(path)
+    images = torch.randn(1, 3, 40, 48)
+    assert not loaded.training and loaded.classes == CLASSES
+    with torch.no_grad():
+        assert torch.equal(loaded.predict(images), method.eval().predict(images))
+    assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
+
+
+def test_a_checkpoint_of_other_classes_or_network_is_refused(saved):
+    content = checkpoint.read_checkpoint(saved[1])
+    _, deeper = make(backbone="resnet34")
+    with pytest.raises(UserError, match=r"another network .*resnet18"):
+        checkpoint.load_weights(deeper, content, "x.pt", CLASSES)
+    with pytest.raises(UserError, match="trained on 3 classes, the data has 2"):
+        checkpoint.load_weights(make()[1], content, "x.pt", ("a", "b"))
+
+
+@pytest.mark.parametrize("write, message", [
+    (lambda path: None, "not found"),
+    (lambda path: path.write_bytes(b"garbage"), "not a readable checkpoint"),
+    (lambda path: torch.save({"weights": 1}, path), "not a checkpoint of this project"),
+    (lambda path: torch.save({"config": print, "classes": [], "method": {}}, path), "not a readable checkpoint"),
+])  # fmt: skip
+def test_files_that_are_no_checkpoint_take_one_line(tmp_path, write, message):
+    write(tmp_path / "best.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load_model(tmp_path / "best.pt")
+    assert "\n" not in str(caught.value)

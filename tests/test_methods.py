@@ -1,0 +1,97 @@
+"""CC4S: which losses a stage has, what they leave alone, and that the parts add up."""
+
+import pytest
+import torch
+
+from config import MethodConfig, ModelConfig
+from errors import UserError
+from losses.eigenspace import eigenspace_consistency
+from methods import build_method
+from methods.cc4s import running_statistics_untouched
+
+MODEL = ModelConfig(backbone="resnet18", weights="none")
+
+
+def batch(size=65, labelled=True):
+    generator = torch.Generator().manual_seed(0)
+    label = torch.full((2, size, size), 255)
+    if labelled:
+        label[:, 10:20, 10:50] = 1
+    superpixel = (torch.arange(size) // 17).view(1, size, 1).expand(2, size, size).clone().int()
+    superpixel[1] += 4
+    return {
+        "image": torch.randn(2, 3, size, size, generator=generator),
+        "label": label,
+        "boundary": torch.zeros(2, size, size, dtype=torch.bool),
+        "superpixel": superpixel,
+        "edges": torch.tensor([[0, 1], [1, 2], [5, 6]]),
+        "edge_weights": torch.tensor([0.1, 0.5, 0.8]),
+    }
+
+
+STAGES = {
+    "baseline": (MethodConfig(network="baseline"), {"cross_entropy"}),
+    "ur": (MethodConfig(soft_entropy=1), {"cross_entropy", "soft_entropy"}),
+    "ss": (MethodConfig(soft_entropy=1, consistency=30), {"cross_entropy", "soft_entropy", "consistency"}),
+    "ss_stage2": (
+        MethodConfig(soft_entropy=1, consistency=30, colour=1),
+        {"cross_entropy", "soft_entropy", "consistency", "colour"},
+    ),
+    "colour_alone": (MethodConfig(colour=1), {"cross_entropy", "colour"}),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
+    config, names = STAGES[stage]
+    method = build_method(config, MODEL, 4).train()
+    losses = method(batch(labelled=labelled))
+    assert set(losses) == names
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+    assert (losses["cross_entropy"] == 0) == (not labelled)
+
+
+@pytest.mark.parametrize("on", ["eigenspace", "x", "z"])
+@pytest.mark.parametrize("view", ["flip", "crop", "random"])
+@pytest.mark.parametrize("size", [64, 65])
+def test_every_consistency_runs_on_every_view(on, view, size):
+    method = build_method(MethodConfig(consistency=1, consistency_on=on, view=view), MODEL, 4).train()
+    loss = method(batch(size))["consistency"]
+    loss.backward()
+    assert loss > 0 and torch.isfinite(loss)
+    assert method.network.backbone.conv1.weight.grad.abs().sum() > 0
+
+
+def test_the_consistency_is_that_of_energies_mirrored_by_hand():
+    """In evaluation mode (no batch statistics, no dropout), against two passes written out."""
+    torch.manual_seed(0)
+    method = build_method(MethodConfig(consistency=30, kl="rows"), MODEL, 4).eval()
+    images = batch()["image"]
+    with torch.no_grad():
+        positions = torch.arange(81).view(9, 9).flip(1).reshape(-1)
+        query, key = (m.flatten(2).mT for m in method.network.walk.query_key(method.network.features(images)))
+        mirrored = method.network.walk.query_key(method.network.features(images.flip(-1)))
+        view_query, view_key = (m.flatten(2).mT[:, positions] for m in mirrored)
+        want = 30 * eigenspace_consistency(query, key, view_query, view_key, kl="rows")
+        assert method(batch())["consistency"].item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_the_view_leaves_the_running_statistics_alone():
+    torch.manual_seed(0)
+    method = build_method(MethodConfig(consistency=1), MODEL, 4).train()
+    before = {k: v.clone() for k, v in method.state_dict().items() if "running" in k or "num_batches" in k}
+    with torch.no_grad(), running_statistics_untouched(method.network):
+        method.network.features(batch()["image"] + 5)
+    assert all(torch.equal(before[k], method.state_dict()[k]) for k in before)
+    method(batch())
+    assert int(method.network.backbone.bn1.num_batches_tracked) == 1
+
+
+def test_unknown_methods_and_impossible_stages_are_refused():
+    with pytest.raises(UserError, match="choose cc4s"):
+        build_method(MethodConfig(name="cc5s"), MODEL, 4)
+    with pytest.raises(UserError, match="needs the walk"):
+        build_method(MethodConfig(network="baseline", consistency=1), MODEL, 4)

@@ -1,0 +1,125 @@
+"""A user's mistakes: one line on standard error, exit code 2, nothing written."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from test_chain import SMALL
+
+import evaluate
+import predict
+import train
+from config import Config, MethodConfig, ModelConfig
+from datasets.demo import CLASSES
+from engine.checkpoint import save_checkpoint
+from methods import build_method
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A folder of untrained checkpoints: of the data's classes, and of three."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, classes in (("seven.pt", CLASSES), ("three.pt", ("a", "b", "c"))):
+        config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
+        save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)
+    (folder / "garbage.pt").write_bytes(b"no checkpoint")
+    return folder
+
+
+def assert_refused(result, message):
+    code, _, error = result
+    assert code == 2
+    assert message in error
+    lines = [line for line in error.splitlines() if line.strip() and "checking" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), error
+
+
+TRAINING_MISTAKES = {
+    "missing root": (lambda root: shutil.rmtree(root), [], "not found"),
+    "empty split": (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text(""), [], "split is empty"),
+    "id outside": (
+        lambda root: Image.fromarray(np.full((128, 160), 77, np.uint8)).save(root / "scribbles/demo_0001.png"),
+        [],
+        "label id 77 is outside",
+    ),
+    "sizes differ": (
+        lambda root: Image.fromarray(np.zeros((10, 10), np.uint8)).save(root / "SegmentationClass/demo_0009.png"),
+        [],
+        "160x128 but its label map is 10x10",
+    ),
+    "unreadable image": (lambda root: (root / "JPEGImages/demo_0002.jpg").write_bytes(b"\xff"), [], "not a readable image"),
+    "superpixels missing": (
+        lambda root: None,
+        ["--config", str(REPOSITORY / "configs/cc4s/ur_stage2.yaml"), *SMALL],
+        "tools.superpixels",
+    ),
+    "unknown key": (lambda root: None, ["--train.step", "3"], "did you mean train.steps?"),
+    "unknown method": (lambda root: None, ["--method.name", "magic"], "choose cc4s"),
+    "no GPU": (lambda root: None, ["--train.precision", "fp16", "--train.device", "cpu"], "needs a CUDA GPU"),
+    "batch does not split": (lambda root: None, ["--train.accumulate", "4"], "does not divide"),
+}
+
+
+@pytest.mark.parametrize("mistake", TRAINING_MISTAKES)
+def test_training_refuses(mistake, root, tmp_path, cli):
+    damage, flags, message = TRAINING_MISTAKES[mistake]
+    damage(root)
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
+    out = tmp_path / "run"
+    assert_refused(cli(train.main, *config, "--data.root", root, "--out", out, *flags), message)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name, flags, message", [
+    ("three.pt", [], "trained on 3 classes, the data has 7"),
+    ("garbage.pt", [], "not a readable checkpoint"),
+    ("nothing.pt", [], "not found"),
+    ("seven.pt", ["--model.backbone", "resnet34"], "another network"),
+    ("seven.pt", ["--method.network", "baseline", "--method.soft_entropy", "0"], "another network"),
+])  # fmt: skip
+def test_training_refuses_a_checkpoint(name, flags, message, checkpoints, tiny, tmp_path, cli):
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
+    out = tmp_path / "run"
+    arguments = [*config, "--data.root", tiny, "--out", out, "--init", checkpoints / name, *flags]
+    assert_refused(cli(train.main, *arguments), message)
+    assert not out.exists()
+
+
+def test_training_does_not_write_over_a_run(tiny, tmp_path, cli):
+    (tmp_path / "last.pt").write_bytes(b"precious")
+    assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "already holds a run")
+    assert (tmp_path / "last.pt").read_bytes() == b"precious"
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
+    for path in (root / "scribbles").glob("*.png"):
+        Image.fromarray(np.full((128, 160), 255, np.uint8)).save(path)
+    config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
+    assert cli(train.main, *config, "--data.root", root, "--out", tmp_path / "run")[0] == 0
+    assert '"loss": 0.0' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
+
+
+def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
+    out, seven = tmp_path / "evaluation", ["--checkpoint", checkpoints / "seven.pt"]
+    common = ["--data.root", root, "--out", out, "--run.workers", "0"]
+    assert_refused(cli(evaluate.main, "--checkpoint", checkpoints / "three.pt", *common), "3 classes")
+    assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
+    assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
+    for path in (root / "SegmentationClass").glob("*.png"):
+        Image.fromarray(np.full((128, 160), 255, np.uint8)).save(path)
+    assert_refused(cli(evaluate.main, *seven, *common), "no labelled pixel")
+    assert not out.exists()
+
+
+def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
+    common = ["--checkpoint", checkpoints / "seven.pt", "--out", tmp_path / "out"]
+    images = tiny / "JPEGImages"
+    assert_refused(cli(predict.main, *common, "--images", tmp_path), "no such file")
+    assert_refused(
+        cli(predict.main, *common, "--images", images, "--scribbles", tiny / "scribbles"), "goes with --pseudo_labels"
+    )
+    assert_refused(cli(predict.main, *common, "--images", images, "--names", tiny / "nothing.txt"), "not a readable text file")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,73 @@
+"""The preparation of superpixels and of the colour constraint's graph."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools import superpixels
+
+
+def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(root, cli):
+    assert cli(superpixels.main, root, "--segments", "60", "--workers", "1")[0] == 0
+    folder = root / "superpixels"
+    first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    assert len(first) == 3 * 8
+    (folder / "edges/demo_0003.npz").unlink()
+    code, output, _ = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
+    assert code == 0 and "1 images written" in output and "7 were there" in output
+    assert {path for path in folder.rglob("*.*") if path.stat().st_mtime_ns != first[path]} == {
+        folder / kind / f"demo_0003.{suffix}" for kind, suffix in (("map", "png"), ("boundary", "png"), ("edges", "npz"))
+    }
+
+
+def naive_similarities(image, superpixel):
+    """The weights by loops over pixels and pairs (CC4S's formula)."""
+    count = int(superpixel.max()) + 1
+    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
+    colour, gradient, area = np.zeros((count, 3, 25)), np.zeros((count, 2, 10)), np.zeros(count)
+    slopes = np.gradient(grey, axis=1), np.gradient(grey, axis=0)
+    pairs = set()
+    for y, x in np.ndindex(superpixel.shape):
+        a = superpixel[y, x]
+        area[a] += 1
+        for channel in range(3):
+            colour[a, channel, int(image[y, x, channel]) * 25 // 256] += 1
+        for direction in range(2):
+            gradient[a, direction, int((slopes[direction][y, x] + 255) * 10 / 511)] += 1
+        for b in {superpixel[y, min(x + 1, superpixel.shape[1] - 1)], superpixel[min(y + 1, superpixel.shape[0] - 1), x]}:
+            if a != b:
+                pairs.add((min(a, b), max(a, b)))
+    pairs = sorted(pairs)
+    colour, gradient = colour / area[:, None, None], gradient / area[:, None, None]
+    w = np.array([
+        np.exp(-5 * (np.linalg.norm(colour[a] - colour[b]) / 25 + np.linalg.norm(gradient[a] - gradient[b]) / 100))
+        for a, b in pairs
+    ])  # fmt: skip
+    w -= 0.8 * w.min()
+    return pairs, 0.8 * w / w.max()
+
+
+def test_edge_weights_equal_the_formula_by_loops():
+    rng = np.random.default_rng(0)
+    superpixel = np.kron(rng.permutation(12).reshape(3, 4), np.ones((7, 6))).astype(np.uint16)
+    image = np.repeat((rng.integers(0, 200, (21, 24, 1)) + 3 * superpixel[..., None]).astype(np.uint8), 3, axis=2)
+    edges, weights = superpixels.similarities(image, superpixel)
+    pairs, expected = naive_similarities(image, superpixel)
+    assert edges.tolist() == [list(pair) for pair in pairs]
+    assert len(edges) == 3 * 3 + 2 * 4
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert weights.max() == pytest.approx(0.8) and weights.min() > 0
+
+
+def test_like_colours_weigh_more():
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, :10], image[:, 10:20], image[:, 20:] = 100, 101, 250
+    superpixel = np.repeat(np.arange(3), 10)[None].repeat(10, axis=0).astype(np.uint16)
+    edges, weights = superpixels.similarities(image, superpixel)
+    assert edges.tolist() == [[0, 1], [1, 2]]
+    assert weights[0] > weights[1]
+
+
+def test_one_superpixel_has_no_edge():
+    edges, weights = superpixels.similarities(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16))
+    assert edges.shape == (0, 2) and weights.shape == (0,)

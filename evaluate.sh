@@ -7,8 +7,8 @@ if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
 DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
-LABELS=${LABELS:-$DATA_ROOT/SegmentationClass}   # dense masks
+MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}     # dense masks
 OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
 
 python evaluate.py --checkpoint "$CHECKPOINT" \
-    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.split val --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$MASKS" --data.split val --out "$OUT" "$@"

@@ -3,7 +3,7 @@
 # Any flag of train.py may follow and goes to every stage: bash quickstart.sh --train.seed 1
 set -euo pipefail
 cd "$(dirname "$0")"
-export OUT_ROOT=${OUT_ROOT:-runs/quickstart}
+OUT_ROOT=${OUT_ROOT:-runs/quickstart}
 
 bash tools/setup_venv.sh requirements.txt
 source .venv/bin/activate

@@ -70,7 +70,7 @@ def train(config: Config, process: distributed.Process) -> None:
     else:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
-    loader = build_loader(train_set, settings, steps, process)
+    loader = build_loader(train_set, settings, steps, process, method.fewest_images)
     if process.is_main:
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
@@ -183,12 +183,22 @@ def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.opti
     return torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
 
 
-def build_loader(dataset: SegmentationDataset, settings: TrainConfig, steps: int, process: distributed.Process) -> DataLoader:
-    """All batches of the run in order, this process's share of each, in `accumulate` parts a step."""
+def build_loader(
+    dataset: SegmentationDataset, settings: TrainConfig, steps: int, process: distributed.Process, fewest_images: int
+) -> DataLoader:
+    """All batches of the run in order, this process's share of each, in `accumulate` parts a step.
+
+    Raises UserError where a batch does not divide, or leaves a pass with less than `fewest_images`.
+    """
     if settings.batch_size % (settings.accumulate * process.world):
         raise UserError(
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "
             f"on {process.world} processes"
+        )
+    if settings.batch_size < settings.accumulate * process.world * fewest_images:
+        raise UserError(
+            f"--train.batch_size {settings.batch_size} is too small: this network needs {fewest_images} images in each of "
+            f"{settings.accumulate} parts on {process.world} processes"
         )
     order = TrainingOrder(
         len(dataset), settings.batch_size // settings.accumulate, steps * settings.accumulate, settings.seed,

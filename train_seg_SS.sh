@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
-LABELS=${LABELS:-$DATA_ROOT/scribbles}           # label PNGs of the training split
+SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}     # label PNGs of the training split
 SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}   # made where missing
 INIT=${INIT:-runs/ur/best.pt}                    # train_seg_UR.sh writes it
 OUT=${OUT:-runs/ss}
@@ -14,4 +14,4 @@ LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchr
 
 python -m tools.superpixels "$DATA_ROOT" --out "$SUPERPIXELS"
 $LAUNCH train.py --config configs/cc4s/ss.yaml --init "$INIT" \
-    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$SCRIBBLES" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

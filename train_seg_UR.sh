@@ -5,11 +5,11 @@ cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
-LABELS=${LABELS:-$DATA_ROOT/scribbles}           # label PNGs of the training split
+SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}     # label PNGs of the training split
 SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}   # made where missing
 OUT=${OUT:-runs/ur}
 LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 python -m tools.superpixels "$DATA_ROOT" --out "$SUPERPIXELS"
 $LAUNCH train.py --config configs/cc4s/ur.yaml \
-    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$SCRIBBLES" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

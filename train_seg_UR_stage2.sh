@@ -8,16 +8,16 @@ DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segment
 SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}     # they win over the pseudo-labels
 SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}   # made where missing
 INIT=${INIT:-runs/ur/best.pt}                    # train_seg_UR.sh writes it
-LABELS=${LABELS:-$(dirname "$INIT")/pseudo_labels}   # made by INIT where missing
+PSEUDO_LABELS=${PSEUDO_LABELS:-$(dirname "$INIT")/pseudo_labels}   # made by INIT where missing
 THRESHOLD=${THRESHOLD:-0.9}                      # least probability of a pseudo-label
 OUT=${OUT:-runs/ur_stage2}
 LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 python -m tools.superpixels "$DATA_ROOT" --out "$SUPERPIXELS"
-if [ ! -f "$LABELS/pseudo_labels.json" ]; then
+if [ ! -f "$PSEUDO_LABELS/pseudo_labels.json" ]; then
     python predict.py --checkpoint "$INIT" --images "$DATA_ROOT/JPEGImages" \
         --names "$DATA_ROOT/ImageSets/Segmentation/train.txt" --pseudo_labels --threshold "$THRESHOLD" \
-        --scribbles "$SCRIBBLES" --out "$LABELS"
+        --scribbles "$SCRIBBLES" --out "$PSEUDO_LABELS"
 fi
 $LAUNCH train.py --config configs/cc4s/ur_stage2.yaml --init "$INIT" \
-    --data.root "$DATA_ROOT" --data.labels "$LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$PSEUDO_LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

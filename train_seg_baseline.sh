@@ -5,9 +5,9 @@ cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
-LABELS=${LABELS:-$DATA_ROOT/scribbles}           # label PNGs of the training split
+SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}     # label PNGs of the training split
 OUT=${OUT:-runs/baseline}
 LAUNCH=${LAUNCH:-python}                          # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 $LAUNCH train.py --config configs/cc4s/baseline.yaml \
-    --data.root "$DATA_ROOT" --data.labels "$LABELS" --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$SCRIBBLES" --out "$OUT" "$@"

@@ -7,10 +7,12 @@ from torch import nn
 class Method(nn.Module):
     """A network with what trains it.
 
-    needs_edges: whether a batch without `edges` is an error. `network.backbone` takes pretrained weights.
+    needs_edges: whether a batch without `edges` is an error. fewest_images: what a training pass needs at least.
+    `network.backbone` takes pretrained weights.
     """
 
     needs_edges = False
+    fewest_images = 1
     network: nn.Module
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ class CC4S(Method):
             if config.consistency:
                 raise UserError("method.consistency needs the walk: set --method.network random_walk")
             self.network = BaselineNet(model.backbone, num_classes)
+            self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
         else:
             self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
         self.needs_edges = config.colour > 0

@@ -58,6 +58,11 @@ TRAINING_MISTAKES = {
     "unknown key": (lambda root: None, ["--train.step", "3"], "did you mean train.steps?"),
     "unknown method": (lambda root: None, ["--method.name", "magic"], "choose cc4s"),
     "no GPU": (lambda root: None, ["--train.precision", "fp16", "--train.device", "cpu"], "needs a CUDA GPU"),
+    "batch of one": (
+        lambda root: None,
+        ["--method.network", "baseline", "--method.soft_entropy", "0", "--train.batch_size", "1"],
+        "needs 2 images",
+    ),
     "batch does not split": (lambda root: None, ["--train.accumulate", "4"], "does not divide"),
 }
 

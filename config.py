@@ -1,6 +1,7 @@
 """The configuration: typed dataclasses with their defaults, set by YAML files (--config) and dotted flags (--section.key)."""
 
 import difflib
+import math
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -9,9 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 
 from errors import UserError
+
+WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -46,6 +56,10 @@ class DataConfig:
     """share of crops that are mirrored left-right"""
     blur: ClosedUnitInterval = 0.5
     """share of crops that are blurred (Gaussian, sigma 0.15 to 1.15 pixels)"""
+
+    def __post_init__(self):
+        if self.scale[0] > self.scale[1]:
+            raise UserError(f"data.scale {list(self.scale)}: the smaller scale comes first")
 
 
 @dataclass
@@ -114,7 +128,7 @@ class TrainConfig:
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
     """processes that load data"""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """of weights, order and augmentation"""
     val_epochs: PositiveFloat = 1.0
     """validate every so many epochs, and after the last step"""
@@ -122,6 +136,11 @@ class TrainConfig:
     """validate every so many steps; replaces val_epochs"""
     log_every: PositiveInt = 20
     """steps between lines in metrics.jsonl and TensorBoard"""
+
+    def __post_init__(self):
+        for name in ("epochs", "val_epochs", "lr"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"train.{name} is {getattr(self, name)}: a finite number is expected")
 
 
 @dataclass
@@ -148,10 +167,14 @@ class InferenceConfig:
     """the longer side at scale 1, pixels; unset: the image's own"""
     window: PositiveInt | None = None
     """side of the sliding window, pixels; unset: whole images"""
-    window_stride: PositiveFloat = 2 / 3
+    window_stride: WindowStride = 2 / 3
     """step between windows, as a share of their side"""
     flip: bool = False
     """average with the mirrored image"""
+
+    def __post_init__(self):
+        if not self.scales:
+            raise UserError("inference.scales is empty: give at least one, such as [1.0]")
 
 
 @dataclass
@@ -277,8 +300,10 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     ]
     try:
         namespace = parser.parse_args(argv)
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(_one_line(str(error), keys)) from error
+    if "preset" in fields and _preset_name(argv) != namespace.preset:
+        raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")
     for name, entry in fields.items():
         if is_dataclass(entry.default_factory) and not isinstance(namespace[name], Namespace):
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
@@ -300,12 +325,18 @@ def _plain(value: Any) -> Any:
     return value if plain is None else plain(value)
 
 
-def _preset_arguments(argv: list[str]) -> list[str]:
-    """The --config that a --preset among the arguments stands for."""
+def _preset_name(argv: list[str]) -> str:
+    """What --preset says, or the default."""
     name = "fast"
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         if argument == "--preset" or argument.startswith("--preset="):
             name = argument.partition("=")[2] or following
+    return name
+
+
+def _preset_arguments(argv: list[str]) -> list[str]:
+    """The --config that the preset stands for."""
+    name = _preset_name(argv)
     file = EVALUATION_PRESETS / f"{name}.yaml"
     if not file.is_file():
         raise UserError(f"--preset {name}: choose {' or '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")

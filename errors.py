@@ -17,6 +17,11 @@ def run(main: Callable[[], int | None]) -> None:
         line = str(error).rsplit("UserError: ", 1)[-1].strip()
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # nothing of the user's: a bug, whose traceback is wanted
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -32,7 +32,7 @@ PICTURES = 12  # rows of the picture grid
 
 def main() -> None:
     config = parse(EvaluateConfig, __doc__)
-    process = distributed.start(config.run.device, config.run.precision)
+    device = distributed.pick_device(config.run.device, config.run.precision)
     method = load_model(config.checkpoint)
     draw_if_missing(config.data.root)
     index = voc_index(config.data.root, config.data.split, config.data.labels)
@@ -43,7 +43,7 @@ def main() -> None:
     dataset = SegmentationDataset(index)
     check(dataset, config.data.split)
 
-    scores, rows = evaluate(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
+    scores, rows = evaluate(method.to(device, memory_format=torch.channels_last), dataset, config, device)
     print(table(scores))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -60,15 +60,15 @@ def main() -> None:
 
 @torch.inference_mode()
 def evaluate(
-    method: torch.nn.Module, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
+    method: torch.nn.Module, dataset: SegmentationDataset, config: EvaluateConfig, device: torch.device
 ) -> tuple[dict, list]:
     """Scores of `method` on `dataset` (see `ConfusionMatrix.scores`), and rows of image, prediction and truth of some."""
     matrix = ConfusionMatrix(len(dataset.index.classes))
     shown, rows = evenly(len(dataset), PICTURES), []
     loader = DataLoader(dataset, batch_size=None, num_workers=config.run.workers)
     for position, item in enumerate(tqdm(loader, config.data.split, unit="image", leave=False, disable=None)):
-        with distributed.autocast(process.device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, item["image"].to(process.device), config.inference).cpu()
+        with distributed.autocast(device, config.run.precision):
+            probabilities = predict_probabilities(method.predict, item["image"].to(device), config.inference).cpu()
         image = denormalise(item["image"])
         if config.crf == "pydensecrf":
             probabilities = torch.from_numpy(refine(probabilities.numpy(), image))

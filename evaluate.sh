@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
-DATA_ROOT=${DATA_ROOT:-data/demo}                # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
-MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}     # dense masks
+DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
+MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}                   # dense masks
 OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
 
 python evaluate.py --checkpoint "$CHECKPOINT" \

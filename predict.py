@@ -4,12 +4,14 @@
     python predict.py --checkpoint runs/ss/best.pt --images DATA/JPEGImages --names DATA/ImageSets/Segmentation/train.txt \\
         --pseudo_labels --threshold 0.9 --scribbles DATA/scribbles --out runs/ss/pseudo_labels
 
-Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come; it
-is written last, so a folder that holds it is complete.
+Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come. OUT
+appears when everything is done; if it is there from the same conditions, nothing is done again.
 """
 
+import hashlib
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -27,45 +29,84 @@ from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.inference import predict_probabilities
 from errors import UserError, run
+from methods.base import Method
 
 
 def main() -> None:
     config = parse(PredictConfig, __doc__)
-    process = distributed.start(config.run.device, config.run.precision)
+    device = distributed.pick_device(config.run.device, config.run.precision)
     if config.scribbles is not None and not config.pseudo_labels:
         raise UserError("--scribbles goes with --pseudo_labels")
-    method = load_model(config.checkpoint).to(process.device, memory_format=torch.channels_last)
+    method = load_model(config.checkpoint)
     images = find_images(Path(config.images), config.names)
     out = Path(config.out)
+    record_name = "pseudo_labels.json" if config.pseudo_labels else "predictions.json"
+    conditions = {
+        "checkpoint": config.checkpoint,
+        "checkpoint_sha256": fingerprint(config.checkpoint),
+        "images": config.images,
+        "count": len(images),
+        "names_sha256": hashlib.sha256("\n".join(images).encode()).hexdigest(),
+        "threshold": config.threshold if config.pseudo_labels else None,
+        "scribbles": config.scribbles,
+        "inference": json.loads(json.dumps(asdict(config.inference))),
+    }
+    if is_made(out, record_name, conditions):
+        print(f"{out} is there already, made under the same conditions")
+        return
 
+    # Everything is written beside OUT and becomes OUT at the end: what is there is complete.
+    partial = out.with_name(f".{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        counts = predict(config, method.to(device, memory_format=torch.channels_last), images, partial, device)
+        shares = counts / counts.sum()
+        record = conditions | {
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "labelled_share": float(1 - shares[UNLABELLED]),
+            "share_of_class": {name: float(shares[number]) for number, name in enumerate(method.classes)},
+        }
+        (partial / record_name).write_text(json.dumps(record, indent=2) + "\n")
+        if out.is_dir():
+            out.rmdir()  # empty, as is_made saw
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{len(images)} images, {100 * record['labelled_share']:.1f}% of pixels labelled: {out / record_name}")
+
+
+def is_made(out: Path, record_name: str, conditions: dict) -> bool:
+    """Whether `out` holds predictions made under `conditions`. Raises UserError where it holds anything else."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    file = out / record_name
+    try:
+        record = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        record = {}
+    differing = [name for name, value in conditions.items() if record.get(name) != value]
+    if differing:
+        raise UserError(
+            f"{out} holds something else already (differs in {', '.join(differing)}): delete it or choose another --out"
+        )
+    return True
+
+
+def predict(config: PredictConfig, method: Method, images: dict[str, Path], out: Path, device: torch.device) -> np.ndarray:
+    """Writes OUT/NAME.png for every image; returns how many pixels got each id, (256,) int64."""
     counts = np.zeros(256, np.int64)
     for name, path in tqdm(images.items(), "predicting", unit="image", disable=None):
         image = read_image(path)
         scribble = (
             read_scribble(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
         )
-        with torch.inference_mode(), distributed.autocast(process.device, config.run.precision):
-            tensor = normalise(image).to(process.device)
-            probabilities = predict_probabilities(method.predict, tensor, config.inference).cpu().numpy()
+        with torch.inference_mode(), distributed.autocast(device, config.run.precision):
+            probabilities = predict_probabilities(method.predict, normalise(image).to(device), config.inference).cpu().numpy()
         label = pseudo_label(probabilities, config.threshold, scribble) if config.pseudo_labels else most_likely(probabilities)
         write_label(out / f"{name}.png", label, colour_map())
         counts += np.bincount(label.reshape(-1), minlength=256)
-
-    pixels = counts.sum()
-    record = {
-        "checkpoint": config.checkpoint,
-        "checkpoint_sha256": fingerprint(config.checkpoint),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "images": len(images),
-        "threshold": config.threshold if config.pseudo_labels else None,
-        "scribbles": config.scribbles,
-        "inference": asdict(config.inference),
-        "labelled_share": float(1 - counts[UNLABELLED] / pixels),
-        "share_of_class": {name: float(counts[number] / pixels) for number, name in enumerate(method.classes)},
-    }
-    file = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
-    file.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{len(images)} images, {100 * record['labelled_share']:.1f}% of pixels labelled: {file}")
+    return counts
 
 
 def find_images(images: Path, names: str | None) -> dict[str, Path]:

@@ -4,8 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 OUT_ROOT=${OUT_ROOT:-runs/quickstart}
+# The stage scripts take their paths from the environment: the demo data, whatever is exported for other work.
+unset TRAIN_SPLIT SCRIBBLES SUPERPIXELS PSEUDO_LABELS THRESHOLD MASKS INIT LAUNCH
+export DATA_ROOT=data/demo
 
-bash tools/setup_venv.sh requirements.txt
+bash tools/setup_venv.sh
 source .venv/bin/activate
 if [ -e "$OUT_ROOT" ]; then
     echo "error: $OUT_ROOT is there already: delete it, or set OUT_ROOT to another folder" >&2

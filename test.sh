@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")"
 bash tools/setup_venv.sh requirements-dev.txt
 source .venv/bin/activate
+python -m pytest "$@"
 ruff check .
 ruff format --check .
-python -m pytest "$@"

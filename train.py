@@ -64,6 +64,7 @@ def train(config: Config, process: distributed.Process) -> None:
     train_set, val_set = build_datasets(config, process)
     classes = train_set.index.classes
     method = build_method(config.method, config.model, len(classes))
+    method.check_crop(config.data.crop)
     require_superpixels(config, method, train_set, process)
     if config.init is None:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
@@ -74,6 +75,7 @@ def train(config: Config, process: distributed.Process) -> None:
     if process.is_main:
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
+        shown = read_shown(val_set, config.data)
         start_run_folder(out, config)
     distributed.wait_for_all()
 
@@ -115,25 +117,26 @@ def train(config: Config, process: distributed.Process) -> None:
 
         done = step + 1
         epoch = done * settings.batch_size / len(train_set)
-        if done % settings.log_every == 0 or done == steps:
+        to_log, to_validate = (done % every == 0 or done == steps for every in (settings.log_every, val_every))
+        if to_log or to_validate:  # elsewhere the loss stays on the device, and nothing waits for it
             values = {name: term.item() for name, term in losses.items()}
             if not all(map(math.isfinite, values.values())):
                 raise UserError(f"the loss is not finite at step {done} ({values}): lower --train.lr or use another precision")
-            if log:
+            if log and to_log:
                 log.losses(done, epoch, rate, values)
         if log:
             log.bar.update()
-        if done % val_every == 0 or done == steps:
+        if to_validate:
             scores = validate(method, val_set, settings, process)
             if log:
                 log.scores(done, epoch, scores)
-                log.pictures(done, training_pictures(method, val_set, config.data, process))
                 state = {"step": done, "scores": scores, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
                 save_checkpoint(out / "last.pt", method, config, classes, **state)
                 # A split without one labelled pixel has no mIoU: the newest is kept then.
                 if not scores["miou"] <= best:
                     best = scores["miou"]
                     save_checkpoint(out / "best.pt", method, config, classes, step=done, scores=scores)
+                log.pictures(done, draw_shown(method, shown, val_set.index.palette, device))
     if log:
         log.close()
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
@@ -160,7 +163,7 @@ def require_superpixels(config: Config, method: Method, train_set: SegmentationD
         train_set.superpixels.check(train_set.index.names)
         return
     folder = under(Path(config.data.root), config.data.superpixels)
-    remedy = f"python -m tools.superpixels {config.data.root} --out {folder}"
+    remedy = f"python -m tools.superpixels {config.data.root} --split {config.data.train_split} --out {folder}"
     if method.needs_edges:
         raise UserError(f"superpixels {folder} not found, which the colour constraint needs: run {remedy}")
     if config.method.soft_entropy and process.is_main:
@@ -232,21 +235,25 @@ def validate(method: Method, dataset: SegmentationDataset, settings: TrainConfig
     return matrix.scores(dataset.index.classes)
 
 
-@torch.inference_mode()
-def training_pictures(
-    method: Method, dataset: SegmentationDataset, data: DataConfig, process: distributed.Process
-) -> Image.Image:
-    """Image, label (where the validation image has one too), prediction and truth of a few validation images."""
-    index = dataset.index
+def read_shown(dataset: SegmentationDataset, data: DataConfig) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+    """Image, label (None where a validation image has none) and truth of the validation images in the picture grid."""
     labels = under(Path(data.root), data.labels)
     rows = []
-    for position in evenly(len(index), PICTURES):
+    for position in evenly(len(dataset), PICTURES):
         image, maps = dataset.read(position)
-        label = labels / f"{index.names[position]}.png"
-        probabilities = predict_probabilities(method.predict, normalise(image).to(process.device), InferenceConfig())
-        prediction = probabilities.argmax(dim=0).byte().cpu().numpy()
-        rows.append([image, read_label(label) if label.is_file() else None, prediction, maps["label"]])
-    return picture_grid(rows, ["image", "label", "prediction", "truth"], index.palette)
+        label = labels / f"{dataset.index.names[position]}.png"
+        rows.append((image, read_label(label) if label.is_file() else None, maps["label"]))
+    return rows
+
+
+@torch.inference_mode()
+def draw_shown(method: Method, shown: list[tuple], palette: np.ndarray, device: torch.device) -> Image.Image:
+    """The picture grid: image, label, prediction, truth."""
+    rows = []
+    for image, label, truth in shown:
+        probabilities = predict_probabilities(method.predict, normalise(image).to(device), InferenceConfig())
+        rows.append([image, label, probabilities.argmax(dim=0).byte().cpu().numpy(), truth])
+    return picture_grid(rows, ["image", "label", "prediction", "truth"], palette)
 
 
 class Log:
@@ -283,6 +290,7 @@ class Log:
     def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         line = {"step": step, "epoch": round(epoch, 4), "seconds": round(time.monotonic() - self.start, 2)} | values
         print(json.dumps(line), file=self.lines)
 

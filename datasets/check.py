@@ -12,13 +12,15 @@ def check(dataset: SegmentationDataset, name: str) -> None:
 
     Raises UserError at the first that is unreadable, of another size than its image, or holds an id outside the classes.
     """
-    with ThreadPoolExecutor() as pool:
-        for _ in tqdm(
-            pool.map(dataset.read, range(len(dataset))),
-            f"checking {name}",
-            len(dataset),
-            leave=False,
-            unit="image",
-            disable=None,
-        ):
-            pass
+
+    def read(position: int) -> None:
+        dataset.read(position)
+        if dataset.superpixels is not None:
+            dataset.read_graph(position)
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(desc=f"checking {name}", total=len(dataset), unit="image", leave=False, disable=None) as bar,
+    ):
+        for _ in pool.map(read, range(len(dataset))):
+            bar.update()

@@ -44,7 +44,7 @@ class Superpixels:
         if missing:
             raise UserError(
                 f"superpixels of {missing[0]} not found in {self.folder} ({len(missing)} of {len(names)} images lack them): "
-                f"run python -m tools.superpixels DATA_ROOT --out {self.folder}"
+                f"run python -m tools.superpixels DATA_ROOT --split SPLIT --out {self.folder}"
             )
 
 
@@ -53,8 +53,9 @@ class SegmentationDataset(Dataset):
 
     With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
     seed, whichever worker draws it. Without, by position, at the image's own size.
-    An item is a dict: `image` (3, H, W) float32 normalised, `label` (H, W) int64 (where the index has labels), and with
-    superpixels `boundary` (H, W) bool, `superpixel` (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
+    An item is a dict: `image` (3, H, W) float32 normalised, `label` (H, W) int64 (where the index has labels), `boundary`
+    (H, W) bool (with superpixels or an augmentation; True outside the image too), and with superpixels `superpixel`
+    (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
     """
 
     def __init__(
@@ -84,23 +85,30 @@ class SegmentationDataset(Dataset):
                 raise UserError(f"{path} is {_size(image)} but its {kind} map is {_size(array)}")
         return image, maps
 
+    def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The superpixels' edges (M, 2) int64 and their weights (M,) float32."""
+        return read_edges(self.superpixels.edges(self.index.names[position]))
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         cv2.setNumThreads(0)  # the workers are the parallelism
         epoch, position = key if isinstance(key, tuple) else (0, key)
         image, maps = self.read(position)
         if self.augment is not None:
+            # Without superpixels the only boundary is that of the image: what lies outside is padding.
+            maps.setdefault("boundary", np.zeros(image.shape[:2], np.uint8))
             image, maps = self.augment(image, maps, np.random.default_rng((self.seed, epoch, position)))
 
         item = {"image": normalise(image)}
         if "label" in maps:
             item["label"] = torch.from_numpy(maps["label"]).long()
+        if "boundary" in maps:
+            item["boundary"] = torch.from_numpy(maps["boundary"]).bool()
         if self.superpixels is not None:
             superpixel = maps["superpixel"].astype(np.int32)
             superpixel[superpixel == NO_SUPERPIXEL] = -1
-            edges, weights = read_edges(self.superpixels.edges(self.index.names[position]))
+            edges, weights = self.read_graph(position)
             item |= {
                 "superpixel": torch.from_numpy(superpixel),
-                "boundary": torch.from_numpy(maps["boundary"]).bool(),
                 "edges": torch.from_numpy(edges),
                 "edge_weights": torch.from_numpy(weights),
             }

@@ -64,10 +64,7 @@ def under(root: Path, folder: str | Path) -> Path:
 
 def read_names(list_file: Path) -> list[str]:
     """Image names, one a line; raises UserError where there is none, or one leads out of the image folder."""
-    try:
-        names = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{list_file}: not a readable text file ({error})") from error
+    names = _read_lines(list_file)
     if not names:
         raise UserError(f"{list_file}: the split is empty; write one image name a line")
     for name in names:
@@ -90,10 +87,19 @@ def read_classes(root: Path) -> tuple[str, ...]:
     file = root / "classes.txt"
     if not file.is_file():
         return VOC_CLASSES
-    classes = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    classes = tuple(_read_lines(file))
     if not 2 <= len(classes) <= 255:
         raise UserError(f"{file}: {len(classes)} classes; 2 to 255 lines are expected, one class each")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{file}: {next(name for name in classes if classes.count(name) > 1)} stands there twice")
     return classes
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a readable text file in UTF-8 ({error})") from error
 
 
 def colour_map() -> np.ndarray:

@@ -23,22 +23,28 @@ class Process:
         return self.rank == 0
 
 
-def start(device: str, precision: str) -> Process:
-    """Joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs) and picks the device: auto, cpu or cuda.
+def pick_device(device: str, precision: str) -> torch.device:
+    """The device for auto, cpu or cuda; under torchrun each process of a machine has its own GPU.
 
     Raises UserError for CUDA without a GPU, or fp16 without CUDA.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--train.device cuda: this machine has no usable CUDA GPU; use cpu or auto")
-    kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    if precision == "fp16" and kind == "cpu":
-        raise UserError("--train.precision fp16 needs a CUDA GPU; use bf16 or fp32 on the CPU")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
-    if kind == "cuda":
+        raise UserError("device cuda: this machine has no usable CUDA GPU; use cpu or auto")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(place)
+        return place
+    if precision == "fp16":
+        raise UserError("precision fp16 needs a CUDA GPU; use bf16 or fp32 on the CPU")
+    return torch.device("cpu")
+
+
+def start(device: str, precision: str) -> Process:
+    """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs)."""
+    place = pick_device(device, precision)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return Process(rank, world, place)
 
 

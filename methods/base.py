@@ -23,6 +23,9 @@ class Method(nn.Module):
         """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32."""
         raise NotImplementedError
 
+    def check_crop(self, crop: int) -> None:
+        """Raises UserError where training on crops of this side (pixels) is not possible; called before training."""
+
     def begin_step(self, step: int, epoch: float) -> None:
         """Called before a step's forward passes; for schedules inside a method."""
 

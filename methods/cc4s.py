@@ -17,7 +17,7 @@ from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import partial_cross_entropy
 from losses.soft_entropy import soft_entropy
 from methods.base import Method
-from methods.views import View, crop_view, flip_view
+from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet, upsample
 
 
@@ -77,13 +77,20 @@ class CC4S(Method):
             return feature_consistency(*pairs)
         return eigenspace_consistency(*pairs, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace)
 
+    def check_crop(self, crop: int) -> None:
+        if self.config.consistency:
+            for kind in ("flip", "crop") if self.config.view == "random" else (self.config.view,):
+                require_grid(crop, self._compared_shrink(), kind)
+
     def _draw_view(self, images: torch.Tensor) -> View:
         kind = self.config.view
         if kind == "random":
             kind = "flip" if torch.rand(()) < 0.5 else "crop"
-        # Energies are compared on the walk's own map, features on the whole one.
-        shrink = self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
-        return flip_view(images, shrink) if kind == "flip" else crop_view(images, shrink)
+        return (flip_view if kind == "flip" else crop_view)(images, self._compared_shrink())
+
+    def _compared_shrink(self) -> int:
+        """Energies are compared on the walk's own map, features on the whole one."""
+        return self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
 
 
 @contextmanager

@@ -21,6 +21,15 @@ class View:
     of_view: Callable[[torch.Tensor], torch.Tensor]
 
 
+def require_grid(side: int, shrink: int, kind: str) -> None:
+    """Raises UserError where the positions of an image of `side` pixels and of its view ("flip" or "crop") do not meet: with
+    `shrink` > 1 the side must be 8 k + 1 for a flip, 8 k shrink + 1 for a crop."""
+    step = STRIDE * (shrink if kind == "crop" else 1)
+    if shrink > 1 and (side - 1) % step:
+        fitting = (side - 1) // step * step + 1
+        raise UserError(f"--data.crop {side} does not fit the {kind} view at --model.shrink {shrink}: choose {fitting}")
+
+
 def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
     """The images mirrored left-right.
 
@@ -28,7 +37,7 @@ def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
     (at most 7 pixels) is cut off before, and a column that looks past the last pixel is not compared.
     shrink: the maps compared are that many times smaller; raises UserError where the width is not 8 k + 1 then.
     """
-    _require_grid(images.shape[-1], shrink, 1)
+    require_grid(images.shape[-1], shrink, "flip")
     columns = (images.shape[-1] - 1) // STRIDE + 1
     shown = (columns - 1) // shrink + 1
     return View(
@@ -53,18 +62,10 @@ def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> Vie
 
 
 def _random_span(side: int, shrink: int, share: float) -> tuple[int, int]:
-    _require_grid(side, shrink, shrink)
+    require_grid(side, shrink, "crop")
     positions = (side - 1) // (STRIDE * shrink) + 1
     kept = max(1, round(share * positions))
     return int(torch.randint(positions - kept + 1, ())), kept
-
-
-def _require_grid(side: int, shrink: int, step: int) -> None:
-    if shrink > 1 and (side - 1) % (STRIDE * step):
-        raise UserError(
-            f"--data.crop {side} does not fit this view at --model.shrink {shrink}: "
-            f"choose {(side - 1) // (STRIDE * step) * STRIDE * step + 1}"
-        )
 
 
 def _positions(feature_map: torch.Tensor) -> torch.Tensor:

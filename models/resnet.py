@@ -1,6 +1,6 @@
 """torchvision's ResNets made stride 8, under torchvision's own state-dict names."""
 
-import urllib.error
+import http.client
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,8 +16,8 @@ STRIDE = 8
 
 
 def stride8_resnet(name: str, layer4_dilations: tuple[int, ...] = (4,)) -> nn.Sequential:
-    """A ResNet of `BACKBONES` without pooling and classifier: (B, 3, H, W) -> (B, D, ceil(H/8), ceil(W/8)),
-    D = `channels(net)`.
+    """A ResNet of `BACKBONES` without pooling and classifier: (B, 3, H, W) -> (B, D, h, w),
+    D = `channels(net)`. Position i looks at pixel 8 i; h is k + 1 for H = 8 k + 1, and at most one more otherwise.
 
     `layer3` and `layer4` keep stride 1 and are dilated instead: 2, and `layer4_dilations` block by block (its last
     value for the blocks beyond). Every block is dilated alike, the first included; bottlenecks stride on their 1x1
@@ -62,7 +62,7 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
         entry = choices.DEFAULT if weights == "imagenet" else choices[weights]
         try:
             state = entry.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError, urllib.error.URLError) as error:
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise UserError(
                 f"could not download {entry.url} ({error}): fetch it elsewhere and give its path as --model.weights FILE"
             ) from error

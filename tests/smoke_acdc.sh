@@ -15,4 +15,5 @@ OUT=$work/ss INIT=$work/ur/best.pt bash train_seg_SS.sh "${flags[@]}"
 OUT=$work/ur_stage2 INIT=$work/ur/best.pt THRESHOLD=0.5 bash train_seg_UR_stage2.sh "${flags[@]}"
 OUT=$work/ss_stage2 INIT=$work/ss/best.pt THRESHOLD=0.5 bash train_seg_SS_stage2.sh "${flags[@]}"
 CHECKPOINT=$work/ss_stage2/best.pt bash evaluate.sh --inference.flip
+grep -q 'labels: .*/pseudo_labels$' "$work/ss_stage2/config.yaml"
 python tests/check_run.py "$work"/{baseline,ur,ss,ur_stage2,ss_stage2}

@@ -64,6 +64,7 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
     assert problems(chain / stage) == []
     config = yaml.safe_load((chain / stage / "config.yaml").read_text())
     assert config["train"]["steps"] == 3
+    assert Path(config["data"]["labels"]).name == ("pseudo_labels" if "stage2" in stage else "scribbles")
     lines = [json.loads(line) for line in (chain / stage / "metrics.jsonl").read_text().splitlines()]
     rates = [line["lr"] for line in lines if "lr" in line]
     assert rates == pytest.approx([0.01 * (1 - step / 3) ** 0.9 for step in range(3)])

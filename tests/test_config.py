@@ -21,8 +21,11 @@ def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
 @pytest.mark.parametrize("stage", sorted((CONFIGS / "cc4s").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("dataset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_stage_goes_with_every_dataset(stage, dataset):
-    config = parse(Config, "", ["--config", str(stage), "--config", str(dataset)])
-    assert config.train.steps == yaml.safe_load(dataset.read_text())["train"]["steps"]
+    """As the scripts are used: a dataset's config comes last, and leaves the stage's losses and labels alone."""
+    alone = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
+    both = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
+    assert both.train.steps == yaml.safe_load(dataset.read_text())["train"]["steps"]
+    assert (both.method, both.data.labels) == (alone.method, alone.data.labels)
 
 
 def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
@@ -38,6 +41,9 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--train.precision", "fp8"], "'bf16'"),
     (["--config", "no/such.yaml"], "no/such.yaml"),
     (["stray"], "stray"),
+    (["--train.seed", "-1"], "train.seed"),
+    (["--train.epochs", "inf"], "train.epochs is inf"),
+    (["--data.scale", "[2.0, 0.5]"], "the smaller scale comes first"),
 ])  # fmt: skip
 def test_mistakes_on_the_command_line_take_one_line(arguments, message):
     with pytest.raises(UserError) as caught:
@@ -51,10 +57,11 @@ def test_mistakes_on_the_command_line_take_one_line(arguments, message):
     ("dta: {crop: 3}", "unknown key dta"),
     ("data: 3", "data is a section"),
     ("data: [1", "config"),
+    (b"out: caf\xe9", "decode"),
 ])  # fmt: skip
 def test_mistakes_in_a_file_take_one_line(tmp_path, content, message):
     file = tmp_path / "config.yaml"
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
         parse(Config, "", ["--config", str(file)])
     assert message in str(caught.value)
@@ -68,6 +75,18 @@ def test_a_preset_gives_way_to_flags():
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
     with pytest.raises(UserError, match="choose fast or paper"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
+
+
+def test_a_preset_in_a_file_is_refused_rather_than_ignored(tmp_path):
+    (tmp_path / "config.yaml").write_text("preset: paper")
+    with pytest.raises(UserError, match="give --preset paper"):
+        parse(EvaluateConfig, "", ["--checkpoint", "x", "--config", str(tmp_path / "config.yaml")])
+
+
+@pytest.mark.parametrize("flags", [["--inference.scales", "[]"], ["--inference.window_stride", "1.5"]])
+def test_inference_that_would_leave_gaps_is_refused(flags):
+    with pytest.raises(UserError, match=flags[0].removeprefix("--")):
+        parse(EvaluateConfig, "", ["--checkpoint", "x", *flags])
 
 
 def test_a_switch_may_stand_alone_or_take_a_value():

@@ -58,6 +58,8 @@ def test_palette_is_vocs():
     (lambda root: (root / "scribbles/demo_0003.png").unlink(), "1 of 8 labels"),
     (lambda root: shutil.rmtree(root / "scribbles"), "label folder"),
     (lambda root: (root / "classes.txt").write_text("alone\n"), "1 classes"),
+    (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), "sky stands there twice"),
+    (lambda root: (root / "classes.txt").write_bytes(b"caf\xe9\nbar\n"), "UTF-8"),
 ])  # fmt: skip
 def test_what_is_missing_is_named(root, damage, message):
     damage(root)
@@ -169,6 +171,13 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["superpixel"].shape == (4, 65, 65) and batch["superpixel"].dtype == torch.int32
     assert batch["edges"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert batch["edge_weights"].tolist() == [0.5] * 4
+
+
+def test_without_superpixels_what_lies_outside_the_image_is_boundary(tiny):
+    dataset = SegmentationDataset(voc_index(tiny, "train", "SegmentationClass"), still(200))
+    item = dataset[(0, 0)]
+    assert torch.equal(item["boundary"], item["label"] == UNLABELLED)
+    assert "superpixel" not in item
 
 
 def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):

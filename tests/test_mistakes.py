@@ -58,6 +58,16 @@ TRAINING_MISTAKES = {
     "unknown key": (lambda root: None, ["--train.step", "3"], "did you mean train.steps?"),
     "unknown method": (lambda root: None, ["--method.name", "magic"], "choose cc4s"),
     "no GPU": (lambda root: None, ["--train.precision", "fp16", "--train.device", "cpu"], "needs a CUDA GPU"),
+    "crop and shrink": (
+        lambda root: None,
+        ["--method.consistency", "1", "--method.view", "random", "--model.shrink", "2", "--data.crop", "73"],
+        "choose 65",
+    ),
+    "label of a shown image": (
+        lambda root: (root / "scribbles/demo_0009.png").write_bytes(b"broken"),
+        [],
+        "not a readable label",
+    ),
     "batch of one": (
         lambda root: None,
         ["--method.network", "baseline", "--method.soft_entropy", "0", "--train.batch_size", "1"],
@@ -128,3 +138,24 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     )
     assert_refused(cli(predict.main, *common, "--images", images, "--names", tiny / "nothing.txt"), "not a readable text file")
     assert not (tmp_path / "out").exists()
+
+
+def test_prediction_is_whole_or_not_there_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root / "JPEGImages", "--out", out]
+    arguments += ["--names", root / "ImageSets/Segmentation/val.txt"]
+    image = root / "JPEGImages/demo_0010.jpg"
+    content = image.read_bytes()
+    image.write_bytes(b"broken")
+    assert_refused(cli(predict.main, *arguments), "not a readable image")
+    assert not list(tmp_path.glob("*out*"))
+
+    image.write_bytes(content)
+    assert cli(predict.main, *arguments)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == [*(f"demo_{n:04d}.png" for n in (8, 9, 10)), "predictions.json"]
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert "there already" in cli(predict.main, *arguments)[1]
+    assert_refused(cli(predict.main, *arguments, "--inference.flip"), "differs in inference")
+    (out / "predictions.json").unlink()
+    assert_refused(cli(predict.main, *arguments), "holds something else")
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items() if path.suffix == ".png")

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
+from test_chain import SMALL
 
+import train
 from tools import superpixels
 
 
@@ -12,12 +15,24 @@ def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(ro
     folder = root / "superpixels"
     first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
     assert len(first) == 3 * 8
+    for path in (folder / "map").iterdir():
+        ids = np.unique(np.asarray(Image.open(path)))
+        assert (ids == np.arange(len(ids))).all()
     (folder / "edges/demo_0003.npz").unlink()
     code, output, _ = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
     assert code == 0 and "1 images written" in output and "7 were there" in output
     assert {path for path in folder.rglob("*.*") if path.stat().st_mtime_ns != first[path]} == {
         folder / kind / f"demo_0003.{suffix}" for kind, suffix in (("map", "png"), ("boundary", "png"), ("edges", "npz"))
     }
+
+
+def test_a_damaged_edge_list_is_found_before_training(root, tmp_path, cli):
+    cli(superpixels.main, root, "--segments", "60", "--workers", "1")
+    (root / "superpixels/edges/demo_0004.npz").write_bytes(b"damaged")
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
+    code, _, error = cli(train.main, *config, "--data.root", root, "--out", tmp_path / "run")
+    assert code == 2 and "demo_0004.npz: not a readable edge list" in error
+    assert not (tmp_path / "run").exists()
 
 
 def naive_similarities(image, superpixel):

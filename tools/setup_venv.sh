@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv where it is missing and installs a requirements file: bash tools/setup_venv.sh requirements.txt
+# Makes .venv where it is missing and installs requirements.txt and the files named: bash tools/setup_venv.sh [FILE ...]
 # pydensecrf alone may fail (it needs a C++ compiler): everything but --crf pydensecrf works without it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"; then
-    echo "note: pip failed, going on without pydensecrf (evaluate.py --crf pydensecrf will not work)"
-    grep -hv -e pydensecrf -e '^-r' requirements.txt "$1" | sort -u > .venv/requirements.txt
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
+install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+cat requirements.txt "$@" | grep -v pydensecrf > .venv/requirements.txt
+"${install[@]}" -r .venv/requirements.txt
+if ! "${install[@]}" "$(grep pydensecrf requirements.txt)"; then
+    echo "note: going on without pydensecrf, which did not build: evaluate.py --crf pydensecrf will not work"
 fi

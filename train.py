@@ -248,12 +248,14 @@ def read_shown(dataset: SegmentationDataset, data: DataConfig) -> list[tuple[np.
 
 @torch.inference_mode()
 def draw_shown(method: Method, shown: list[tuple], palette: np.ndarray, device: torch.device) -> Image.Image:
-    """The picture grid: image, label, prediction, truth."""
+    """The picture grid: image, label (where any image has one: pseudo-labels are of training images), prediction, truth."""
+    labelled = any(label is not None for _, label, _ in shown)
     rows = []
     for image, label, truth in shown:
         probabilities = predict_probabilities(method.predict, normalise(image).to(device), InferenceConfig())
-        rows.append([image, label, probabilities.argmax(dim=0).byte().cpu().numpy(), truth])
-    return picture_grid(rows, ["image", "label", "prediction", "truth"], palette)
+        prediction = probabilities.argmax(dim=0).byte().cpu().numpy()
+        rows.append([image, *([label] if labelled else []), prediction, truth])
+    return picture_grid(rows, ["image", *(["label"] if labelled else []), "prediction", "truth"], palette)
 
 
 class Log:

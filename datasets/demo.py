@@ -1,8 +1,8 @@
 """The demo data: pictures that the project draws itself, with dense masks and scribbles, in VOC layout.
 
-Six kinds of object, told apart by outline and by the pattern on them, lie over each other on patterned ground. Colours
-are drawn at random for objects and ground alike, so colour alone tells nothing; light falls off across the picture and
-there is noise.
+Six kinds of object, told apart by outline and by the pattern on them, lie over each other on patterned ground. Two kinds
+each share a range of hues, which the ground has too, so colour helps but does not tell; light falls off across the picture
+and there is noise.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt, label
+from skimage.color import hsv2rgb
 from skimage.graph import route_through_array
 
 from datasets.files import UNLABELLED, write_label
@@ -58,7 +59,7 @@ def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A picture (HEIGHT, WIDTH, 3) uint8 RGB of three to six objects, and its mask (HEIGHT, WIDTH) uint8."""
-    image = _paint(_ground(rng), rng)
+    image = _paint(_ground(rng), rng.uniform(0, 1), 0.5, rng)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     for _ in range(rng.integers(3, 7)):
         kind = int(rng.integers(1, len(CLASSES)))
@@ -66,7 +67,8 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         angle = rng.uniform(0, 2 * np.pi)
         cover = _cover(CLASSES[kind], centre, radius, angle)
         shading = 1 + 0.25 * _ramp(rng)  # each object is lit by itself
-        painted = _paint(PATTERNS[CLASSES[kind]](centre, rng), rng) * shading[..., None]
+        hue = ((kind - 1) // 2) / 3 + rng.uniform(-0.08, 0.08)
+        painted = _paint(PATTERNS[CLASSES[kind]](centre, rng), hue, 0.9, rng) * shading[..., None]
         image = image + cover[..., None] * (painted - image)
         mask[cover >= 0.5] = kind
     light = 1 + 0.35 * _ramp(rng)
@@ -177,12 +179,14 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-def _paint(pattern: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A pattern in [0, 1] as a blend of two random colours that differ clearly: (HEIGHT, WIDTH, 3) in [0, 1]."""
-    first = rng.uniform(0.1, 0.9, 3)
-    second = rng.uniform(0.1, 0.9, 3)
-    while np.abs(first - second).sum() < 0.7:
-        second = rng.uniform(0.1, 0.9, 3)
+def _paint(pattern: np.ndarray, hue: float, most_saturation: float, rng: np.random.Generator) -> np.ndarray:
+    """A pattern in [0, 1] as a blend of a dark and a light colour of about one hue (0 to 1 around the colour circle):
+    (HEIGHT, WIDTH, 3) in [0, 1]."""
+    colours = [
+        hsv2rgb([(hue + rng.uniform(-0.04, 0.04)) % 1, rng.uniform(0.3, most_saturation), rng.uniform(*values)])
+        for values in ((0.15, 0.45), (0.6, 0.95))
+    ]
+    first, second = colours if rng.random() < 0.5 else colours[::-1]
     return first + pattern[..., None] * (second - first)
 
 

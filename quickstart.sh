@@ -26,6 +26,8 @@ stage() { # SCRIPT NAME [flags]: trains OUT_ROOT/NAME and evaluates it
 stage train_seg_baseline.sh baseline "$@"
 stage train_seg_UR.sh ur "$@"
 INIT=$OUT_ROOT/ur/best.pt stage train_seg_SS.sh ss "$@"
+# After so few steps the network is seldom sure of an object: at the usual 0.9, most pseudo-labels would be background.
+export THRESHOLD=0.5
 INIT=$OUT_ROOT/ur/best.pt stage train_seg_UR_stage2.sh ur_stage2 "$@"
 INIT=$OUT_ROOT/ss/best.pt stage train_seg_SS_stage2.sh ss_stage2 "$@"
 

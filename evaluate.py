@@ -31,6 +31,7 @@ PICTURES = 12  # rows of the picture grid
 
 
 def main() -> None:
+    """The command line above; raises UserError for a checkpoint of other classes, or data that cannot be scored."""
     config = parse(EvaluateConfig, __doc__)
     device = distributed.pick_device(config.run.device, config.run.precision)
     method = load_model(config.checkpoint)

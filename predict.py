@@ -33,6 +33,7 @@ from methods.base import Method
 
 
 def main() -> None:
+    """The command line above; raises UserError for bad input, or an OUT that holds something else."""
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device, config.run.precision)
     if config.scribbles is not None and not config.pseudo_labels:

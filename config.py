@@ -122,8 +122,8 @@ class TrainConfig:
     """L2 penalty (SGD) or decoupled decay (AdamW)"""
     poly_power: NonNegativeFloat = 0.9
     """learning rate at a step: lr * (1 - step / steps) ** poly_power"""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """autocast type; fp16 needs CUDA and scales its loss"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA and scales its loss"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
@@ -183,8 +183,8 @@ class RunConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """autocast type; fp16 needs CUDA"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA"""
     workers: NonNegativeInt = 2
     """processes that load images"""
 

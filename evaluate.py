@@ -33,7 +33,8 @@ PICTURES = 12  # rows of the picture grid
 def main() -> None:
     """The command line above; raises UserError for a checkpoint of other classes, or data that cannot be scored."""
     config = parse(EvaluateConfig, __doc__)
-    device = distributed.pick_device(config.run.device, config.run.precision)
+    device = distributed.pick_device(config.run.device)
+    config.run.precision = distributed.pick_precision(device, config.run.precision)
     method = load_model(config.checkpoint)
     draw_if_missing(config.data.root)
     index = voc_index(config.data.root, config.data.split, config.data.labels)

@@ -35,7 +35,8 @@ from methods.base import Method
 def main() -> None:
     """The command line above; raises UserError for bad input, or an OUT that holds something else."""
     config = parse(PredictConfig, __doc__)
-    device = distributed.pick_device(config.run.device, config.run.precision)
+    device = distributed.pick_device(config.run.device)
+    config.run.precision = distributed.pick_precision(device, config.run.precision)
     if config.scribbles is not None and not config.pseudo_labels:
         raise UserError("--scribbles goes with --pseudo_labels")
     method = load_model(config.checkpoint)

@@ -46,8 +46,9 @@ PICTURES = 6  # rows of the picture grid
 
 def main() -> None:
     config = parse(Config, __doc__)
-    process = distributed.start(config.train.device, config.train.precision)
+    process = distributed.start(config.train.device)
     try:
+        config.train.precision = distributed.pick_precision(process.device, config.train.precision)
         train(config, process)
     finally:
         distributed.stop()

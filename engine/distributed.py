@@ -23,10 +23,10 @@ class Process:
         return self.rank == 0
 
 
-def pick_device(device: str, precision: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
     """The device for auto, cpu or cuda; under torchrun each process of a machine has its own GPU.
 
-    Raises UserError for CUDA without a GPU, or fp16 without CUDA.
+    Raises UserError for CUDA without a GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: this machine has no usable CUDA GPU; use cpu or auto")
@@ -34,14 +34,25 @@ def pick_device(device: str, precision: str) -> torch.device:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(place)
         return place
-    if precision == "fp16":
-        raise UserError("precision fp16 needs a CUDA GPU; use bf16 or fp32 on the CPU")
     return torch.device("cpu")
 
 
-def start(device: str, precision: str) -> Process:
+def pick_precision(device: torch.device, precision: str) -> str:
+    """fp32, bf16 or fp16: for auto, bf16 where `device` has instructions for it, else fp32.
+
+    A CPU without them computes bf16 too, but many times slower than fp32. Raises UserError for fp16 without CUDA.
+    """
+    if precision == "auto":
+        supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return "bf16" if supported else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("precision fp16 needs a CUDA GPU; use bf16 or fp32 on the CPU")
+    return precision
+
+
+def start(device: str) -> Process:
     """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs)."""
-    place = pick_device(device, precision)
+    place = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")

@@ -156,3 +156,11 @@ def test_files_that_are_no_checkpoint_take_one_line(tmp_path, write, message):
     with pytest.raises(UserError, match=message) as caught:
         checkpoint.load_model(tmp_path / "best.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_automatic_precision_is_one_the_cpu_computes_in(monkeypatch):
+    cpu = torch.device("cpu")
+    for supported, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert distributed.pick_precision(cpu, "auto") == expected
+        assert distributed.pick_precision(cpu, "bf16") == "bf16", "what is asked for is done"

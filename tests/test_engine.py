@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Config, InferenceConfig, MethodConfig, ModelConfig
-from engine import checkpoint
+from engine import checkpoint, distributed
 from engine.inference import predict_probabilities, window_starts
 from engine.metrics import ConfusionMatrix, table
 from errors import UserError

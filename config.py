@@ -242,39 +242,6 @@ class PredictConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-@dataclass
-class CompareConfig:
-    """Runs to put side by side."""
-
-    folder: str
-    """folder of run folders, each with best.pt and evaluation/metrics.json"""
-    out: str | None = None
-    """picture to write; unset: FOLDER/comparison.png"""
-    rows: PositiveInt = 6
-    """images shown"""
-    scribbles: str = "scribbles"
-    """shown beside the image: a folder of root, or a path"""
-    data: SplitConfig = field(default_factory=SplitConfig)
-
-
-@dataclass
-class SuperpixelConfig:
-    """What the colour constraint and the soft entropy need of each training image."""
-
-    root: str
-    """folder in VOC layout"""
-    out: str = "superpixels"
-    """folder to write: a folder of root, or a path with a slash"""
-    split: str = "train"
-    """list of images: ImageSets/Segmentation/NAME.txt"""
-    segments: PositiveInt = 800
-    """superpixels an image, about"""
-    compactness: PositiveFloat = 10.0
-    """SLIC's balance of nearness (higher, squarer) against colour"""
-    workers: NonNegativeInt = 0
-    """processes; 0 takes one a core"""
-
-
 def parse(config_class: type, description: str, argv: list[str] | None = None, positional: bool = False) -> Any:
     """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags, in order.
 
@@ -309,6 +276,22 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
     values = vars(parser.instantiate(namespace))
     return _plain(config_class(**{name: values[name] for name in fields}))
+
+
+def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any]:
+    """The first word of the command line, one of `commands`, and its `config_class` as `parse` sets it from the rest.
+
+    --help alone lists the commands; COMMAND --help its options. Raises UserError for no or an unknown command.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        lines = (f"  {command:<12}{config_class.__doc__.splitlines()[0]}" for command, config_class in commands.items())
+        print("\n".join([description, "commands (each with --help):", *lines]))
+        sys.exit(0)
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, 1)
+        raise UserError(f"command {name!r}: " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(commands)}"))
+    return name, parse(commands[name], commands[name].__doc__, sys.argv[2:], positional=True)
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

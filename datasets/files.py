@@ -1,5 +1,7 @@
 """Reading and writing of images, label maps and superpixels; every failure names the file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -37,11 +39,23 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
-    """Writes an (H, W) uint8 label map as a palette PNG; palette: (256, 3) uint8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes an (H, W) uint8 label map as a palette PNG, whole or not at all; palette: (256, 3) uint8."""
     image = Image.fromarray(label)
     image.putpalette(palette.reshape(-1).tolist())
-    image.save(path)
+    with whole(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, whose folder is made; it becomes `path` when the block ends, and goes if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_superpixel(path: Path) -> np.ndarray:

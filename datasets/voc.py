@@ -85,8 +85,11 @@ def find_image(folder: Path, name: str) -> Path:
 def read_classes(root: Path) -> tuple[str, ...]:
     """The class names in id order: lines of ROOT/classes.txt, or VOC's 21 where there is no such file."""
     file = root / "classes.txt"
-    if not file.is_file():
-        return VOC_CLASSES
+    return read_class_file(file) if file.is_file() else VOC_CLASSES
+
+
+def read_class_file(file: Path) -> tuple[str, ...]:
+    """The class names in a text file, one a line, in id order; raises UserError for too few, too many or twice the same."""
     classes = tuple(_read_lines(file))
     if not 2 <= len(classes) <= 255:
         raise UserError(f"{file}: {len(classes)} classes; 2 to 255 lines are expected, one class each")

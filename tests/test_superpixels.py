@@ -20,7 +20,7 @@ def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(ro
         assert (ids == np.arange(len(ids))).all()
     (folder / "edges/demo_0003.npz").unlink()
     code, output, _ = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
-    assert code == 0 and "1 images written" in output and "7 were there" in output
+    assert code == 0 and "1 written" in output and "7 were there" in output
     assert {path for path in folder.rglob("*.*") if path.stat().st_mtime_ns != first[path]} == {
         folder / kind / f"demo_0003.{suffix}" for kind, suffix in (("map", "png"), ("boundary", "png"), ("edges", "npz"))
     }

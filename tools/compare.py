@@ -6,12 +6,14 @@ Takes every run in the folder that evaluate.sh has evaluated (RUN/best.pt and RU
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from config import CompareConfig, InferenceConfig, parse
+from config import InferenceConfig, SplitConfig, parse
 from datasets.files import read_label
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
@@ -22,6 +24,21 @@ from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 
 METRICS = Path("evaluation") / "metrics.json"
+
+
+@dataclass
+class CompareConfig:
+    """Runs to put side by side."""
+
+    folder: str
+    """folder of run folders, each with best.pt and evaluation/metrics.json"""
+    out: str | None = None
+    """picture to write; unset: FOLDER/comparison.png"""
+    rows: PositiveInt = 6
+    """images shown"""
+    scribbles: str = "scribbles"
+    """shown beside the image: a folder of root, or a path"""
+    data: SplitConfig = field(default_factory=SplitConfig)
 
 
 def main() -> None:

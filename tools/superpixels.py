@@ -7,53 +7,67 @@ Writes, per image, OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at 
 skipped.
 """
 
-import os
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from PIL import Image
 from skimage.segmentation import find_boundaries, slic
-from tqdm import tqdm
 
-from config import SuperpixelConfig, parse
+from config import parse
 from datasets.demo import draw_if_missing
-from datasets.files import NO_SUPERPIXEL, read_image
+from datasets.files import NO_SUPERPIXEL, read_image, whole
 from datasets.segmentation import Superpixels
-from datasets.voc import Index, voc_index
+from datasets.voc import voc_index
 from errors import UserError, run
+from tools.batch import BatchConfig, claim, process
 
 COLOUR_BINS = 25  # of each of 3 channels
 GRADIENT_BINS = 10  # of each of 2 directions
 
 
-def main() -> None:
+@dataclass
+class SuperpixelConfig(BatchConfig):
+    """What the colour constraint and the soft entropy need of each training image."""
+
+    root: str
+    """the data set"""
+    out: str = "superpixels"
+    """folder to write: a folder of root, or a path with a slash"""
+    split: str = "train"
+    """list of images"""
+    segments: PositiveInt = 800
+    """superpixels an image, about"""
+    compactness: PositiveFloat = 10.0
+    """SLIC's balance of nearness (higher, squarer) against colour"""
+
+
+def main() -> int:
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     index = voc_index(config.root, config.split)
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
-    missing = [number for number, name in enumerate(index.names) if not superpixels.present(name)]
-    work = partial(prepare, index, superpixels, config.segments, config.compactness)
-    with ProcessPoolExecutor(config.workers or os.cpu_count()) as pool:
-        edges = sum(tqdm(pool.map(work, missing, chunksize=4), "superpixels", len(missing), unit="image", disable=None))
-    print(f"{superpixels.folder}: {len(missing)} images written ({edges} edges), {len(index) - len(missing)} were there")
+    claim(superpixels.folder, "superpixels", {"segments": config.segments, "compactness": config.compactness})
+    work = partial(prepare, dict(zip(index.names, index.images, strict=True)), superpixels, config)
+    return process(work, index.names, superpixels.present, config, f"superpixels in {superpixels.folder}")[1]
 
 
-def prepare(index: Index, superpixels: Superpixels, segments: int, compactness: float, number: int) -> int:
-    """Writes the three files of image `number`, each whole or not at all; returns its number of edges."""
-    cv2.setNumThreads(1)  # the processes are the parallelism
-    name = index.names[number]
-    image = read_image(index.images[number])
-    superpixel = segment(image, segments, compactness)
+def prepare(images: dict[str, Path], superpixels: Superpixels, config: SuperpixelConfig, name: str) -> None:
+    """Writes the three files of image `name`, each whole or not at all, the edges last."""
+    image = read_image(images[name])
+    superpixel = segment(image, config.segments, config.compactness)
     edges, weights = similarities(image, superpixel)
     boundary = find_boundaries(superpixel, mode="thick")
-    _write(superpixels.map(name), lambda file: Image.fromarray(superpixel).save(file, "PNG"))
-    _write(superpixels.boundary(name), lambda file: Image.fromarray(np.uint8(255) * boundary).save(file, "PNG"))
-    _write(superpixels.edges(name), lambda file: np.savez_compressed(file, edges=edges, weights=weights))
-    return len(edges)
+    with whole(superpixels.map(name)) as path:
+        Image.fromarray(superpixel).save(path, "PNG")
+    with whole(superpixels.boundary(name)) as path:
+        Image.fromarray(np.uint8(255) * boundary).save(path, "PNG")
+    with whole(superpixels.edges(name)) as path, open(path, "wb") as file:
+        np.savez_compressed(file, edges=edges, weights=weights)
 
 
 def segment(image: np.ndarray, segments: int, compactness: float) -> np.ndarray:
@@ -109,14 +123,6 @@ def _histograms(ids: np.ndarray, values: np.ndarray, bins: int, count: int) -> n
     channels = values.shape[1]
     codes = (ids[:, None] * channels + np.arange(channels)) * bins + values
     return np.bincount(codes.reshape(-1), minlength=count * channels * bins).reshape(count, channels * bins)
-
-
-def _write(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as file:
-        write(file)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

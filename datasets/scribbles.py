@@ -1,0 +1,131 @@
+"""Scribbles drawn from dense masks, as a person would draw them.
+
+In every connected part of every class, a stroke runs along the middle from near one end to near the other, swaying as a
+hand does; large parts get further strokes in what the first leave open. A stroke never leaves its part.
+"""
+
+import zlib
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d, label, map_coordinates
+from skimage.graph import MCP_Geometric
+
+from datasets.files import UNLABELLED
+from datasets.strokes import line
+
+FURTHER = 0.15  # one more stroke for every such share of the image that a part covers
+CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth away from its edge
+
+
+def generator(name: str, seed: int) -> np.random.Generator:
+    """The random numbers of an image: the same for the same name and seed."""
+    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+
+
+def draw_scribbles(
+    mask: np.ndarray, rng: np.random.Generator, width: int = 3, smallest: float = 0.001, most: int = 3
+) -> np.ndarray:
+    """Scribbles of a dense mask: (H, W) uint8 class ids, 255 = unlabelled, where the mask has the same id.
+
+    mask: (H, W) uint8, 255 = void. width: of a stroke, pixels. smallest: parts under this share of the image get none.
+    most: strokes in a part; it gets a second and third only where it covers a large share of the image (`FURTHER`).
+    """
+    scribbles = np.full(mask.shape, UNLABELLED, np.uint8)
+    for number in np.unique(mask[mask != UNLABELLED]).tolist():
+        count, parts, boxes, _ = cv2.connectedComponentsWithStats((mask == number).astype(np.uint8), connectivity=4)
+        for part in range(1, count):
+            left, top, columns, rows, area = boxes[part].tolist()
+            if area >= smallest * mask.size:
+                box = slice(top, top + rows), slice(left, left + columns)
+                strokes = min(most, 1 + int(area / (FURTHER * mask.size)))
+                scribbles[box][_draw_in(parts[box] == part, strokes, width, rng)] = number
+    return scribbles
+
+
+def _draw_in(part: np.ndarray, strokes: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """The pixels of a connected part, (h, w) bool, that at most `strokes` strokes cover."""
+    drawn, free, first_room = np.zeros_like(part), part, None
+    for _ in range(strokes):
+        depth = _depth(free)
+        room = depth.max()
+        first_room = first_room or room
+        if room < 0.4 * first_room:  # what is left are margins, where nobody draws
+            break
+        pixels = line(part.shape, stroke(depth, rng)[:, ::-1], width)
+        drawn |= pixels
+        # The next stroke goes where there is most room left, well away from this one.
+        away = cv2.distanceTransform((~pixels).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+        parts, _ = label(free & (away > 0.6 * room))
+        sizes = np.bincount(parts.reshape(-1))[1:]
+        if not sizes.size:
+            break
+        free = parts == 1 + sizes.argmax()
+    return drawn & part
+
+
+def _depth(part: np.ndarray) -> np.ndarray:
+    """Each pixel's distance to what is outside the part, in pixels; beyond the picture's edge is outside too."""
+    return cv2.distanceTransform(np.pad(part, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+
+
+def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A line along the middle of a part: points (K, 2) float64 (row, column), about a pixel apart.
+
+    depth: (h, w) float32, each pixel's distance to the outside, 0 outside.
+    """
+    way = _middle_way(depth)
+    # People stop short of the ends.
+    first, last = rng.uniform(0, 0.12), 1 - rng.uniform(0, 0.12)
+    way = way[int(first * len(way)) : max(int(last * len(way)), int(first * len(way)) + 1)]
+    if len(way) < 3:
+        return way
+    way = gaussian_filter1d(_even(way), max(2.0, 0.3 * depth.max()), axis=0, mode="nearest")
+    # The hand sways: slowly, and by less than half of the room there is, so that the line stays inside.
+    room = map_coordinates(depth, way.T, order=1)
+    along = gaussian_filter1d(way, 3, axis=0, mode="nearest")
+    tangent = np.gradient(along, axis=0)
+    normal = tangent[:, ::-1] * (1, -1) / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
+    sway = sum(weight * _noise(len(way), period, rng) for period, weight in ((0.9 * len(way), 1.0), (50.0, 0.35), (12.0, 0.06)))
+    swayed = way + normal * np.clip(0.3 * sway, -0.5, 0.5)[:, None] * np.minimum(room, 40)[:, None]
+    swayed = gaussian_filter1d(swayed, 1.5, axis=0, mode="nearest")
+    inside = map_coordinates(depth, swayed.T, order=1, mode="constant") > 0.5
+    # Where smoothing has cut a corner of a narrow part, the line goes by its middle.
+    return swayed if inside.all() else _even(_middle_way(depth))[int(first * len(way)) :]
+
+
+def _middle_way(depth: np.ndarray) -> np.ndarray:
+    """Points (K, 2) float64 from one end of a part to the other, along its middle."""
+    step = max(1, int(depth.max() * CORE / 2))  # wide parts need no fine grid
+    # The grid goes through the deepest pixel, which so is always on it.
+    deepest = np.unravel_index(depth.argmax(), depth.shape)
+    offset = deepest[0] % step, deepest[1] % step
+    coarse = depth[offset[0] :: step, offset[1] :: step]
+    start = (deepest[0] - offset[0]) // step, (deepest[1] - offset[1]) // step
+    core = coarse >= CORE * depth.max()
+    length = np.where(core, 1.0, np.inf)
+    for _ in range(2):
+        first, start = start, _farthest(length, start)
+    towards_middle = np.where(core, (depth.max() / np.maximum(coarse, 0.5)) ** 2, np.inf)
+    ways = MCP_Geometric(towards_middle)
+    ways.find_costs([first], [start])
+    return np.array(ways.traceback(start), float) * step + offset
+
+
+def _farthest(length: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
+    distance, _ = MCP_Geometric(length).find_costs([start])
+    return np.unravel_index(np.where(np.isfinite(distance), distance, -1).argmax(), length.shape)
+
+
+def _even(way: np.ndarray) -> np.ndarray:
+    """The line through the points (K, 2), with points about a pixel apart."""
+    travelled = np.r_[0, np.linalg.norm(np.diff(way, axis=0), axis=1).cumsum()]
+    places = np.linspace(0, travelled[-1], max(2, int(travelled[-1]) + 1))
+    return np.stack([np.interp(places, travelled, column) for column in way.T], axis=1)
+
+
+def _noise(count: int, period: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of about unit variance at `count` points, its waves about `period` points long."""
+    margin = int(2 * period) + 1
+    noise = gaussian_filter1d(rng.standard_normal(count + 2 * margin), period / 4)[margin:-margin]
+    return noise * np.sqrt(2 * np.sqrt(np.pi) * period / 4)

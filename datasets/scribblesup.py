@@ -1,0 +1,90 @@
+"""The ScribbleSup annotations (Lin et al., CVPR 2016): strokes in XML, for PASCAL VOC and for Pascal Context.
+
+<annotation><filename>2007_000032</filename><size><width>500</width><height>281</height></size>
+  <polygon><tag>plane</tag><point><X>110</X><Y>126</Y></point> ... </polygon> ... </annotation>
+"""
+
+import difflib
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+from PIL import Image
+
+from datasets.files import UNLABELLED
+from datasets.strokes import line
+from errors import UserError
+
+# Names for one and the same class, in VOC, in Context's list of 59 and in the annotations.
+SYNONYMS = (
+    {"aeroplane", "airplane", "plane"},
+    {"bicycle", "bike"},
+    {"diningtable", "table"},
+    {"motorbike", "motorcycle", "motor"},
+    {"pottedplant", "plant"},
+    {"sofa", "couch"},
+    {"tvmonitor", "monitor", "tv"},
+    {"person", "people"},
+    {"bedclothes", "bedcloth"},
+    {"cloth", "clothes"},
+)
+
+
+def read_annotation(path: Path, classes: tuple[str, ...], width: int) -> np.ndarray:
+    """The label map that an annotation file draws: (H, W) uint8, 255 = unlabelled; later strokes lie over earlier ones.
+
+    classes: names in id order. width: of a stroke, pixels. Raises UserError for a file that is no such annotation, holds
+    an unknown tag, or (refused unread) entities, which such files have no use for.
+    """
+    try:
+        root = parse(path).getroot()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found") from error
+    except DefusedXmlException as error:
+        raise UserError(f"{path}: XML with entities or a document type is not read ({type(error).__name__})") from error
+    except (ParseError, ValueError, LookupError, UnicodeError) as error:  # LookupError: an encoding that does not exist
+        raise UserError(f"{path}: not well-formed XML ({error})") from error
+    size = tuple(int(_number(root, f"size/{side}", path)) for side in ("height", "width"))
+    if min(size) < 1 or math.prod(size) > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{path}: the size {size[1]}x{size[0]} is no image's")
+    label = np.full(size, UNLABELLED, np.uint8)
+    for polygon in root.iter("polygon"):
+        tag = (polygon.findtext("tag") or "").strip()
+        points = np.array([[_number(point, axis, path) for axis in ("X", "Y")] for point in polygon.iter("point")])
+        number = class_of(tag, classes, path)
+        if points.size:
+            label[line(size, points, width)] = number
+    return label
+
+
+def class_of(tag: str, classes: tuple[str, ...], path: Path) -> int:
+    """The id of the class that a tag names, by the class's own name or a synonym of it. Raises UserError for none."""
+    plain = {_plain(name): number for number, name in enumerate(classes)}
+    names = {_plain(tag)}
+    for group in SYNONYMS:
+        names |= group if names & group else set()
+    # A name of the list itself goes before its synonyms: Context has "table", VOC has "diningtable".
+    for name in [_plain(tag), *sorted(names)]:
+        if name in plain:
+            return plain[name]
+    near = difflib.get_close_matches(_plain(tag), plain, 1)
+    hint = f"; the nearest is {classes[plain[near[0]]]}" if near else ""
+    raise UserError(f"{path}: the tag {tag!r} is none of the {len(classes)} classes{hint}")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _number(element: Element, name: str, path: Path) -> float:
+    text = element.findtext(name)
+    try:
+        value = float(text)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {name} is {'missing' if text is None else repr(text)}, a number is expected") from error
+    if not math.isfinite(value):
+        raise UserError(f"{path}: {name} is {text}, a finite number is expected")
+    return value

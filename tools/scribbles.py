@@ -1,0 +1,169 @@
+"""Scribbles: from ScribbleSup's XML, drawn from masks, and thinned for robustness studies.
+
+    python -m tools.scribbles xml2png  --xml pascal_2012/ --classes voc --out DATA/scribbles
+    python -m tools.scribbles generate --masks DATA/SegmentationClass --out DATA/scribbles
+    python -m tools.scribbles shrink   --scribbles DATA/scribbles --ratio 0.5 --out DATA/scribbles_shrink0.5
+    python -m tools.scribbles drop     --scribbles DATA/scribbles --probability 0.5 --out DATA/scribbles_drop0.5
+
+Each writes palette PNGs, 255 = unlabelled, and scribbles.json, which says how they were made. Files that are there already
+are skipped; a file that cannot be read is listed at the end (exit code 1) and does not stop the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+from config import parse_command
+from datasets.files import UNLABELLED, read_label, write_label
+from datasets.pascal_context import CONTEXT_CLASSES
+from datasets.scribbles import draw_scribbles, generator
+from datasets.scribblesup import read_annotation
+from datasets.strokes import drop, shrink
+from datasets.voc import VOC_CLASSES, colour_map, read_class_file
+from errors import UserError, run
+from tools.batch import BatchConfig, claim, process
+
+
+@dataclass(kw_only=True)
+class Xml2PngConfig(BatchConfig):
+    """ScribbleSup annotations (XML) to label PNGs."""
+
+    xml: str
+    """folder of annotations, NAME.xml each"""
+    out: str
+    """folder for the label PNGs"""
+    classes: str = "voc"
+    """voc, context, or a text file of class names in id order"""
+    width: PositiveInt = 3
+    """of a stroke, pixels"""
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(BatchConfig):
+    """Scribbles drawn from dense masks, as a person would."""
+
+    masks: str
+    """folder of dense label PNGs, 255 = void"""
+    out: str
+    """folder for the scribbles"""
+    seed: NonNegativeInt = 0
+    """another seed draws other strokes; the same seed and image name draw the same"""
+    width: PositiveInt = 3
+    """of a stroke, pixels"""
+    smallest: ClosedUnitInterval = 0.001
+    """parts of a class under this share of the image get no stroke"""
+    most: PositiveInt = 3
+    """strokes in a part at most; more than one only in parts that cover a large share of the image"""
+
+
+@dataclass(kw_only=True)
+class ShrinkConfig(BatchConfig):
+    """The middle part of every stroke."""
+
+    scribbles: str
+    """folder of scribble PNGs"""
+    out: str
+    """folder for what is left of them"""
+    ratio: ClosedUnitInterval
+    """share of a stroke that stays: 1 is all, 0 a single pixel; a smaller ratio's pixels are among a larger one's"""
+
+
+@dataclass(kw_only=True)
+class DropConfig(BatchConfig):
+    """Whole strokes left out at random; one stays in every image."""
+
+    scribbles: str
+    """folder of scribble PNGs"""
+    out: str
+    """folder for what is left of them"""
+    probability: ClosedUnitInterval
+    """of a stroke to go; what a larger probability keeps, a smaller one keeps too"""
+    seed: NonNegativeInt = 0
+    """another seed drops others"""
+
+
+COMMANDS = {"xml2png": Xml2PngConfig, "generate": GenerateConfig, "shrink": ShrinkConfig, "drop": DropConfig}
+
+
+def main() -> int:
+    command, config = parse_command(COMMANDS, __doc__)
+    source, suffix, make = {
+        "xml2png": ("xml", ".xml", from_xml),
+        "generate": ("masks", ".png", from_mask),
+        "shrink": ("scribbles", ".png", shrunk),
+        "drop": ("scribbles", ".png", dropped),
+    }[command]
+    names = names_in(Path(getattr(config, source)), suffix)
+    out = Path(config.out)
+    claim(out, "scribbles", {"command": command} | config.settings())
+    counts, code = process(partial(write, make, config), names, lambda name: (out / f"{name}.png").is_file(), config, command)
+    if counts:
+        print(shares(np.sum(counts, axis=0)))
+    return code
+
+
+def names_in(folder: Path, suffix: str) -> list[str]:
+    """Paths of the files with `suffix` in `folder` and below it, relative to it and without suffix, sorted."""
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{suffix}"))
+    if not names:
+        raise UserError(f"{folder}: no {suffix} files in it" if folder.is_dir() else f"{folder}: no such folder")
+    return names
+
+
+def write(make: Callable, config: BatchConfig, name: str) -> np.ndarray:
+    """Writes OUT/NAME.png; returns how many pixels have each id in it and in what it was made from, (2, 256) int64."""
+    label, source = make(config, name)
+    write_label(Path(config.out) / f"{name}.png", label, colour_map())
+    return np.stack([np.bincount(array.reshape(-1), minlength=256) for array in (label, source)])
+
+
+def from_xml(config: Xml2PngConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The label that annotation NAME draws, twice: there is nothing else to compare it with."""
+    label = read_annotation(Path(config.xml) / f"{name}.xml", class_names(config.classes), config.width)
+    return label, label
+
+
+def from_mask(config: GenerateConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scribbles drawn into mask NAME, and the mask."""
+    mask = read_label(Path(config.masks) / f"{name}.png")
+    return draw_scribbles(mask, generator(name, config.seed), config.width, config.smallest, config.most), mask
+
+
+def shrunk(config: ShrinkConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The middle parts of the strokes of label NAME, and the label."""
+    scribbles = read_label(Path(config.scribbles) / f"{name}.png")
+    return shrink(scribbles, config.ratio), scribbles
+
+
+def dropped(config: DropConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What stays of the strokes of label NAME, and the label."""
+    scribbles = read_label(Path(config.scribbles) / f"{name}.png")
+    return drop(scribbles, config.probability, generator(name, config.seed)), scribbles
+
+
+def class_names(classes: str) -> tuple[str, ...]:
+    """The class names that --classes stands for."""
+    return {"voc": VOC_CLASSES, "context": CONTEXT_CLASSES}.get(classes) or read_class_file(Path(classes))
+
+
+def shares(counts: np.ndarray) -> str:
+    """What counts (2, 256), of pixels in the labels and in their sources, say: labelled shares, as lines."""
+    labels, sources = counts
+    lines = [
+        f"labelled: {100 * (1 - labels[UNLABELLED] / labels.sum()):.2f}% of all pixels",
+        "id  of its pixels  of all labelled",
+    ]
+    labelled = labels[:UNLABELLED].sum()
+    lines += [
+        f"{number:>2}  {100 * labels[number] / sources[number]:12.2f}%  {100 * labels[number] / max(labelled, 1):14.2f}%"
+        for number in np.flatnonzero(sources[:UNLABELLED])
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

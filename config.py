@@ -225,11 +225,11 @@ class PredictConfig:
     checkpoint: str
     """a run's best.pt"""
     images: str
-    """an image, or a folder of images"""
+    """an image, a folder of images, or (with --split) a data set's root"""
     out: str
     """folder for the label PNGs, one an image, and predictions.json or pseudo_labels.json"""
-    names: str | None = None
-    """text file of image names, one a line: predict only these of the folder"""
+    split: str | None = None
+    """predict the images of this split of the data set"""
     pseudo_labels: bool = False
     """keep what is certain: pixels whose probability is over the threshold; the rest is 255"""
     threshold: ClosedUnitInterval = 0.9

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import EvaluateConfig, parse
+from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import denormalise
-from datasets.voc import voc_index
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
@@ -37,7 +37,7 @@ def main() -> None:
     config.run.precision = distributed.pick_precision(device, config.run.precision)
     method = load_model(config.checkpoint)
     draw_if_missing(config.data.root)
-    index = voc_index(config.data.root, config.data.split, config.data.labels)
+    index = open_index(config.data.root, config.data.split, config.data.labels)
     if len(index.classes) != len(method.classes):
         raise UserError(
             f"{config.checkpoint}: trained on {len(method.classes)} classes, {config.data.root} has {len(index.classes)}"

@@ -1,8 +1,8 @@
 """Predicts images: label PNGs in the palette's colours, or pseudo-labels for the next stage.
 
     python predict.py --checkpoint runs/ss/best.pt --images photos/ --out predictions/
-    python predict.py --checkpoint runs/ss/best.pt --images DATA/JPEGImages --names DATA/ImageSets/Segmentation/train.txt \\
-        --pseudo_labels --threshold 0.9 --scribbles DATA/scribbles --out runs/ss/pseudo_labels
+    python predict.py --checkpoint runs/ss/best.pt --images DATA_ROOT --split train --pseudo_labels --threshold 0.9 \\
+        --scribbles DATA_ROOT/scribbles --out runs/ss/pseudo_labels
 
 Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come. OUT
 appears when everything is done; if it is there from the same conditions, nothing is done again.
@@ -21,10 +21,12 @@ import torch
 from tqdm import tqdm
 
 from config import PredictConfig, parse
+from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, write_label
+from datasets.folder import images_below
+from datasets.index import IMAGE_SUFFIXES, colour_map
 from datasets.segmentation import check_ids
 from datasets.transforms import normalise
-from datasets.voc import IMAGE_SUFFIXES, colour_map, find_image, read_names
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.inference import predict_probabilities
@@ -40,7 +42,7 @@ def main() -> None:
     if config.scribbles is not None and not config.pseudo_labels:
         raise UserError("--scribbles goes with --pseudo_labels")
     method = load_model(config.checkpoint)
-    images = find_images(Path(config.images), config.names)
+    images = find_images(Path(config.images), config.split)
     out = Path(config.out)
     record_name = "pseudo_labels.json" if config.pseudo_labels else "predictions.json"
     conditions = {
@@ -111,13 +113,14 @@ def predict(config: PredictConfig, method: Method, images: dict[str, Path], out:
     return counts
 
 
-def find_images(images: Path, names: str | None) -> dict[str, Path]:
-    """Name -> path of the image, of the images in the folder, or of those that the list `names` names, in order."""
-    if names is not None:
-        return {name: find_image(images, name) for name in read_names(Path(names))}
+def find_images(images: Path, split: str | None) -> dict[str, Path]:
+    """Name -> path: of the one image, of those in the folder and below it, or of the data set's split, in order."""
+    if split is not None:
+        index = open_index(images, split)
+        return dict(zip(index.names, index.images, strict=True))
     if images.is_file():
         return {images.stem: images}
-    found = {path.stem: path for path in sorted(images.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
+    found = images_below(images)
     if not found:
         raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
     return found

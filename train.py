@@ -25,12 +25,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
+from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
 from datasets.files import read_label
+from datasets.index import under
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate
 from datasets.transforms import Augmentation, normalise
-from datasets.voc import under, voc_index
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from engine.inference import predict_probabilities
@@ -149,8 +150,8 @@ def build_datasets(config: Config, process: distributed.Process) -> tuple[Segmen
     if process.is_main:
         draw_if_missing(data.root)
     distributed.wait_for_all()
-    train_index = voc_index(data.root, data.train_split, data.labels)
-    val_index = voc_index(data.root, data.val_split, data.truth)
+    train_index = open_index(data.root, data.train_split, data.labels)
+    val_index = open_index(data.root, data.val_split, data.truth)
     augment = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip, data.blur)
     folder = under(Path(data.root), data.superpixels)
     wanted = config.method.soft_entropy or config.method.colour

@@ -1,1 +1,37 @@
-"""Images, labels and their augmentation; every dataset is an index in VOC layout."""
+"""Images, labels and their augmentation. Every data set is an index of a split, in one of two layouts on disk."""
+
+from pathlib import Path
+
+from datasets.cityscapes import CITYSCAPES_CLASSES
+from datasets.coco import COCO_CLASSES
+from datasets.folder import folder_index
+from datasets.index import Index, read_class_file
+from datasets.pascal_context import CONTEXT_CLASSES
+from datasets.voc import VOC_CLASSES, voc_index
+from errors import UserError
+
+LAYOUTS = {"JPEGImages": voc_index, "images": folder_index}
+CLASS_LISTS = {"voc": VOC_CLASSES, "context": CONTEXT_CLASSES, "cityscapes": CITYSCAPES_CLASSES, "coco": COCO_CLASSES}
+
+
+def open_index(root: str | Path, split: str, labels: str | Path | None = None) -> Index:
+    """The split of the data at `root`, in whichever layout it is: with a folder JPEGImages VOC's, with images the plain one.
+
+    labels: see `voc_index`. Raises UserError where it is in neither, or anything is missing.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data root {root} not found: give the folder that holds {' or '.join(LAYOUTS)} as --data.root")
+    for folder, layout in LAYOUTS.items():
+        if (root / folder).is_dir():
+            return layout(root, split, labels)
+    raise UserError(f"{root} holds neither {' nor '.join(LAYOUTS)}: see docs/data.md for the layouts")
+
+
+def class_names(classes: str) -> tuple[str, ...]:
+    """Class names in id order, by the name of a list (`CLASS_LISTS`) or from a text file; raises UserError for neither."""
+    if classes in CLASS_LISTS:
+        return CLASS_LISTS[classes]
+    if not Path(classes).is_file():
+        raise UserError(f"--classes {classes}: choose {', '.join(CLASS_LISTS)}, or give a text file of class names")
+    return read_class_file(Path(classes))

@@ -17,7 +17,7 @@ from skimage.color import hsv2rgb
 from skimage.graph import route_through_array
 
 from datasets.files import UNLABELLED, write_label
-from datasets.voc import colour_map
+from datasets.index import colour_map
 
 DEMO_ROOT = Path("data/demo")
 WIDTH, HEIGHT = 160, 128

@@ -1,12 +1,13 @@
 """Reading and writing of images, label maps and superpixels; every failure names the file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from scipy.io import loadmat
 
 from errors import UserError
 
@@ -84,3 +85,16 @@ def _bytes(path: Path) -> np.ndarray:
         return np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+
+
+def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
+    """The 2-D array that `pick` takes out of a MATLAB file's content. Raises UserError where there is none."""
+    try:
+        array = np.asarray(pick(loadmat(path, squeeze_me=True)))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found") from error
+    except Exception as error:  # a damaged file fails in many ways; each means the same to the user
+        raise UserError(f"{path}: not a readable MATLAB label ({type(error).__name__}: {error})") from error
+    if array.ndim != 2:
+        raise UserError(f"{path}: its label has {array.ndim} dimensions, two are expected")
+    return array

@@ -1,5 +1,16 @@
 """Pascal Context (Mottaghi et al., CVPR 2014): 59 classes and background on PASCAL VOC 2010's images."""
 
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import read_matlab
+from datasets.index import read_names
+from datasets.source import Source, need
+from errors import UserError
+
+# Background, then the 59 frequent classes in alphabetical order, as the field's benchmarks number them.
 CONTEXT_CLASSES = (
     "background", "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle", "building",
     "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain", "dog", "door", "fence",
@@ -7,3 +18,54 @@ CONTEXT_CLASSES = (
     "plate", "platform", "pottedplant", "road", "rock", "sheep", "shelves", "sidewalk", "sign", "sky", "snow", "sofa", "table",
     "track", "train", "tree", "truck", "tvmonitor", "wall", "water", "window", "wood",
 )  # fmt: skip
+
+PAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
+
+
+def read_context(voc: Path, context: Path) -> Source:
+    """Pascal Context as unpacked, on PASCAL VOC 2010 (VOCdevkit/VOC2010); its splits are VOC 2010's ImageSets/Main.
+
+    context: the folder with labels.txt and trainval/NAME.mat. Raises UserError for what is missing.
+    """
+    voc_page = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/"
+    images = need(voc / "JPEGImages", "VOC 2010's images", voc_page)
+    lists = need(voc / "ImageSets" / "Main", "VOC 2010's lists", voc_page)
+    label_folder = need(context / "trainval", "the labels (trainval.tar.gz)", PAGE)
+    numbers = class_table(need(context / "labels.txt", "the list of 459 names", PAGE))
+    labels = {path.stem: path for path in sorted(label_folder.glob("*.mat"))}
+    splits = {
+        split: [name for name in read_names(need(lists / f"{split}.txt", "VOC 2010's list", voc_page)) if name in labels]
+        for split in ("train", "val")
+    }
+    names = [name for split in splits.values() for name in split]
+    if not names:
+        raise UserError(f"{label_folder}: no .mat file of an image in {lists}/train.txt or val.txt")
+    return Source(
+        classes=CONTEXT_CLASSES,
+        splits=splits,
+        images={name: images / f"{name}.jpg" for name in names},
+        maps={"SegmentationClass": {name: labels[name] for name in names}},
+        read=partial(read_context_label, numbers),
+    )
+
+
+def class_table(file: Path) -> np.ndarray:
+    """labels.txt ("1: accordion" ...) -> the class id of each of its 459 numbers, 0 for all but the 59, (65536,) uint8."""
+    numbers = np.zeros(65536, np.uint8)
+    found = set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        number, _, name = (part.strip() for part in line.partition(":"))
+        if name in CONTEXT_CLASSES[1:] and number.isdigit():
+            numbers[int(number)] = CONTEXT_CLASSES.index(name)
+            found.add(name)
+    missing = sorted(set(CONTEXT_CLASSES[1:]) - found)
+    if missing:
+        raise UserError(
+            f"{file}: {missing[0]} is not in it ({len(missing)} of 59 are not); lines such as 1: accordion are expected"
+        )
+    return numbers
+
+
+def read_context_label(numbers: np.ndarray, path: Path) -> np.ndarray:
+    """A label of 459 classes (MATLAB) -> (H, W) uint8 of the 59 and background. Raises UserError where it is unreadable."""
+    return numbers[read_matlab(path, lambda content: content["LabelMap"]).astype(np.uint16)]

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_edges, read_image, read_label, read_superpixel
+from datasets.index import Index
 from datasets.transforms import Augmentation, normalise
-from datasets.voc import Index
 from errors import UserError
 
 
@@ -54,8 +54,8 @@ class SegmentationDataset(Dataset):
     With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
     seed, whichever worker draws it. Without, by position, at the image's own size.
     An item is a dict: `image` (3, H, W) float32 normalised, `label` (H, W) int64 (where the index has labels), `boundary`
-    (H, W) bool (with superpixels or an augmentation; True outside the image too), and with superpixels `superpixel`
-    (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
+    (H, W) bool (with superpixels or an augmentation; True outside the image too), `tags` (C - 1,) float32 of 0 and 1 (where
+    the data set has them), and with superpixels `superpixel` (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class SegmentationDataset(Dataset):
         item = {"image": normalise(image)}
         if "label" in maps:
             item["label"] = torch.from_numpy(maps["label"]).long()
+        if self.index.tags is not None:
+            item["tags"] = torch.from_numpy(self.index.tags[position]).float()
         if "boundary" in maps:
             item["boundary"] = torch.from_numpy(maps["boundary"]).bool()
         if self.superpixels is not None:

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets import open_index
 from datasets.demo import CLASSES, draw_demo
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_label, write_label
+from datasets.index import colour_map
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate
 from datasets.transforms import MEAN, Augmentation, denormalise, normalise
-from datasets.voc import VOC_CLASSES, colour_map, voc_index
+from datasets.voc import VOC_CLASSES
 from errors import UserError
 
 
@@ -25,7 +27,7 @@ def still(crop, **changes):
 
 
 def test_index_follows_the_split_and_its_classes(tiny):
-    index = voc_index(tiny, "val", "SegmentationClass")
+    index = open_index(tiny, "val", "SegmentationClass")
     assert index.names == ("demo_0008", "demo_0009", "demo_0010")
     assert index.classes == CLASSES
     assert all(path.is_file() for path in (*index.images, *index.labels))
@@ -33,12 +35,12 @@ def test_index_follows_the_split_and_its_classes(tiny):
 
 def test_classes_are_vocs_without_a_file(root):
     (root / "classes.txt").unlink()
-    assert voc_index(root, "val").classes == VOC_CLASSES
+    assert open_index(root, "val").classes == VOC_CLASSES
 
 
 def test_labels_may_be_a_path(root, tmp_path):
     elsewhere = shutil.move(root / "scribbles", tmp_path / "pseudo")
-    assert voc_index(root, "train", elsewhere).labels[0].parent == tmp_path / "pseudo"
+    assert open_index(root, "train", elsewhere).labels[0].parent == tmp_path / "pseudo"
 
 
 def test_palette_is_vocs():
@@ -55,7 +57,7 @@ def test_palette_is_vocs():
     (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("../../secret\n"), "leads out"),
     (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("/etc/passwd\n"), "leads out"),
     (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text("nobody\n"), "no image with this name"),
-    (lambda root: (root / "scribbles/demo_0003.png").unlink(), "1 of 8 labels"),
+    (lambda root: (root / "scribbles/demo_0003.png").unlink(), "1 of the split's 8 labels"),
     (lambda root: shutil.rmtree(root / "scribbles"), "label folder"),
     (lambda root: (root / "classes.txt").write_text("alone\n"), "1 classes"),
     (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), "sky stands there twice"),
@@ -64,7 +66,7 @@ def test_palette_is_vocs():
 def test_what_is_missing_is_named(root, damage, message):
     damage(root)
     with pytest.raises(UserError, match=message):
-        voc_index(root, "train", "scribbles")
+        open_index(root, "train", "scribbles")
 
 
 # Reading
@@ -80,7 +82,7 @@ def test_what_is_missing_is_named(root, damage, message):
 ])  # fmt: skip
 def test_a_bad_file_is_named(root, damage, message):
     damage(root)
-    dataset = SegmentationDataset(voc_index(root, "train", "scribbles"))
+    dataset = SegmentationDataset(open_index(root, "train", "scribbles"))
     with pytest.raises(UserError, match=message) as caught:
         dataset.read(0)
     assert "demo_0000" in str(caught.value)
@@ -151,7 +153,7 @@ def test_normalise_and_back():
 @pytest.fixture
 def with_superpixels(tiny, tmp_path):
     """A data set with two hand-made superpixels an image: left 0 and right 1, joined by one edge."""
-    index, superpixels = voc_index(tiny, "train", "scribbles"), Superpixels(tmp_path / "superpixels")
+    index, superpixels = open_index(tiny, "train", "scribbles"), Superpixels(tmp_path / "superpixels")
     halves = np.zeros((128, 160), np.uint16)
     halves[:, 80:] = 1
     for name in index.names:
@@ -174,7 +176,7 @@ def test_a_batch_holds_the_contract(with_superpixels):
 
 
 def test_without_superpixels_what_lies_outside_the_image_is_boundary(tiny):
-    dataset = SegmentationDataset(voc_index(tiny, "train", "SegmentationClass"), still(200))
+    dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"), still(200))
     item = dataset[(0, 0)]
     assert torch.equal(item["boundary"], item["label"] == UNLABELLED)
     assert "superpixel" not in item
@@ -193,7 +195,7 @@ def test_missing_superpixels_name_the_command(with_superpixels):
 
 
 def test_an_item_depends_on_seed_epoch_and_position_alone(tiny):
-    index = voc_index(tiny, "train", "scribbles")
+    index = open_index(tiny, "train", "scribbles")
     augment = still(65, scale=(0.5, 2.0), blur=1.0)
     first, again, other = (SegmentationDataset(index, augment, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first[(3, 2)]["image"], again[(3, 2)]["image"])
@@ -228,7 +230,7 @@ def test_demo_is_the_same_for_the_same_seed(tmp_path):
 
 
 def test_demo_scribbles_agree_with_the_masks_and_are_sparse(tiny):
-    for name in voc_index(tiny, "train").names:
+    for name in open_index(tiny, "train").names:
         scribble, mask = (read_label(tiny / folder / f"{name}.png") for folder in ("scribbles", "SegmentationClass"))
         drawn = scribble != UNLABELLED
         assert (scribble[drawn] == mask[drawn]).all()

@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 from jsonargparse.typing import NonNegativeInt
@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from datasets.files import whole
 from errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -46,15 +48,15 @@ class BatchConfig:
 
 
 def process(
-    work: Callable[[str], Any], names: Sequence[str], finished: Callable[[str], bool], config: BatchConfig, what: str
+    work: Callable[[str, T], Any], items: Mapping[str, T], finished: Callable[[str], bool], config: BatchConfig, what: str
 ) -> tuple[list, int]:
-    """`work(name)` for every name of this shard that is not `finished`, in parallel, with a progress bar.
+    """`work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
 
     A UserError of one does not stop the rest: it is listed on stderr at the end. Returns the results in order of the
-    names, and the exit code: 1 where any failed, else 0. what: names the progress bar.
+    items, and the exit code: 1 where any failed, else 0. what: names the progress bar.
     """
-    share = config.share(names)
-    todo = [name for name in share if not finished(name)]
+    share = config.share(list(items))
+    todo = [(name, items[name]) for name in share if not finished(name)]
     results, failures = [], []
     with _mapping(config.workers or os.cpu_count(), len(todo)) as mapping:
         for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
@@ -108,9 +110,10 @@ def claim(out: Path, tool: str, settings: dict) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _attempt(work: Callable[[str], Any], name: str) -> tuple[str, Any, str | None]:
+def _attempt(work: Callable[[str, T], Any], named: tuple[str, T]) -> tuple[str, Any, str | None]:
     cv2.setNumThreads(1)  # the processes are the parallelism
+    name, item = named
     try:
-        return name, work(name), None
+        return name, work(name, item), None
     except UserError as error:
         return name, None, str(error)

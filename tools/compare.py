@@ -14,10 +14,10 @@ from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from config import InferenceConfig, SplitConfig, parse
+from datasets import open_index
 from datasets.files import read_label
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
-from datasets.voc import voc_index
 from engine.checkpoint import load_model
 from engine.inference import predict_probabilities
 from engine.pictures import evenly, picture_grid
@@ -48,7 +48,7 @@ def main() -> None:
     for path in runs:
         scores = json.loads((path / METRICS).read_text())
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
-    index = voc_index(config.data.root, config.data.split, config.data.labels)
+    index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(runs, SegmentationDataset(index), Path(config.data.root) / config.scribbles, config.rows)
     picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"], index.palette).save(out)

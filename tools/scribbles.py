@@ -18,12 +18,12 @@ import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from config import parse_command
+from datasets import class_names
 from datasets.files import UNLABELLED, read_label, write_label
-from datasets.pascal_context import CONTEXT_CLASSES
+from datasets.index import colour_map
 from datasets.scribbles import draw_scribbles, generator
 from datasets.scribblesup import read_annotation
 from datasets.strokes import drop, shrink
-from datasets.voc import VOC_CLASSES, colour_map, read_class_file
 from errors import UserError, run
 from tools.batch import BatchConfig, claim, process
 
@@ -37,7 +37,7 @@ class Xml2PngConfig(BatchConfig):
     out: str
     """folder for the label PNGs"""
     classes: str = "voc"
-    """voc, context, or a text file of class names in id order"""
+    """voc, context, cityscapes, coco, or a text file of class names in id order"""
     width: PositiveInt = 3
     """of a stroke, pixels"""
 
@@ -97,57 +97,52 @@ def main() -> int:
         "shrink": ("scribbles", ".png", shrunk),
         "drop": ("scribbles", ".png", dropped),
     }[command]
-    names = names_in(Path(getattr(config, source)), suffix)
     out = Path(config.out)
+    files = files_in(Path(getattr(config, source)), suffix)
     claim(out, "scribbles", {"command": command} | config.settings())
-    counts, code = process(partial(write, make, config), names, lambda name: (out / f"{name}.png").is_file(), config, command)
+    counts, code = process(partial(write, make, config), files, lambda name: (out / f"{name}.png").is_file(), config, command)
     if counts:
         print(shares(np.sum(counts, axis=0)))
     return code
 
 
-def names_in(folder: Path, suffix: str) -> list[str]:
-    """Paths of the files with `suffix` in `folder` and below it, relative to it and without suffix, sorted."""
-    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{suffix}"))
-    if not names:
+def files_in(folder: Path, suffix: str) -> dict[str, Path]:
+    """The files with `suffix` in `folder` and below it, by their path relative to it without suffix, sorted."""
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob(f"*{suffix}"))}
+    if not files:
         raise UserError(f"{folder}: no {suffix} files in it" if folder.is_dir() else f"{folder}: no such folder")
-    return names
+    return files
 
 
-def write(make: Callable, config: BatchConfig, name: str) -> np.ndarray:
+def write(make: Callable, config: BatchConfig, name: str, path: Path) -> np.ndarray:
     """Writes OUT/NAME.png; returns how many pixels have each id in it and in what it was made from, (2, 256) int64."""
-    label, source = make(config, name)
+    label, source = make(config, name, path)
     write_label(Path(config.out) / f"{name}.png", label, colour_map())
     return np.stack([np.bincount(array.reshape(-1), minlength=256) for array in (label, source)])
 
 
-def from_xml(config: Xml2PngConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The label that annotation NAME draws, twice: there is nothing else to compare it with."""
-    label = read_annotation(Path(config.xml) / f"{name}.xml", class_names(config.classes), config.width)
+def from_xml(config: Xml2PngConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The label that an annotation draws, twice: there is nothing else to compare it with."""
+    label = read_annotation(path, class_names(config.classes), config.width)
     return label, label
 
 
-def from_mask(config: GenerateConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scribbles drawn into mask NAME, and the mask."""
-    mask = read_label(Path(config.masks) / f"{name}.png")
+def from_mask(config: GenerateConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Scribbles drawn into a mask, and the mask."""
+    mask = read_label(path)
     return draw_scribbles(mask, generator(name, config.seed), config.width, config.smallest, config.most), mask
 
 
-def shrunk(config: ShrinkConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The middle parts of the strokes of label NAME, and the label."""
-    scribbles = read_label(Path(config.scribbles) / f"{name}.png")
+def shrunk(config: ShrinkConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The middle parts of a label's strokes, and the label."""
+    scribbles = read_label(path)
     return shrink(scribbles, config.ratio), scribbles
 
 
-def dropped(config: DropConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What stays of the strokes of label NAME, and the label."""
-    scribbles = read_label(Path(config.scribbles) / f"{name}.png")
+def dropped(config: DropConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What stays of a label's strokes, and the label."""
+    scribbles = read_label(path)
     return drop(scribbles, config.probability, generator(name, config.seed)), scribbles
-
-
-def class_names(classes: str) -> tuple[str, ...]:
-    """The class names that --classes stands for."""
-    return {"voc": VOC_CLASSES, "context": CONTEXT_CLASSES}.get(classes) or read_class_file(Path(classes))
 
 
 def shares(counts: np.ndarray) -> str:

@@ -18,10 +18,10 @@ from PIL import Image
 from skimage.segmentation import find_boundaries, slic
 
 from config import parse
+from datasets import open_index
 from datasets.demo import draw_if_missing
 from datasets.files import NO_SUPERPIXEL, read_image, whole
 from datasets.segmentation import Superpixels
-from datasets.voc import voc_index
 from errors import UserError, run
 from tools.batch import BatchConfig, claim, process
 
@@ -48,17 +48,19 @@ class SuperpixelConfig(BatchConfig):
 def main() -> int:
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
-    index = voc_index(config.root, config.split)
+    index = open_index(config.root, config.split)
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
     claim(superpixels.folder, "superpixels", {"segments": config.segments, "compactness": config.compactness})
-    work = partial(prepare, dict(zip(index.names, index.images, strict=True)), superpixels, config)
-    return process(work, index.names, superpixels.present, config, f"superpixels in {superpixels.folder}")[1]
+    images = dict(zip(index.names, index.images, strict=True))
+    return process(
+        partial(prepare, superpixels, config), images, superpixels.present, config, f"superpixels in {superpixels.folder}"
+    )[1]
 
 
-def prepare(images: dict[str, Path], superpixels: Superpixels, config: SuperpixelConfig, name: str) -> None:
-    """Writes the three files of image `name`, each whole or not at all, the edges last."""
-    image = read_image(images[name])
+def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path: Path) -> None:
+    """Writes the three files of image `name`, each whole or not at all."""
+    image = read_image(path)
     superpixel = segment(image, config.segments, config.compactness)
     edges, weights = similarities(image, superpixel)
     boundary = find_boundaries(superpixel, mode="thick")

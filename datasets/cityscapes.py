@@ -1,0 +1,43 @@
+"""Cityscapes (Cordts et al., CVPR 2016): its label ids become the 19 that are scored, the rest is void."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import UNLABELLED, read_label
+from datasets.source import Source, need
+from errors import UserError
+
+# In order of their train ids, with the label ids of the files.
+LABEL_IDS = {
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19, "traffic sign": 20,
+    "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31,
+    "motorcycle": 32, "bicycle": 33,
+}  # fmt: skip
+CITYSCAPES_CLASSES = tuple(LABEL_IDS)
+
+PAGE = "https://www.cityscapes-dataset.com/downloads/"
+IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+
+
+def read_cityscapes(root: Path) -> Source:
+    """Cityscapes as unpacked: ROOT/leftImg8bit/SPLIT/CITY and ROOT/gtFine/SPLIT/CITY, of train and val. Raises UserError for
+    what is missing."""
+    splits, images, labels = {}, {}, {}
+    for split in ("train", "val"):
+        folder = need(root / "leftImg8bit" / split, "the images (leftImg8bit_trainvaltest.zip)", PAGE)
+        need(root / "gtFine" / split, "the labels (gtFine_trainvaltest.zip)", PAGE)
+        found = {path.name.removesuffix(IMAGE): path for path in sorted(folder.glob(f"*/*{IMAGE}"))}
+        if not found:
+            raise UserError(f"{folder}: no CITY/*{IMAGE} in it; the images are at {PAGE}")
+        splits[split] = list(found)
+        images |= found
+        labels |= {name: root / "gtFine" / split / path.parent.name / f"{name}{LABEL}" for name, path in found.items()}
+    return Source(CITYSCAPES_CLASSES, splits, images, {"SegmentationClass": labels}, read_cityscapes_label)
+
+
+def read_cityscapes_label(path: Path) -> np.ndarray:
+    """A label of label ids -> (H, W) uint8 of train ids, 255 = void. Raises UserError where it is unreadable."""
+    numbers = np.full(256, UNLABELLED, np.uint8)
+    numbers[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
+    return numbers[read_label(path)]

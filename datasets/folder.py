@@ -1,0 +1,56 @@
+"""The plain layout: ROOT/images and ROOT/labels with files of any names, ROOT/classes.txt.
+
+A split is ROOT/SPLIT.txt, names one a line (with or without the suffix), or, where there is no such file, the images in
+ROOT/images/SPLIT.
+"""
+
+from pathlib import Path
+
+from datasets.index import IMAGE_SUFFIXES, Index, colour_map, label_paths, read_class_file, read_names, read_tags, under
+from errors import UserError
+
+
+def folder_index(root: str | Path, split: str, labels: str | Path | None = None) -> Index:
+    """The split `split` of the data at `root`, in the plain layout; a label has its image's path below images/, as .png.
+
+    labels: the folder of label PNGs, a folder of root or a path; None: images only. Raises UserError for whatever is
+    missing, an empty split, or a name that leads out of the folders.
+    """
+    root = Path(root)
+    list_file, subfolder = root / f"{split}.txt", root / "images" / split
+    images = images_below(root / "images")
+    if list_file.is_file():
+        names = tuple(_without_suffix(name) for name in read_names(list_file))
+    elif subfolder.is_dir():
+        names = tuple(name for name in images if name.startswith(f"{split}/"))
+    else:
+        raise UserError(f"{root}: no split {split}: list its images in {list_file}, or put them into {subfolder}")
+    if not names:
+        raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+    missing = [name for name in names if name not in images]
+    if missing:
+        raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are not)")
+    class_file = root / "classes.txt"
+    if not class_file.is_file():
+        raise UserError(f"{class_file} not found: write the class names there, one a line, in id order")
+    classes = read_class_file(class_file)
+    paths = None if labels is None else label_paths(under(root, labels), names)
+    return Index(names, tuple(images[name] for name in names), paths, classes, colour_map(), read_tags(root, names, classes))
+
+
+def images_below(folder: Path) -> dict[str, Path]:
+    """Path of every image in `folder` and below it, by its path relative to it without suffix, sorted. Raises UserError
+    where two differ in the suffix alone."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found:
+                raise UserError(f"{path} and {found[name].name}: two images of one name, whose label would be the same")
+            found[name] = path
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    path = Path(name)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,0 +1,96 @@
+"""Point labels from clicks, so that points train with the same stages as scribbles.
+
+    python -m tools.points --clicks clicks.json --images DATA_ROOT/JPEGImages --out DATA_ROOT/points
+
+The JSON holds {image name: [{"x": 120, "y": 80, "cls": 15, "rank": 0}, ...]}: pixel coordinates, a class by id or name, and
+the click's rank in its image. Writes palette PNGs, 255 = unlabelled, each click a dot; where dots meet, the lower rank wins.
+A click outside the image counts at the nearest pixel inside.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jsonargparse.typing import PositiveInt
+
+from config import parse
+from datasets import class_names
+from datasets.files import UNLABELLED, read_image, write_label
+from datasets.folder import images_below
+from datasets.index import check_name, colour_map
+from datasets.strokes import line
+from errors import UserError, run
+from tools.batch import BatchConfig, claim, process
+
+
+@dataclass(kw_only=True)
+class PointsConfig(BatchConfig):
+    """Label PNGs from clicks."""
+
+    clicks: str
+    """JSON of the clicks"""
+    images: str
+    """folder of the images, which give the sizes"""
+    out: str
+    """folder for the label PNGs"""
+    classes: str = "voc"
+    """voc, context, cityscapes, coco, or a text file of class names in id order"""
+    width: PositiveInt = 3
+    """diameter of a dot, pixels"""
+
+
+def main() -> int:
+    config = parse(PointsConfig, __doc__)
+    classes = class_names(config.classes)
+    clicks = read_clicks(Path(config.clicks))
+    images = images_below(Path(config.images))
+    out = Path(config.out)
+    claim(out, "points", config.settings())
+    items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
+    work = partial(write, out, classes, config.width)
+    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points")[1]
+
+
+def read_clicks(file: Path) -> dict[str, list]:
+    """The JSON's content; raises UserError where it is no such file."""
+    try:
+        clicks = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(clicks, dict):
+        raise UserError(f"{file}: {{image name: [click, ...]}} is expected, this is a {type(clicks).__name__}")
+    for name in clicks:
+        check_name(name, file)
+    return clicks
+
+
+def write(out: Path, classes: tuple[str, ...], width: int, name: str, item: tuple[Path | None, list]) -> None:
+    """Writes the label of one image. Raises UserError where the image is missing or a click makes no sense."""
+    image, clicks = item
+    if image is None:
+        raise UserError("no image of this name")
+    write_label(out / f"{name}.png", point_label(clicks, classes, width, read_image(image).shape[:2]), colour_map())
+
+
+def point_label(clicks: list, classes: tuple[str, ...], width: int, shape: tuple[int, int]) -> np.ndarray:
+    """Clicks as a label map, (H, W) uint8, 255 = unlabelled. Raises UserError where one is no click on a class."""
+    label = np.full(shape, UNLABELLED, np.uint8)
+    try:
+        clicks = [(float(click["x"]), float(click["y"]), click["cls"], float(click.get("rank", 0))) for click in clicks]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f'a click is {{"x", "y", "cls", "rank"}} with numbers ({type(error).__name__}: {error})') from error
+    for x, y, number, _ in sorted(clicks, key=lambda click: -click[3]):  # the lowest rank is drawn last
+        number = classes.index(number) if number in classes else number
+        if type(number) is not int or not 0 <= number < len(classes):
+            raise UserError(f"the class {number!r} is none of the {len(classes)} (an id from 0, or a name)")
+        if not np.isfinite((x, y)).all():
+            raise UserError(f"a click at ({x}, {y})")
+        inside = np.clip((x, y), 0, (shape[1] - 1, shape[0] - 1))
+        label[line(shape, inside[None], width)] = number
+    return label
+
+
+if __name__ == "__main__":
+    run(main)

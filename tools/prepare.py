@@ -1,0 +1,165 @@
+"""Official downloads to the one layout that everything here reads (docs/data.md has a table of them).
+
+    python -m tools.prepare voc        --voc VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset --out data/voc
+    python -m tools.prepare context    --voc VOCdevkit/VOC2010 --context pascal-context        --out data/pascal_context
+    python -m tools.prepare cityscapes --root cityscapes                                       --out data/cityscapes
+    python -m tools.prepare coco       --root coco --year 2014                                 --out data/coco
+    python -m tools.prepare acdc       --root ACDC                                             --out data/acdc
+
+Writes OUT/SegmentationClass/NAME.png and further label folders, ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json
+where the download has image tags; images are linked, not copied. Nothing is downloaded: what is missing is named, with its
+page. Files that are there already are skipped; one that cannot be read is listed at the end (exit code 1).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from config import parse_command
+from datasets.acdc import read_acdc
+from datasets.cityscapes import read_cityscapes
+from datasets.coco import read_coco
+from datasets.files import whole, write_label
+from datasets.index import colour_map
+from datasets.pascal_context import read_context
+from datasets.source import Source
+from datasets.voc import read_voc
+from errors import UserError, run
+from tools.batch import BatchConfig, claim, process
+
+
+@dataclass(kw_only=True)
+class VocConfig(BatchConfig):
+    """PASCAL VOC 2012, with the 10,582 images of train_aug where SBD is given."""
+
+    voc: str
+    """VOCdevkit/VOC2012"""
+    out: str
+    """folder to make"""
+    sbd: str | None = None
+    """SBD's benchmark_RELEASE/dataset, or a folder of PNGs (SegmentationClassAug)"""
+
+
+@dataclass(kw_only=True)
+class ContextConfig(BatchConfig):
+    """Pascal Context, 59 classes and background."""
+
+    voc: str
+    """VOCdevkit/VOC2010"""
+    context: str
+    """folder with labels.txt and trainval/*.mat"""
+    out: str
+    """folder to make"""
+
+
+@dataclass(kw_only=True)
+class CityscapesConfig(BatchConfig):
+    """Cityscapes, 19 classes."""
+
+    root: str
+    """folder with leftImg8bit and gtFine"""
+    out: str
+    """folder to make"""
+
+
+@dataclass(kw_only=True)
+class CocoConfig(BatchConfig):
+    """COCO, 80 classes and background, with image tags."""
+
+    root: str
+    """folder with trainYEAR, valYEAR and annotations"""
+    out: str
+    """folder to make"""
+    year: Literal[2014, 2017] = 2014
+    """of the images and annotations"""
+
+
+@dataclass(kw_only=True)
+class AcdcConfig(BatchConfig):
+    """ACDC cardiac MR slices with scribbles."""
+
+    root: str
+    """folder with ACDC_training_slices (.h5), as WSL4MIS packs them"""
+    out: str
+    """folder to make"""
+
+
+COMMANDS = {
+    "voc": VocConfig,
+    "context": ContextConfig,
+    "cityscapes": CityscapesConfig,
+    "coco": CocoConfig,
+    "acdc": AcdcConfig,
+}
+
+
+def main() -> int:
+    command, config = parse_command(COMMANDS, __doc__)
+    source = {
+        "voc": lambda: read_voc(Path(config.voc), Path(config.sbd) if config.sbd else None),
+        "context": lambda: read_context(Path(config.voc), Path(config.context)),
+        "cityscapes": lambda: read_cityscapes(Path(config.root)),
+        "coco": lambda: read_coco(Path(config.root), config.year),
+        "acdc": lambda: read_acdc(Path(config.root)),
+    }[command]()
+    out = Path(config.out)
+    claim(out, "prepare", {"command": command} | config.settings())
+    items = {f"{folder}/{name}": entry for folder, entries in source.maps.items() for name, entry in entries.items()}
+    work = partial(write_map, out, source.read)
+    _, code = process(work, items, lambda name: (out / f"{name}.png").is_file(), config, command)
+    link_images(source, out)
+    write_lists(source, out)
+    counts = ", ".join(f"{split} {len(names)}" for split, names in source.splits.items())
+    print(f"{out}: {len(source.classes)} classes; {counts}")
+    return code
+
+
+def write_map(out: Path, read, name: str, entry: Any) -> None:
+    """Writes one map of a download: OUT/FOLDER/NAME.png, a picture in JPEGImages, else a label."""
+    array = read(entry)
+    path = out / f"{name}.png"
+    if name.startswith("JPEGImages/"):
+        with whole(path) as temporary:
+            Image.fromarray(array).save(temporary, "PNG")
+    else:
+        write_label(path, array, colour_map())
+
+
+def link_images(source: Source, out: Path) -> None:
+    """OUT/JPEGImages/NAME with its suffix, as links to the download, or copies where the file system has none. Raises
+    UserError where an image is missing."""
+    folder = out / "JPEGImages"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in source.images.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")
+    for name, path in source.images.items():
+        link = folder / f"{name}{path.suffix}"
+        if link.exists():
+            continue
+        link.unlink(missing_ok=True)  # a link whose target has moved
+        try:
+            link.symlink_to(path.resolve())
+        except OSError:
+            with whole(link) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def write_lists(source: Source, out: Path) -> None:
+    """OUT/ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json where there are tags."""
+    files = {f"ImageSets/Segmentation/{split}.txt": names for split, names in source.splits.items()}
+    for file, lines in (files | {"classes.txt": source.classes}).items():
+        with whole(out / file) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if source.tags is not None:
+        with whole(out / "tags.json") as temporary:
+            temporary.write_text(json.dumps(source.tags) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

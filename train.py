@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
 from datasets import open_index
-from datasets.check import check
+from datasets.check import check, list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import read_label
 from datasets.index import under
@@ -75,6 +75,8 @@ def train(config: Config, process: distributed.Process) -> None:
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
     loader = build_loader(train_set, settings, steps, process, method.fewest_images)
     if process.is_main:
+        for fault in list_faults(train_set.index, val_set.index):
+            print(f"note: {fault}")
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
         shown = read_shown(val_set, config.data)

@@ -13,6 +13,7 @@ from errors import UserError
 
 UNLABELLED = 255
 NO_SUPERPIXEL = 65535
+CONVERSION = "if its colours stand for classes, tools.check_dataset --convert writes ids"
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -31,7 +32,7 @@ def read_label(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise UserError(f"{path}: a label must be a palette or grey PNG whose values are class ids, not {image.mode}")
+                raise UserError(f"{path}: a label is a palette or grey PNG of class ids, this is {image.mode}; {CONVERSION}")
             return np.array(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: label not found") from error

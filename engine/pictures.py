@@ -25,6 +25,15 @@ def colour(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return picture
 
 
+def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """A label (H, W) uint8 in the palette's colours on its faded image (H, W, 3) uint8; a dense one lets the image through."""
+    picture = 128 + image // 2
+    labelled = label != UNLABELLED
+    colours = palette[label[labelled]]
+    picture[labelled] = colours if labelled.mean() < 0.5 else colours // 2 + image[labelled] // 2
+    return picture
+
+
 def picture_grid(rows: Sequence[Sequence[np.ndarray | None]], captions: Sequence[str], palette: np.ndarray) -> Image.Image:
     """Rows of tiles under captions. A tile is an image (H, W, 3) uint8, a label map (H, W) uint8, or None (blank)."""
     tiles = [[None if tile is None else _tile(tile, palette) for tile in row] for row in rows]

@@ -136,14 +136,14 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     assert_refused(
         cli(predict.main, *common, "--images", images, "--scribbles", tiny / "scribbles"), "goes with --pseudo_labels"
     )
-    assert_refused(cli(predict.main, *common, "--images", images, "--names", tiny / "nothing.txt"), "not a readable text file")
+    assert_refused(cli(predict.main, *common, "--images", tiny, "--split", "nothing"), "nothing.txt not found")
+    assert_refused(cli(predict.main, *common, "--images", images, "--split", "val"), "holds neither")
     assert not (tmp_path / "out").exists()
 
 
 def test_prediction_is_whole_or_not_there_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
     out = tmp_path / "out"
-    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root / "JPEGImages", "--out", out]
-    arguments += ["--names", root / "ImageSets/Segmentation/val.txt"]
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--out", out]
     image = root / "JPEGImages/demo_0010.jpg"
     content = image.read_bytes()
     image.write_bytes(b"broken")

@@ -58,7 +58,7 @@ def process(
     share = config.share(list(items))
     todo = [(name, items[name]) for name in share if not finished(name)]
     results, failures = [], []
-    with _mapping(config.workers or os.cpu_count(), len(todo)) as mapping:
+    with parallel(config.workers, len(todo)) as mapping:
         for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
             if error is None:
                 results.append(result)
@@ -71,9 +71,9 @@ def process(
 
 
 @contextlib.contextmanager
-def _mapping(workers: int, count: int) -> Iterator[Callable]:
-    """`map` for `count` items: over processes, or within this one where a single worker would do it."""
-    workers = min(workers, count)
+def parallel(workers: int, count: int) -> Iterator[Callable]:
+    """`map` for `count` items: over processes (0: one a core), or within this one where a single worker would do it."""
+    workers = min(workers or os.cpu_count(), count)
     if workers <= 1:
         yield map
         return

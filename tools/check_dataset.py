@@ -1,0 +1,238 @@
+"""Looks a data set through before it is trained on: every image, label and list of both splits.
+
+    python -m tools.check_dataset DATA_ROOT --labels scribbles
+    python -m tools.check_dataset DATA_ROOT --labels scribbles --convert DATA_ROOT/scribbles_ids    # labels that are coloured
+
+Prints the counts, labelled shares and classes, what agrees with the masks, and what is wrong; draws a contact sheet. Exit
+code 1 where something would break training or spoil it unseen.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jsonargparse.typing import PositiveInt
+from PIL import Image
+from tqdm import tqdm
+
+from config import parse
+from datasets import open_index
+from datasets.check import list_faults
+from datasets.demo import draw_if_missing
+from datasets.files import UNLABELLED, read_image, read_label, write_label
+from datasets.index import Index, colour_map, under
+from datasets.segmentation import check_ids
+from engine.pictures import evenly, overlay, picture_grid
+from errors import UserError, run
+from tools.batch import BatchConfig, claim, parallel, process
+
+AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles reach 0.95 and more
+VOID = (224, 224, 192)  # what PASCAL VOC's coloured labels have for 255
+COLUMNS = 6
+MOST_PRINTED = 50  # problems
+
+
+@dataclass
+class CheckConfig(BatchConfig):
+    """A data set and its labels."""
+
+    root: str
+    """the data set"""
+    labels: str = "scribbles"
+    """training labels: a folder of root, or a path"""
+    truth: str = "SegmentationClass"
+    """dense masks: a folder of root, or a path; those of training images are compared with the labels"""
+    train_split: str = "train"
+    """list of training images"""
+    val_split: str = "val"
+    """list of validation images"""
+    sheet: str = "runs/check_dataset.png"
+    """contact sheet to draw: training labels on their images"""
+    pictures: PositiveInt = 24
+    """images on it"""
+    convert: str | None = None
+    """folder to write the labels to as ids, where they are coloured"""
+    colours: str | None = None
+    """for --convert: text file of a class's red, green and blue (0-255) a line, in id order; unset: VOC's colours"""
+
+
+@dataclass
+class Finding:
+    """What one image and its label have shown."""
+
+    fault: str | None
+    counts: np.ndarray
+    """pixels of each id in the label, (256,)"""
+    agreeing: int = 0
+    """labelled pixels where the mask has the same class"""
+    compared: int = 0
+    """labelled pixels where the mask has a class"""
+
+
+def main() -> int:
+    config = parse(CheckConfig, __doc__, positional=True)
+    draw_if_missing(config.root)
+    if config.convert is not None:
+        return convert(config)
+    root = Path(config.root)
+    faults: list[str] = []
+    train, val = (
+        read_split(root, *of, faults) for of in ((config.train_split, config.labels), (config.val_split, config.truth))
+    )
+    if train and val:
+        faults += list_faults(train, val)
+    for split, index, masks in ((config.train_split, train, under(root, config.truth)), (config.val_split, val, None)):
+        if index:
+            findings = look(index, masks, config)
+            faults += [finding.fault for finding in findings if finding.fault]
+            total = np.sum([finding.counts for finding in findings], axis=0)
+            print(f"{split} ({index.labels[0].parent}): {summary(findings, total, index.classes)}")
+            faults += spoiled(findings, total, index, index is train)
+    if train:
+        draw_sheet(train, config)
+    for fault in faults[:MOST_PRINTED]:
+        print(f"problem: {fault}")
+    if len(faults) > MOST_PRINTED:
+        print(f"... and {len(faults) - MOST_PRINTED} more")
+    print(f"{len(faults)} problems" if faults else "no problems")
+    return int(bool(faults))
+
+
+def read_split(root: Path, split: str, labels: str, faults: list[str]) -> Index | None:
+    """The split with where its labels should be, whether or not they are there; None, and a line in `faults`, without it."""
+    try:
+        index = open_index(root, split)
+    except UserError as error:
+        faults.append(str(error))
+        return None
+    folder = under(root, labels)
+    return replace(index, labels=tuple(folder / f"{name}.png" for name in index.names))
+
+
+def look(index: Index, masks: Path | None, config: CheckConfig) -> list[Finding]:
+    """Reads every image and label of a split; masks: the folder to compare the labels with."""
+    items = [
+        (image, label, masks / f"{name}.png" if masks else None)
+        for name, image, label in zip(index.names, index.images, index.labels, strict=True)
+    ]
+    work = partial(examine, len(index.classes))
+    with parallel(config.workers, len(items)) as mapping:
+        return list(tqdm(mapping(work, items), "looking", len(items), unit="image", leave=False, disable=None))
+
+
+def examine(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
+    """One image, its label and (None: nothing to compare with) its mask."""
+    image_file, label_file, mask_file = item
+    nothing = np.zeros(256, np.int64)
+    try:
+        image = read_image(image_file)
+        label = read_label(label_file)
+        counts = np.bincount(label.reshape(-1), minlength=256)
+        if label.shape != image.shape[:2]:
+            raise UserError(f"{label_file} is {label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
+        check_ids(label, num_classes, label_file)
+        if mask_file is None or not mask_file.is_file():
+            return Finding(None, counts)
+        mask = read_label(mask_file)
+        if mask.shape != label.shape:
+            raise UserError(f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
+    except UserError as error:
+        return Finding(str(error), nothing)
+    both = (label != UNLABELLED) & (mask != UNLABELLED)
+    return Finding(None, counts, int((both & (label == mask)).sum()), int(both.sum()))
+
+
+def summary(findings: list[Finding], total: np.ndarray, classes: tuple[str, ...]) -> str:
+    """A split in some lines: images, labelled share, agreement, and in how many images each class is labelled."""
+    labelled = total[:UNLABELLED].sum()
+    lines = [f"{len(findings)} images, {100 * labelled / max(total.sum(), 1):.2f}% of pixels labelled"]
+    compared = sum(finding.compared for finding in findings)
+    if compared:
+        agreeing = sum(finding.agreeing for finding in findings)
+        lines[0] += f", {100 * agreeing / compared:.2f}% of them as in the masks"
+    images_of = np.sum([finding.counts > 0 for finding in findings], axis=0)
+    width = max(map(len, classes))
+    lines += [
+        f"  {number:>3} {name:<{width}} {images:>6} images {100 * pixels / max(labelled, 1):6.2f}% of labelled pixels"
+        for number, (name, images, pixels) in enumerate(zip(classes, images_of, total, strict=False))
+    ]
+    return "\n".join(lines)
+
+
+def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_training: bool) -> list[str]:
+    """What would train without a word, but not to what was meant."""
+    faults = []
+    readable = [finding for finding in findings if finding.fault is None]
+    present = np.flatnonzero(total[:UNLABELLED])
+    folder = index.labels[0].parent
+    if readable and not len(present):
+        faults.append(f"{folder}: no pixel is labelled; everything is 255")
+    elif len(present) == 1:
+        only = index.classes[present[0]] if present[0] < len(index.classes) else present[0]
+        faults.append(f"{folder}: {only} is the only class in it; are these pictures of labels, or is unlabelled 0?")
+    absent = [name for name, count in zip(index.classes, total, strict=False) if not count]
+    if len(present) > 1 and absent and is_training:
+        faults.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn what it never sees")
+    compared, agreeing = (sum(getattr(finding, name) for finding in findings) for name in ("compared", "agreeing"))
+    if compared and agreeing < AGREEMENT * compared:
+        faults.append(f"{folder}: only {100 * agreeing / compared:.1f}% of the labelled pixels agree with the masks")
+    return faults
+
+
+def draw_sheet(index: Index, config: CheckConfig) -> None:
+    """The contact sheet: labels on their images, of those that can be read."""
+    tiles = []
+    for position in evenly(len(index), config.pictures):
+        try:
+            image, label = read_image(index.images[position]), read_label(index.labels[position])
+        except UserError:  # is among the problems already
+            continue
+        if label.shape == image.shape[:2]:
+            tiles.append(overlay(image, label, index.palette))
+    if tiles:
+        rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+        Path(config.sheet).parent.mkdir(parents=True, exist_ok=True)
+        picture_grid(rows, [""] * COLUMNS, index.palette).save(config.sheet)
+        print(f"contact sheet: {config.sheet}")
+
+
+def convert(config: CheckConfig) -> int:
+    """Writes the coloured labels of the training split as ids; returns the exit code."""
+    colours = read_colours(Path(config.colours)) if config.colours else colour_map()
+    train = open_index(config.root, config.train_split, config.labels)
+    out = Path(config.convert)
+    claim(out, "check_dataset", {"labels": config.labels, "colours": config.colours})
+    items = dict(zip(train.names, train.labels, strict=True))
+    work = partial(write_ids, out, {tuple(map(int, colour)): number for number, colour in enumerate(colours)})
+    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "convert")[1]
+
+
+def read_colours(file: Path) -> np.ndarray:
+    """Lines of red, green and blue -> (K, 3) int; raises UserError for anything else."""
+    try:
+        colours = np.loadtxt(file, int, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: lines of three numbers are expected ({error})") from error
+    if colours.shape[1] != 3 or len(colours) > UNLABELLED:
+        raise UserError(f"{file}: at most {UNLABELLED} lines of three numbers are expected, these are {colours.shape}")
+    return colours
+
+
+def write_ids(out: Path, number_of: dict[tuple[int, int, int], int], name: str, path: Path) -> None:
+    """Writes one coloured label as ids. Raises UserError for a colour that is no class's."""
+    try:
+        with Image.open(path) as image:
+            picture = np.array(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
+    colours, where = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
+    unknown = [colour for colour in map(tuple, colours.tolist()) if colour not in number_of and colour != VOID]
+    if unknown:
+        raise UserError(f"{path}: the colour {unknown[0]} is no class's; name the colours by --colours")
+    ids = np.array([number_of.get(tuple(colour), UNLABELLED) for colour in colours.tolist()], np.uint8)
+    write_label(out / f"{name}.png", ids[where].reshape(picture.shape[:2]), colour_map())
+
+
+if __name__ == "__main__":
+    run(main)

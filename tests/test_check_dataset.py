@@ -1,0 +1,213 @@
+"""tools.check_dataset, the plain layout, and what training says of a data set before it starts."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from test_chain import SMALL
+
+import evaluate
+import predict
+import train
+from datasets import open_index
+from datasets.demo import CLASSES
+from datasets.files import read_label
+from datasets.index import colour_map
+from tools import check_dataset, scribbles, superpixels
+
+
+@pytest.fixture
+def look(tmp_path, cli):
+    """Runs tools.check_dataset on a data set: (exit code, problems, standard output)."""
+
+    def call(root, *flags):
+        code, output, error = cli(check_dataset.main, root, "--sheet", tmp_path / "sheet.png", "--workers", "1", *flags)
+        assert "Traceback" not in error
+        problems = [line.removeprefix("problem: ") for line in output.splitlines() if line.startswith("problem: ")]
+        return code, problems, output
+
+    return call
+
+
+@pytest.fixture
+def plain(root, tmp_path):
+    """The tiny data set in the plain layout, with names of all sorts; labels are scribbles in train, masks in val."""
+    folder = tmp_path / "plain"
+    for split, count in (("train", 8), ("val", 3)):
+        names = (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+        for number, name in enumerate(names[:count]):
+            new = f"{split}/scène {number}/été"
+            for kind, source, suffix in (
+                ("images", f"JPEGImages/{name}.jpg", "JPG"),
+                ("labels", f"{'scribbles' if split == 'train' else 'SegmentationClass'}/{name}.png", "png"),
+            ):
+                target = folder / kind / f"{new}.{suffix}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(root / source, target)
+    shutil.copy(root / "classes.txt", folder / "classes.txt")
+    return folder
+
+
+def test_a_sound_data_set_passes(root, look, tmp_path):
+    # Eight pictures need not show every class.
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    code, problems, output = look(root)
+    assert problems == [] and code == 0
+    assert "8 images" in output and "3 images" in output and "100.00% of them as in the masks" in output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 192
+
+
+def overwrite(path, array):
+    Image.fromarray(array).save(path)
+
+
+def append(path, *names):
+    path.write_text(path.read_text() + "\n".join(names) + "\n")
+
+
+def disagree(root):
+    for path in (root / "scribbles").glob("*.png"):
+        label = read_label(path)
+        label[label == 0] = 1
+        overwrite(path, label)
+
+
+def all_black(root):
+    for path in (root / "scribbles").glob("*.png"):
+        overwrite(path, np.zeros_like(read_label(path)))
+
+
+def nothing_labelled(root):
+    for path in (root / "scribbles").glob("*.png"):
+        overwrite(path, np.full_like(read_label(path), 255))
+
+
+def coloured(root):
+    for path in (root / "scribbles").glob("*.png"):
+        overwrite(path, np.where((label := read_label(path))[..., None] == 255, 224, colour_map()[label]).astype(np.uint8))
+
+
+DAMAGE = {
+    "missing label": (lambda root: (root / "scribbles/demo_0002.png").unlink(), ["demo_0002.png: label not found"]),
+    "missing image": (lambda root: (root / "JPEGImages/demo_0002.jpg").unlink(), ["demo_0002: no image"]),
+    "broken image": (lambda root: (root / "JPEGImages/demo_0002.jpg").write_bytes(b"x"), ["not a readable image"]),
+    "empty image": (lambda root: (root / "JPEGImages/demo_0002.jpg").write_bytes(b""), ["not a readable image"]),
+    "truncated label": (
+        lambda root: (root / "SegmentationClass/demo_0009.png").write_bytes(b"\x89PNG\r\n\x1a\n"),
+        ["demo_0009.png: not a readable label"],
+    ),
+    "other size": (lambda root: overwrite(root / "scribbles/demo_0001.png", np.zeros((9, 9), np.uint8)), ["is 9x9"]),
+    "outside id": (
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.full((128, 160), 99, np.uint8)),
+        ["label id 99 is outside"],
+    ),
+    "16 bits": (
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((128, 160), np.uint16)),
+        ["this is I;16"],
+    ),
+    "RGBA": (
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((128, 160, 4), np.uint8)),
+        ["this is RGBA", "--convert"],
+    ),
+    "leak": (lambda root: append(root / "ImageSets/Segmentation/train.txt", "demo_0009"), ["validation list"]),
+    "twice": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "demo_0009"), ["more than once"]),
+    "way out": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "../demo_0009"), ["leads out"]),
+    "disagreement": (disagree, ["agree with the masks"]),
+    "black": (all_black, ["background is the only class"]),
+    "unlabelled": (nothing_labelled, ["no pixel is labelled"]),
+    "unseen class": (lambda root: append(root / "classes.txt", "unicorn"), ["no pixel is labelled unicorn"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_would_break_or_spoil_training_is_found(root, look, damage):
+    harm, messages = DAMAGE[damage]
+    harm(root)
+    code, problems, output = look(root)
+    assert code == 1
+    for message in messages:
+        assert any(message in problem for problem in problems), output
+
+
+def test_coloured_labels_become_ids(root, look, tmp_path, cli):
+    before = {path.name: read_label(path) for path in (root / "scribbles").glob("*.png")}
+    coloured(root)
+    void = root / "scribbles/demo_0000.png"
+    with Image.open(void) as image:
+        picture = np.array(image)
+    picture[(picture == 224).all(axis=2)] = (224, 224, 192)
+    for path in (root / "scribbles").glob("*.png"):
+        with Image.open(path) as image:
+            picture = np.array(image)
+        picture[(picture == 224).all(axis=2)] = (224, 224, 192)
+        overwrite(path, picture)
+    code, problems, _ = look(root)
+    assert code == 1 and "--convert" in problems[0]
+    code, _, output = look(root, "--convert", tmp_path / "ids")
+    assert code == 0 and "8 written" in output
+    for path in (tmp_path / "ids").glob("*.png"):
+        assert (read_label(path) == before[path.name]).all()
+    (tmp_path / "colours.txt").write_text("0 0 0\n1 2 3\n")
+    code, _, _ = look(root, "--convert", tmp_path / "others", "--colours", tmp_path / "colours.txt")
+    assert code == 1 and not list((tmp_path / "others").glob("*.png")), "colours that are no class's"
+
+
+def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
+    append(root / "ImageSets/Segmentation/train.txt", "demo_0009", "demo_0001")
+    code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
+    assert code == 0
+    assert "note: demo_0009 is in the training and in the validation list" in output
+    assert "note: demo_0001 is in the training list more than once" in output
+
+
+def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", "--config", REPOSITORY / "configs/folder.yaml", *SMALL]
+    assert cli(superpixels.main, plain, "--segments", "60", "--workers", "1")[0] == 0
+    code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "ur")
+    assert code == 0, error
+    checkpoint = ["--checkpoint", tmp_path / "ur/best.pt"]
+    scores = [*checkpoint, "--data.root", plain, "--data.labels", "labels", "--out", tmp_path / "scores"]
+    assert cli(evaluate.main, *scores)[0] == 0
+    assert set(json.loads((tmp_path / "scores/metrics.json").read_text())["iou"]) == set(CLASSES)
+    pseudo = ["--images", plain, "--split", "train", "--pseudo_labels", "--scribbles", plain / "labels"]
+    code, _, error = cli(predict.main, *checkpoint, *pseudo, "--threshold", "0", "--out", tmp_path / "pseudo")
+    assert code == 0, error
+    written = {path.relative_to(tmp_path / "pseudo").as_posix() for path in (tmp_path / "pseudo").rglob("*.png")}
+    assert written == {f"train/scène {number}/été.png" for number in range(8)}
+    assert cli(scribbles.main, "shrink", "--scribbles", plain / "labels", "--ratio", "0", "--out", tmp_path / "s")[0] == 0
+
+
+def test_the_plain_layout_takes_lists(plain):
+    (plain / "some.txt").write_text("train/scène 3/été.JPG\nval/scène 0/été\n")
+    index = open_index(plain, "some", "labels")
+    assert index.names == ("train/scène 3/été", "val/scène 0/été") and index.images[0].suffix == ".JPG"
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda root: (root / "classes.txt").unlink(), "classes.txt not found"),
+        (lambda root: shutil.rmtree(root / "images/train"), "no split train"),
+        (lambda root: [path.unlink() for path in (root / "images/train").rglob("*.JPG")], "no image in it"),
+        (lambda root: (root / "train.txt").write_text("nothing\n"), "nothing is not among the images"),
+        (lambda root: (root / "train.txt").write_text("/etc/passwd\n"), "leads out"),
+        (lambda root: (root / "labels/train/scène 1/été.png").unlink(), "1 of the split's 8 labels"),
+        (
+            lambda root: shutil.copy(root / "images/train/scène 1/été.JPG", root / "images/train/scène 1/été.png"),
+            "two images of one name",
+        ),
+        (lambda root: (root / "images").rename(root / "pictures"), "holds neither JPEGImages nor images"),
+        (lambda root: (root / "tags.json").write_text("{}"), "a list of class names is expected for every image"),
+        (lambda root: (root / "tags.json").write_text("{"), "not readable as JSON"),
+    ],
+)
+def test_mistakes_in_the_plain_layout(plain, tmp_path, cli, harm, message):
+    harm(plain)
+    config = ["--config", REPOSITORY / "configs/folder.yaml", *SMALL]
+    code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "run")
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,286 @@
+"""Official downloads, made here in miniature and in their own formats, become data sets that train and evaluate."""
+
+import json
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as run_lengths
+from scipy.io import savemat
+from test_chain import SMALL
+
+import evaluate
+import train
+from datasets import CLASS_LISTS, open_index
+from datasets.coco import draw_instances
+from datasets.files import read_label
+from datasets.index import colour_map
+from datasets.segmentation import SegmentationDataset, collate
+from tools import prepare
+
+SIZE = (72, 96)
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), SIZE[::-1]))
+
+
+def label_png(path, label):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(label)
+    image.putpalette(colour_map().reshape(-1).tolist())
+    image.save(path)
+
+
+def halves(left, right, dtype=np.uint8):
+    """A label of two ids."""
+    label = np.full(SIZE, left, dtype)
+    label[:, SIZE[1] // 2 :] = right
+    return label
+
+
+def lines(path, *names):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(names) + "\n")
+
+
+def voc_tree(folder):
+    voc, sbd = folder / "VOC2012", folder / "benchmark_RELEASE" / "dataset"
+    for number, name in enumerate(("2007_000001", "2007_000002", "2008_000003", "2008_000004")):
+        picture(voc / "JPEGImages" / f"{name}.jpg", number)
+        (voc / "Annotations").mkdir(exist_ok=True)
+        (voc / "Annotations" / f"{name}.xml").write_text(
+            "<annotation><object><name>person</name></object><object><name>cat</name><part><name>head</name></part></object>"
+            "</annotation>"
+        )
+    label_png(voc / "SegmentationClass" / "2007_000001.png", halves(0, 8))
+    label_png(voc / "SegmentationClass" / "2007_000002.png", halves(15, 255))
+    lines(voc / "ImageSets/Segmentation/train.txt", "2007_000001")
+    lines(voc / "ImageSets/Segmentation/val.txt", "2007_000002")
+    (sbd / "cls").mkdir(parents=True)
+    for name, ids in (("2007_000001", (1, 2)), ("2007_000002", (1, 2)), ("2008_000003", (0, 15)), ("2008_000004", (8, 0))):
+        content = {"GTcls": {"Segmentation": halves(*ids), "Boundaries": np.zeros((20, 1), object)}}
+        savemat(sbd / "cls" / f"{name}.mat", content)
+    return ["voc", "--voc", voc, "--sbd", sbd]
+
+
+def context_tree(folder):
+    voc, context = folder / "VOC2010", folder / "context"
+    names = ["2008_000001", "2008_000002", "2008_000003"]
+    (context / "trainval").mkdir(parents=True)
+    other = [name for name in ("accordion", "aeroplane's door", "zebra") if name not in CLASS_LISTS["context"]]
+    listed = [*other, *reversed(CLASS_LISTS["context"][1:])]
+    lines(context / "labels.txt", *(f"{number}: {name}" for number, name in enumerate(listed, start=1)))
+    for number, name in enumerate(names):
+        picture(voc / "JPEGImages" / f"{name}.jpg", number)
+        ids = halves(listed.index("wood") + 1, listed.index("sky") + 1, np.uint16)
+        ids[:8] = 1  # an accordion, which is none of the 59
+        savemat(context / "trainval" / f"{name}.mat", {"LabelMap": ids})
+    lines(voc / "ImageSets/Main/train.txt", *names[:2], "2008_999999")
+    lines(voc / "ImageSets/Main/val.txt", names[2])
+    return ["context", "--voc", voc, "--context", context]
+
+
+def cityscapes_tree(folder):
+    for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "lindau")):
+        name = f"{city}_000000_000019"
+        picture(folder / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png")
+        label_png(folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", halves(7, 26))
+        label_png(
+            folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", np.r_[halves(7, 26)[:40], halves(1, 33)[40:]]
+        )
+    return ["cityscapes", "--root", folder]
+
+
+def coco_tree(folder):
+    categories = [{"id": 90 - number, "name": name} for number, name in enumerate(CLASS_LISTS["coco"][1:])]
+    number_of = {entry["name"]: entry["id"] for entry in categories}
+    for split, count in (("train", 2), ("val", 1)):
+        images, annotations = [], []
+        for number in range(count):
+            name = f"COCO_{split}2014_{number:012d}.jpg"
+            picture(folder / f"{split}2014" / name, number)
+            images.append({"id": number, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
+            small, large = [30, 30, 60, 30, 60, 60, 30, 60], [10, 10, 80, 10, 80, 70, 10, 70]
+            annotations += [
+                {"image_id": number, "category_id": number_of["cat"], "area": 900.0, "iscrowd": 0, "segmentation": [small]},
+                {"image_id": number, "category_id": number_of["couch"], "area": 4200.0, "iscrowd": 0, "segmentation": [large]},
+            ]
+        file = folder / "annotations" / f"instances_{split}2014.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return ["coco", "--root", folder]
+
+
+def acdc_tree(folder):
+    for patient in range(1, 6):
+        path = folder / "ACDC_training_slices" / f"patient{patient:03d}_frame01_slice_0.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["image"] = np.linspace(-0.5, 2, SIZE[0] * SIZE[1]).reshape(SIZE)
+            file["label"] = halves(1, 3)
+            scribble = np.full(SIZE, 4, np.uint8)
+            scribble[20], scribble[40, 60:] = 1, 3
+            file["scribble"] = scribble
+    return ["acdc", "--root", folder]
+
+
+TREES = {"voc": voc_tree, "context": context_tree, "cityscapes": cityscapes_tree, "coco": coco_tree, "acdc": acdc_tree}
+
+
+@pytest.fixture
+def prepared(tmp_path, cli):
+    """Prepares a miniature download; returns the data set's folder."""
+
+    def prepare_tree(name):
+        arguments = TREES[name](tmp_path / "download")
+        code, output, error = cli(prepare.main, *arguments, "--out", tmp_path / "data", "--workers", "1")
+        assert code == 0, error
+        assert f"{len(CLASS_LISTS.get(name, range(4)))} classes" in output
+        return tmp_path / "data"
+
+    return prepare_tree
+
+
+def read(root, folder, name):
+    return read_label(root / folder / f"{name}.png")
+
+
+def names_of(root, split):
+    return (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+
+
+def test_voc_takes_its_own_masks_before_sbds_and_keeps_val_out(prepared):
+    root = prepared("voc")
+    assert names_of(root, "train_aug") == ["2007_000001", "2008_000003", "2008_000004"]
+    assert (read(root, "SegmentationClassAug", "2007_000001") == halves(0, 8)).all()
+    assert (read(root, "SegmentationClassAug", "2008_000003") == halves(0, 15)).all()
+    assert (read(root, "SegmentationClass", "2007_000002") == halves(15, 255)).all()
+    assert not (root / "SegmentationClass/2008_000003.png").exists()
+    index = open_index(root, "train_aug", "SegmentationClassAug")
+    assert index.classes == CLASS_LISTS["voc"]
+    assert [index.classes[1:][column] for column in np.flatnonzero(index.tags[0])] == ["cat", "person"]
+
+
+def test_voc_takes_pngs_for_sbd_too(tmp_path, cli):
+    arguments = voc_tree(tmp_path / "download")
+    label_png(tmp_path / "SegmentationClassAug" / "2008_000004.png", halves(3, 4))
+    arguments[-1] = tmp_path / "SegmentationClassAug"
+    assert cli(prepare.main, *arguments, "--out", tmp_path / "data", "--workers", "1")[0] == 0
+    assert names_of(tmp_path / "data", "train_aug") == ["2007_000001", "2008_000004"]
+    assert (read(tmp_path / "data", "SegmentationClassAug", "2008_000004") == halves(3, 4)).all()
+
+
+def test_context_numbers_59_names_alphabetically(prepared):
+    root = prepared("context")
+    label = read(root, "SegmentationClass", "2008_000003")
+    classes = CLASS_LISTS["context"]
+    assert len(classes) == 60 and list(classes[1:]) == sorted(classes[1:])
+    assert (label[:8] == 0).all() and (label[8:] == halves(classes.index("wood"), classes.index("sky"))[8:]).all()
+    assert names_of(root, "train") == ["2008_000001", "2008_000002"], "a name without a label is not in it"
+
+
+def test_cityscapes_takes_train_ids(prepared):
+    label = read(prepared("cityscapes"), "SegmentationClass", "lindau_000000_000019")
+    assert (label[:40] == halves(0, 13)[:40]).all() and (label[40:] == halves(255, 18)[40:]).all()
+
+
+def test_coco_draws_the_smaller_over_the_larger_and_writes_tags(prepared):
+    root = prepared("coco")
+    label = read(root, "SegmentationClass", "COCO_train2014_000000000001")
+    cat, couch = CLASS_LISTS["coco"].index("cat"), CLASS_LISTS["coco"].index("couch")
+    assert label[45, 45] == cat and label[20, 20] == couch and label[5, 5] == 0
+    assert len(CLASS_LISTS["coco"]) == 81
+    index = open_index(root, "train", "SegmentationClass")
+    assert index.tags.shape == (2, 80) and np.flatnonzero(index.tags[0]).tolist() == [cat - 1, couch - 1]
+    batch = collate([SegmentationDataset(index)[position] for position in range(2)])
+    assert batch["tags"].shape == (2, 80) and batch["tags"].sum() == 4
+
+
+def test_coco_run_lengths():
+    region = np.zeros((20, 30), np.uint8, order="F")
+    region[5:9, 3:20] = 1
+    compressed = run_lengths.encode(region)
+    counts, previous = [], 0
+    for value in np.r_[region.reshape(-1, order="F"), 2]:
+        if value != previous or not counts:
+            counts.append(0)
+            previous = value
+        counts[-1] += 1
+    for segmentation in (compressed, {"size": [20, 30], "counts": counts[:-1]}):
+        assert (draw_instances((20, 30, [(7, 68.0, segmentation)])) == 7 * region).all()
+
+
+def test_acdc_splits_by_patient(prepared):
+    root = prepared("acdc")
+    assert names_of(root, "val") == ["patient005_frame01_slice_0"] and len(names_of(root, "train")) == 4
+    scribbles = read(root, "scribbles", "patient001_frame01_slice_0")
+    assert (scribbles[20] == 1).all() and (scribbles[40, 60:] == 3).all() and (scribbles[0] == 255).all()
+    with Image.open(root / "JPEGImages/patient001_frame01_slice_0.png") as image:
+        assert image.getextrema() == (0, 255)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_what_is_prepared_trains_and_evaluates(prepared, name, tmp_path, cli):
+    root = prepared(name)
+    labels = "scribbles" if name == "acdc" else "SegmentationClass"
+    flags = [*SMALL, "--method.network", "baseline", "--train.steps", "2"]
+    code, _, error = cli(train.main, *flags, "--data.root", root, "--data.labels", labels, "--out", tmp_path / "run")
+    assert code == 0, error
+    scores = ["--checkpoint", tmp_path / "run/best.pt", "--data.root", root, "--out", tmp_path / "scores"]
+    assert cli(evaluate.main, *scores)[0] == 0
+    metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
+    assert len(metrics["iou"]) == len(CLASS_LISTS.get(name, range(4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "message"),
+    [
+        ("voc", "VOC2012/JPEGImages", "host.robots.ox.ac.uk"),
+        ("voc", "benchmark_RELEASE", "bharathh.info"),
+        ("context", "context/labels.txt", "pascal-context"),
+        ("context", "VOC2010/ImageSets", "voc2010"),
+        ("cityscapes", "gtFine", "cityscapes-dataset.com"),
+        ("coco", "annotations/instances_val2014.json", "cocodataset.org"),
+        ("acdc", "ACDC_training_slices", "HiLab-git"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_page(tmp_path, cli, name, gone, message):
+    arguments = TREES[name](tmp_path / "download")
+    (tmp_path / "download" / gone).rename(tmp_path / "elsewhere")
+    code, _, error = cli(prepare.main, *arguments, "--out", tmp_path / "data")
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("voc", "benchmark_RELEASE/dataset/cls/2008_000003.mat", "not a readable MATLAB label"),
+        ("context", "context/trainval/2008_000001.mat", "not a readable MATLAB label"),
+        ("cityscapes", "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png", "not a readable label"),
+        ("acdc", "ACDC_training_slices/patient002_frame01_slice_0.h5", "no readable slice"),
+    ],
+)
+def test_a_damaged_file_does_not_stop_the_rest_and_is_made_up_for(tmp_path, cli, name, file, message):
+    arguments = [*TREES[name](tmp_path / "download"), "--out", tmp_path / "data", "--workers", "1"]
+    path = tmp_path / "download" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    code, _, error = cli(prepare.main, *arguments)
+    assert code == 1 and message in error and "Traceback" not in error
+    path.write_bytes(content)
+    code, output, _ = cli(prepare.main, *arguments)
+    assert code == 0 and (" 1 written" in output or " 3 written" in output)
+
+
+def test_names_in_a_download_do_not_lead_out(tmp_path, cli):
+    arguments = coco_tree(tmp_path / "download")
+    file = tmp_path / "download/annotations/instances_val2014.json"
+    file.write_text(file.read_text().replace("COCO_val2014_000000000000.jpg", "../../escaped.jpg"))
+    code, _, error = cli(prepare.main, *arguments, "--out", tmp_path / "data")
+    assert code == 2 and "leads out" in error and not (tmp_path / "data").exists()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from datasets.acdc import ACDC_CLASSES
+from datasets.camvid import CAMVID_CLASSES
 from datasets.cityscapes import CITYSCAPES_CLASSES
 from datasets.coco import COCO_CLASSES
 from datasets.folder import folder_index
@@ -11,7 +13,14 @@ from datasets.voc import VOC_CLASSES, voc_index
 from errors import UserError
 
 LAYOUTS = {"JPEGImages": voc_index, "images": folder_index}
-CLASS_LISTS = {"voc": VOC_CLASSES, "context": CONTEXT_CLASSES, "cityscapes": CITYSCAPES_CLASSES, "coco": COCO_CLASSES}
+CLASS_LISTS = {
+    "voc": VOC_CLASSES,
+    "context": CONTEXT_CLASSES,
+    "cityscapes": CITYSCAPES_CLASSES,
+    "coco": COCO_CLASSES,
+    "acdc": ACDC_CLASSES,
+    "camvid": CAMVID_CLASSES,
+}
 
 
 def open_index(root: str | Path, split: str, labels: str | Path | None = None) -> Index:

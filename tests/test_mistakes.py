@@ -11,21 +11,6 @@ from test_chain import SMALL
 import evaluate
 import predict
 import train
-from config import Config, MethodConfig, ModelConfig
-from datasets.demo import CLASSES
-from engine.checkpoint import save_checkpoint
-from methods import build_method
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
-    """A folder of untrained checkpoints: of the data's classes, and of three."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name, classes in (("seven.pt", CLASSES), ("three.pt", ("a", "b", "c"))):
-        config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
-        save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)
-    (folder / "garbage.pt").write_bytes(b"no checkpoint")
-    return folder
 
 
 def assert_refused(result, message):

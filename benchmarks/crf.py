@@ -1,0 +1,73 @@
+"""The dense CRF in torch against pydensecrf: seconds an image and how far they are apart.
+
+    python -m benchmarks.crf DATA_ROOT/JPEGImages [--device cuda]
+
+Ten mean-field steps with CC4S's parameters on photos resized to 500x375, with probabilities of smooth random regions. Runs
+alternate between the two; medians. pydensecrf runs on one CPU core whatever the device.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import torch
+import torch.nn.functional as F
+
+from datasets.files import read_image
+from datasets.folder import images_below
+from engine.crf import refine
+from errors import UserError, run
+
+HEIGHT, WIDTH, PHOTOS, ROUNDS = 375, 500, 3, 3
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    device = arguments[2] if arguments[1:2] == ["--device"] and len(arguments) == 3 else "cpu"
+    if not arguments or (device == "cpu" and len(arguments) != 1):
+        raise UserError("python -m benchmarks.crf FOLDER_OF_PHOTOS [--device cuda]")
+    files = list(images_below(Path(arguments[0])).values())[:PHOTOS]
+    if not files:
+        raise UserError(f"{arguments[0]}: no images in it")
+    photos = [cv2.resize(read_image(file), (WIDTH, HEIGHT)) for file in files]
+    rows = [measure(classes, photos, device) for classes in (2, 21, 60)]
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {HEIGHT}x{WIDTH}, {len(photos)} photos")
+    print(
+        "| classes | torch, s | pydensecrf, s | torch / pydensecrf | largest difference | same class |\n|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        print(
+            f"| {row['classes']} | {row['torch']:.3f} | {row['pydensecrf']:.3f} | {row['torch'] / row['pydensecrf']:.2f} "
+            f"| {row['difference']:.1e} | {100 * row['same']:.3f}% |"
+        )
+    print(json.dumps(rows))
+
+
+def measure(classes: int, photos: list, device: str) -> dict:
+    """Median seconds of both, and how far apart their marginals are."""
+    seconds: dict[str, list[float]] = {"torch": [], "pydensecrf": []}
+    difference, same = 0.0, []
+    for number, photo in enumerate(photos):
+        generator = torch.Generator().manual_seed(number)
+        coarse = 3 * torch.randn(1, classes, HEIGHT // 24, WIDTH // 24, generator=generator)
+        probabilities = F.interpolate(coarse, (HEIGHT, WIDTH), mode="bilinear")[0].softmax(dim=0).to(device)
+        for _ in range(ROUNDS):
+            marginals = {}
+            for library, times in seconds.items():
+                start = time.perf_counter()
+                marginals[library] = refine(probabilities, photo, library)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+        ours, theirs = marginals["torch"], marginals["pydensecrf"]
+        difference = max(difference, (ours - theirs).abs().max().item())
+        same.append((ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean().item())
+    medians = {library: statistics.median(times[1:]) for library, times in seconds.items()}  # the first warms up
+    return {"classes": classes, **medians, "difference": difference, "same": statistics.mean(same)}
+
+
+if __name__ == "__main__":
+    run(main)

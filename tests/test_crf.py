@@ -1,0 +1,107 @@
+"""The dense CRF: the lattice against the exact Gaussian, mean field against pydensecrf."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import evaluate
+from datasets.demo import draw_picture
+from datasets.files import read_image
+from engine.crf import CrfParameters, refine
+from engine.permutohedral import PermutohedralLattice
+
+
+def blurred_noise(classes, height, width, seed):
+    """Probabilities (classes, height, width) of smooth random regions."""
+    coarse = torch.randn(1, classes, height // 24 + 2, width // 24 + 2, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(3 * coarse, (height, width), mode="bilinear")[0].softmax(dim=0)
+
+
+@pytest.mark.parametrize(("dims", "spread", "tolerance"), [(1, 8, 0.1), (2, 2, 0.2), (3, 0.8, 0.3)])
+def test_the_lattice_filters_by_a_gaussian(dims, spread, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    features = spread * torch.randn(3000, dims, generator=generator)
+    values = torch.rand(3000, 4, generator=generator)
+    exact = torch.exp(-(torch.cdist(features, features) ** 2) / 2)
+    ones = torch.ones(3000, 1)
+    lattice = PermutohedralLattice(features)
+    filtered = lattice.filter(values) / lattice.filter(ones)
+    expected = (exact @ values) / (exact @ ones)
+    constant = expected - values.mean(dim=0)
+    assert (filtered - expected).norm() < tolerance * constant.norm(), "much nearer than the mean alone"
+
+
+def test_the_lattice_is_linear_and_symmetric():
+    generator = torch.Generator().manual_seed(0)
+    lattice = PermutohedralLattice(2 * torch.randn(500, 3, generator=generator))
+    kernel = lattice.filter(torch.eye(500))
+    assert (kernel >= 0).all()
+    values = torch.randn(500, 7, generator=generator)
+    torch.testing.assert_close(lattice.filter(values), kernel @ values, rtol=1e-4, atol=1e-4)
+    # The blur's axes follow each other, so the lattice itself is symmetric but for their order.
+    assert (kernel - kernel.T).abs().mean() < 0.05 * kernel.abs().mean()
+
+
+def test_a_confident_side_of_an_edge_wins_its_region():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 200
+    probabilities = torch.full((2, 40, 60), 0.5)
+    probabilities[0, :, 22:30], probabilities[1, :, 22:30] = 0.9, 0.1
+    probabilities[0, :, 30:38], probabilities[1, :, 30:38] = 0.1, 0.9
+    marginals = refine(probabilities, image, "torch")
+    assert (marginals.argmax(dim=0) == (torch.arange(60) >= 30).long()).all()
+    torch.testing.assert_close(marginals.sum(dim=0), torch.ones(40, 60))
+
+
+@pytest.mark.parametrize("classes", [2, 21, 60])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        CrfParameters(),
+        CrfParameters(iterations=5, gaussian_sxy=1, bilateral_sxy=32, bilateral_srgb=13),
+        CrfParameters(bilateral_sxy=80, bilateral_srgb=3, bilateral_compat=4),
+        CrfParameters(bilateral_sxy=32, bilateral_srgb=3),
+    ],
+)
+def test_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
+    pytest.importorskip("pydensecrf")
+    image, _ = draw_picture(np.random.default_rng(classes))
+    probabilities = blurred_noise(classes, *image.shape[:2], classes)
+    # The noise of these pictures leaves many pixels nearly alone on the lattice, where pydensecrf's float32 is 2e-4 away from
+    # float64 and this 1e-5.
+    assert_agree(probabilities, image, parameters, 4e-4)
+
+
+def assert_agree(probabilities, image, parameters, tolerance):
+    ours, theirs = (refine(probabilities, image, library, parameters) for library in ("torch", "pydensecrf"))
+    assert (ours - theirs).abs().max() <= tolerance
+    assert (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean() >= 0.9999
+
+
+@pytest.mark.parametrize(("classes", "sxy", "srgb"), [(21, 80, 13), (21, 32, 3), (2, 80, 3), (60, 32, 13)])
+def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
+    pytest.importorskip("pydensecrf")
+    file = sorted((shared / "data/voc_mini/JPEGImages").glob("*.jpg"))[classes]
+    image = read_image(file)
+    parameters = CrfParameters(bilateral_sxy=sxy, bilateral_srgb=srgb)
+    assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters, 1e-4)
+
+
+def test_evaluation_refines_once_or_at_every_scale(checkpoints, tiny, tmp_path, cli):
+    pytest.importorskip("pydensecrf")
+    scores = {}
+    for name, flags in {
+        "plain": [],
+        "torch": ["--crf", "torch"],
+        "pydensecrf": ["--crf", "pydensecrf"],
+        "per scale": ["--crf", "torch", "--crf_per_scale"],
+    }.items():
+        arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / name]
+        code, _, error = cli(evaluate.main, *arguments, "--inference.scales", "[0.5,1]", *flags)
+        assert code == 0, error
+        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["iou"]
+    assert scores["torch"] == pytest.approx(scores["pydensecrf"], abs=1e-3)
+    assert scores["plain"] != scores["torch"] != scores["per scale"]

@@ -35,9 +35,8 @@ def main() -> None:
     photos = [cv2.resize(read_image(file), (WIDTH, HEIGHT)) for file in files]
     rows = [measure(classes, photos, device) for classes in (2, 21, 60)]
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {HEIGHT}x{WIDTH}, {len(photos)} photos")
-    print(
-        "| classes | torch, s | pydensecrf, s | torch / pydensecrf | largest difference | same class |\n|---|---|---|---|---|---|"
-    )
+    print("| classes | torch, s | pydensecrf, s | torch / pydensecrf | largest difference | same class |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['classes']} | {row['torch']:.3f} | {row['pydensecrf']:.3f} | {row['torch'] / row['pydensecrf']:.2f} "

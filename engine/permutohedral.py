@@ -51,10 +51,14 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     deviation = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))  # rounded on the way, as densecrf does
     scale = features.new_tensor([deviation / math.sqrt((axis + 1) * (axis + 2)) for axis in range(dims)])
     scaled = features * scale
-    tails = scaled.flip(1).cumsum(1).flip(1)  # of j: the sum from j on
-    elevated = features.new_zeros(count, dims + 1)
-    elevated[:, :dims] = tails
-    elevated[:, 1:] -= scaled * torch.arange(1, dims + 1, device=features.device)
+    # One dimension after the other, each sum rounded to float32 as densecrf does: a point on the border of two simplices falls
+    # to the same side, and so the same vertices exist.
+    elevated = features.new_empty(count, dims + 1)
+    tail = torch.zeros_like(scaled[:, 0])
+    for dim in range(dims, 0, -1):
+        elevated[:, dim] = tail - dim * scaled[:, dim - 1]
+        tail = tail + scaled[:, dim - 1]
+    elevated[:, 0] = tail
 
     # The nearest vertex of remainder 0, then, where its coordinates do not sum to 0, a neighbour of it.
     nearest = (elevated * (1 / (dims + 1))).round()

@@ -171,6 +171,8 @@ class InferenceConfig:
     """step between windows, as a share of their side"""
     flip: bool = False
     """average with the mirrored image"""
+    batch_pixels: PositiveInt = 1_000_000
+    """pixels that go through the network at once: windows, and an image with its mirror image, are batched up to it"""
 
     def __post_init__(self):
         if not self.scales:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from config import Config, MethodConfig, ModelConfig
+from engine.published import convert, load_file
 from errors import UserError
 from methods import build_method
 from methods.base import Method
@@ -25,17 +26,13 @@ def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[s
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint, on the CPU: `config`, `classes`, `method` and the loop's state. Only tensors and plain
-    values are read, no code is run. Raises UserError where it is missing or no checkpoint of this project."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path} not found: train the stage that writes it first") from error
-    except Exception as error:  # torch.load raises many kinds; each means that the file is no checkpoint
-        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
-    if not isinstance(content, dict) or not {"config", "classes", "method"} <= content.keys():
-        raise UserError(f"{path}: not a checkpoint of this project")
-    return content
+    """The content of a checkpoint, on the CPU: `config`, `classes`, `method`, and the loop's state where it is this project's
+    own; a released one (`engine.published`) is converted. Only tensors and plain values are read, no code is run. Raises
+    UserError where it is missing or neither."""
+    content = load_file(path)
+    if isinstance(content, dict) and {"config", "classes", "method"} <= content.keys():
+        return content
+    return convert(content, path)
 
 
 def load_weights(method: Method, content: dict, path: str | Path, classes: tuple[str, ...]) -> None:
@@ -56,7 +53,11 @@ def load_model(path: str | Path) -> Method:
 
     Raises UserError where the file is missing or no checkpoint of this project.
     """
-    content = read_checkpoint(path)
+    return model_of(read_checkpoint(path), path)
+
+
+def model_of(content: dict, path: str | Path) -> Method:
+    """`load_model` of a checkpoint's content that was read from `path`."""
     try:
         method_config, model_config = MethodConfig(**content["config"]["method"]), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +27,11 @@ def predict_probabilities(
     for scale in config.scales:
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
         scaled = _resize(image.unsqueeze(0), size)
-        probabilities = _whole_or_windows(predict, scaled, config)
-        if config.flip:
-            probabilities = (probabilities + _whole_or_windows(predict, scaled.flip(-1), config).flip(-1)) / 2
-        probabilities = _resize(probabilities, (height, width))[0]
+        probabilities = _resize(_average(predict, scaled, config).unsqueeze(0), (height, width))[0]
         if sharpen is not None:
             probabilities = sharpen(probabilities)
-        total = probabilities if total is None else total + probabilities
-    return total / len(config.scales)
+        total = probabilities if total is None else total.add_(probabilities)
+    return total.div_(len(config.scales))
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
@@ -44,25 +42,40 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(number * stride, side - window) for number in range(count)]
 
 
-def _whole_or_windows(predict: Predict, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
-    """(1, 3, H, W) -> probabilities (1, C, H, W); where windows overlap, their mean. A side shorter than the window is
-    padded with the channel mean (0)."""
+def _average(predict: Predict, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
+    """(1, 3, H, W) -> probabilities (C, H, W): of the whole image or the mean over its windows, and over its mirror image.
+
+    Windows of both go through the network together, up to `config.batch_pixels` pixels. A side shorter than the window is
+    padded with the channel mean (0). Windows may overlap unevenly, so each is weighted as it is added up: nothing but the
+    sum is held.
+    """
     height, width = image.shape[-2:]
-    window = config.window
-    if window is None:
-        return predict(image).softmax(dim=1)
-    padded = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
-    stride = max(1, round(window * config.window_stride))
-    total, count = None, padded.new_zeros(padded.shape[-2:])
-    for top in window_starts(padded.shape[-2], window, stride):
-        for left in window_starts(padded.shape[-1], window, stride):
-            place = (..., slice(top, top + window), slice(left, left + window))
-            probabilities = predict(padded[place]).softmax(dim=1)
+    rows, columns = config.window or height, config.window or width
+    image = F.pad(image, (0, max(0, columns - width), 0, max(0, rows - height)))
+    tops, lefts = (
+        window_starts(side, window, max(1, round(window * config.window_stride)))
+        for side, window in zip(image.shape[-2:], (rows, columns), strict=True)
+    )
+    count = image.new_zeros(image.shape[-2:])
+    for top, left in product(tops, lefts):
+        count[top : top + rows, left : left + columns] += 1
+    mirrorings = (False, True) if config.flip else (False,)
+    weight = 1 / (count * len(mirrorings))
+    images = {mirrored: image.flip(-1) if mirrored else image for mirrored in mirrorings}
+    windows = list(product(mirrorings, tops, lefts))
+    at_once = max(1, config.batch_pixels // (rows * columns))
+    total = None
+    for start in range(0, len(windows), at_once):
+        chunk = windows[start : start + at_once]
+        crops = [images[mirrored][..., top : top + rows, left : left + columns] for mirrored, top, left in chunk]
+        for (mirrored, top, left), probabilities in zip(chunk, predict(torch.cat(crops)).softmax(dim=1), strict=True):
             if total is None:
-                total = probabilities.new_zeros(1, probabilities.shape[1], *padded.shape[-2:])
-            total[place] += probabilities
-            count[place] += 1
-    return (total / count)[..., :height, :width]
+                total = image.new_zeros(len(probabilities), *image.shape[-2:])
+            probabilities = probabilities * weight[top : top + rows, left : left + columns]
+            if mirrored:
+                probabilities, left = probabilities.flip(-1), image.shape[-1] - left - columns
+            total[:, top : top + rows, left : left + columns] += probabilities
+    return total[:, :height, :width]
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

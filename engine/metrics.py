@@ -1,7 +1,10 @@
-"""Scores from one confusion matrix."""
+"""Scores of a split: from one confusion matrix, and along the boundaries."""
 
+import math
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -23,10 +26,7 @@ class ConfusionMatrix:
 
     def sum_over_processes(self, device: torch.device) -> None:
         """Adds up the counts of all processes; `device` is one that their backend can send from."""
-        if dist.is_initialized():
-            counts = self.counts.to(device)
-            dist.all_reduce(counts)
-            self.counts = counts.cpu()
+        self.counts = _sum_over_processes(self.counts, device)
 
     def scores(self, classes: Sequence[str]) -> dict:
         """As fractions of 1: `miou`, `dice` (means over classes that occur in truth or prediction), `pixel_accuracy`, and
@@ -36,16 +36,65 @@ class ConfusionMatrix:
         iou = hit / (truth + predicted - hit)
         dice = 2 * hit / (truth + predicted)
 
-        def by_name(values: torch.Tensor) -> dict[str, float | None]:
-            return {name: None if value.isnan() else value.item() for name, value in zip(classes, values, strict=True)}
-
         return {
             "miou": iou.nanmean().item(),
             "dice": dice.nanmean().item(),
             "pixel_accuracy": (hit.sum() / counts.sum()).item(),
-            "iou": by_name(iou),
-            "dice_per_class": by_name(dice),
+            "iou": _by_name(classes, iou),
+            "dice_per_class": _by_name(classes, dice),
         }
+
+
+class BoundaryScores:
+    """Boundary IoU (Cheng et al., CVPR 2021) over a split: the IoU of those parts of truth and prediction that are near their
+    own boundary, within 2% of the image's diagonal. The picture's edge is a boundary; unlabelled pixels are of no class."""
+
+    SHARE_OF_DIAGONAL = 0.02
+
+    def __init__(self, num_classes: int):
+        self.counts = torch.zeros(num_classes, 2, dtype=torch.long)
+        """pixels in both boundaries, and in either"""
+
+    def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        """prediction, label: (H, W) integer tensors; label is a class id or 255."""
+        truth = label.cpu().numpy()
+        predicted = np.where(truth == UNLABELLED, UNLABELLED, prediction.cpu().numpy())
+        width = max(1, round(self.SHARE_OF_DIAGONAL * math.hypot(*truth.shape)))
+        for number in np.union1d(np.unique(truth), np.unique(predicted)):
+            if number != UNLABELLED:
+                ours, theirs = (_near_boundary(array == number, width) for array in (predicted, truth))
+                self.counts[number] += torch.tensor([(ours & theirs).sum(), (ours | theirs).sum()])
+
+    def sum_over_processes(self, device: torch.device) -> None:
+        """Adds up the counts of all processes; `device` is one that their backend can send from."""
+        self.counts = _sum_over_processes(self.counts, device)
+
+    def scores(self, classes: Sequence[str]) -> dict:
+        """As fractions of 1: `boundary_iou`, the mean over classes that occur, and `boundary_iou_per_class`."""
+        hit, either = self.counts.double().unbind(dim=1)
+        return {
+            "boundary_iou": (hit / either).nanmean().item(),
+            "boundary_iou_per_class": _by_name(classes, hit / either),
+        }
+
+
+def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of (H, W) bool that are at most `width` steps, diagonal ones too, from one outside or from the edge."""
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    inner = cv2.erode(mask.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask & (inner == 0)
+
+
+def _sum_over_processes(counts: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if not dist.is_initialized():
+        return counts
+    counts = counts.to(device)
+    dist.all_reduce(counts)
+    return counts.cpu()
+
+
+def _by_name(classes: Sequence[str], values: torch.Tensor) -> dict[str, float | None]:
+    return {name: None if value.isnan() else value.item() for name, value in zip(classes, values, strict=True)}
 
 
 def table(scores: dict) -> str:
@@ -58,4 +107,6 @@ def table(scores: dict) -> str:
     ]
     lines += [f"{'mean':<{width}}  {percent(scores['miou'])}  {percent(scores['dice'])}"]
     lines += [f"{'pixel accuracy':<{width}}  {percent(scores['pixel_accuracy'])}"]
+    if "boundary_iou" in scores:
+        lines += [f"{'boundary IoU':<{width}}  {percent(scores['boundary_iou'])}"]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from config import Config, InferenceConfig, MethodConfig, ModelConfig
 from engine import checkpoint, distributed
 from engine.inference import predict_probabilities, window_starts
-from engine.metrics import ConfusionMatrix, table
+from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from errors import UserError
 from methods import build_method
 
@@ -65,6 +66,24 @@ def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_
     torch.testing.assert_close(got.sum(0), torch.ones(size))
 
 
+def test_windows_are_batched_up_to_the_budget_and_nothing_else_changes():
+    image = torch.randn(3, 40, 50)
+    passes = []
+
+    def counting(crops):
+        passes.append(len(crops))
+        return network(crops)
+
+    results = []
+    for budget in (1, 3 * 16 * 16, 10**9):
+        config = InferenceConfig(window=16, flip=True, batch_pixels=budget)
+        results.append(predict_probabilities(counting, image, config))
+    windows = 2 * 4 * 5
+    assert passes == [1] * windows + [3] * (windows // 3) + [windows % 3] + [windows]
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])
+
+
 def test_one_scale_of_a_whole_image_is_the_networks_own_softmax():
     image = torch.randn(3, 20, 30)
     torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(image[None]).softmax(1)[0])
@@ -100,6 +119,35 @@ def test_scores_equal_counting_by_hand():
     assert scores["dice"] == pytest.approx(np.mean(dices))
     assert scores["pixel_accuracy"] == pytest.approx((truth == prediction)[counted].mean())
     assert f"{100 * np.mean(ious):.2f}" in table(scores) and "never" in table(scores)
+
+
+def naive_boundary(mask, width):
+    """Pixels of a mask that are within `width` of a pixel outside it or of the picture's edge, each way counted in steps."""
+    inner = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        rows, columns = slice(y - width, y + width + 1), slice(x - width, x + width + 1)
+        inside = y >= width and x >= width and y + width < mask.shape[0] and x + width < mask.shape[1]
+        inner[y, x] = inside and mask[rows, columns].all()
+    return mask & ~inner
+
+
+def test_boundary_iou_equals_counting_by_hand():
+    rng = np.random.default_rng(0)
+    scores = BoundaryScores(3)
+    hit, either = np.zeros(3), np.zeros(3)
+    for _ in range(4):
+        truth, prediction = (cv2.resize(rng.integers(0, 3, (4, 5), np.uint8), (64, 48), interpolation=0) for _ in range(2))
+        truth[:3, :5] = 255
+        scores.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+        width = round(0.02 * np.hypot(48, 64))
+        for number in range(3):
+            t = naive_boundary(truth == number, width)
+            p = naive_boundary((prediction == number) & (truth != 255), width)
+            hit[number] += (t & p).sum()
+            either[number] += (t | p).sum()
+    result = scores.scores(["a", "b", "c"])
+    assert list(result["boundary_iou_per_class"].values()) == pytest.approx((hit / either).tolist())
+    assert result["boundary_iou"] == pytest.approx((hit / either).mean())
 
 
 def test_nothing_labelled_has_no_score():
@@ -148,7 +196,7 @@ def test_a_checkpoint_of_other_classes_or_network_is_refused(saved):
 @pytest.mark.parametrize("write, message", [
     (lambda path: None, "not found"),
     (lambda path: path.write_bytes(b"garbage"), "not a readable checkpoint"),
-    (lambda path: torch.save({"weights": 1}, path), "not a checkpoint of this project"),
+    (lambda path: torch.save({"weights": 1}, path), "neither a checkpoint of this project"),
     (lambda path: torch.save({"config": print, "classes": [], "method": {}}, path), "not a readable checkpoint"),
 ])  # fmt: skip
 def test_files_that_are_no_checkpoint_take_one_line(tmp_path, write, message):

@@ -7,26 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import CLASS_LISTS
+from engine.checkpoint import load_model, model_of
+from engine.published import convert
+from errors import UserError
 from losses.eigenspace import eigenspace_consistency
 from losses.soft_entropy import soft_entropy
-from models.cc4s import BaselineNet, RandomWalkNet
-
-# Published name -> ours, by prefix.
-RANDOM_WALK = {
-    "model_sed.": "backbone.",
-    "conv5a.": "reduce.",
-    "PAM_Module.": "walk.",
-    "conv51.": "refine.",
-    "conv6.": "classifier.",
-}
-BASELINE = {
-    **{f"layer5.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
-    **{f"layer5.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
-    "layer5.global_avg_pool.": "aspp.pooled.",
-    "layer5.conv1.": "aspp.project.0.",
-    "layer5.bn1.": "aspp.project.1.",
-    "": "backbone.",
-}
+from tools import convert_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +29,15 @@ def fill(reference):
     return module
 
 
-def load_published(network, names, keys_file, fill):
-    """Fills `network` with the case's weights under the published names, mapped; every weight of ours must get one."""
-    filled = fill.fill_state_dict({key: tuple(shape) for key, shape in json.loads(keys_file.read_text()).items()})
-    ours = {}
-    for key, value in filled.items():
-        prefix = next((old for old in names if key.startswith(old)), None)
-        if prefix is not None:
-            ours[names[prefix] + key.removeprefix(prefix)] = value
-    network.load_state_dict(ours)
-    return network.eval()
+def published(name, fill, reference):
+    """The case's network, read as a published checkpoint of it: its weights under the published names, in the released form."""
+    shapes = json.loads((reference / f"{name}.keys.json").read_text())
+    state = fill.fill_state_dict({key: tuple(shape) for key, shape in shapes.items()})
+    return {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}, "best_pred": np.float64(0.5)}
+
+
+def network_of(name, fill, reference, shrink=1):
+    return model_of(convert(published(name, fill, reference), name, shrink), name).network
 
 
 def assert_close(ours, theirs):
@@ -64,8 +50,7 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize("shrink", [1, 2])
 def test_random_walk_network(reference, fill, shrink):
     case = np.load(reference / f"cc4s_rw_resnet50_shrink{shrink}.npz")
-    network = RandomWalkNet("resnet50", 21, shrink)
-    load_published(network, RANDOM_WALK, reference / "cc4s_rw_resnet50.keys.json", fill)
+    network = network_of("cc4s_rw_resnet50", fill, reference, shrink)
     image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
     with torch.no_grad():
         features = network.features(image)
@@ -81,7 +66,7 @@ def test_random_walk_network(reference, fill, shrink):
 
 def test_baseline_network(reference, fill):
     case = np.load(reference / "cc4s_baseline_resnet50.npz")
-    network = load_published(BaselineNet("resnet50", 21), BASELINE, reference / "cc4s_baseline_resnet50.keys.json", fill)
+    network = network_of("cc4s_baseline_resnet50", fill, reference)
     image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
     with torch.no_grad():
         assert_close(network.aspp(network.backbone(image)), case["logits"])
@@ -112,3 +97,30 @@ def test_soft_entropy(reference):
     masked = soft_entropy(logits, torch.from_numpy(case["boundary"]) == 255)
     assert masked.item() == pytest.approx(float(case["entropy_masked"]), rel=1e-5)
     assert soft_entropy(logits).item() == pytest.approx(float(case["entropy_plain"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cc4s_rw_resnet50", "cc4s_baseline_resnet50"])
+def test_published_files_load_as_they_are_and_converted(reference, fill, name, tmp_path, cli):
+    file = tmp_path / "model_best.pth.tar"
+    torch.save(published(name, fill, reference), file)
+    assert cli(convert_checkpoint.main, file, "--out", tmp_path / "best.pt")[0] == 0
+    direct, converted = load_model(file), load_model(tmp_path / "best.pt")
+    assert direct.classes == converted.classes == CLASS_LISTS["voc"]
+    image = fill.image(0, 1, 65, 65)
+    with torch.no_grad():
+        assert torch.equal(direct.predict(image), converted.predict(image))
+    code, _, error = cli(convert_checkpoint.main, file, "--out", tmp_path / "best.pt")
+    assert code == 2 and "is there already" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blpseg_resnet50", "BLPSeg"),
+        ("cisc_r_deeplabv3plus_resnet50", "CISC-R"),
+        ("recurseed_deeplabv3plus_resnet50", "RecurSeed"),
+    ],
+)
+def test_networks_not_built_here_are_recognised(reference, fill, name, message):
+    with pytest.raises(UserError, match=message):
+        convert(published(name, fill, reference), name)

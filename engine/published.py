@@ -1,0 +1,123 @@
+"""The checkpoints that the papers' authors released: which network a file holds, and its weights under our names.
+
+What is read is tensors and plain values; a file that would need anything run to be read is refused.
+"""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import Config, MethodConfig, ModelConfig
+from datasets import CLASS_LISTS
+from errors import UserError
+
+# Published name -> ours, by prefix; what has no prefix here is not used by the network.
+RANDOM_WALK = {
+    "model_sed.": "backbone.",
+    "conv5a.": "reduce.",
+    "PAM_Module.": "walk.",
+    "conv51.": "refine.",
+    "conv6.": "classifier.",
+}
+BASELINE = {
+    **{f"layer5.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+    **{f"layer5.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
+    "layer5.global_avg_pool.": "aspp.pooled.",
+    "layer5.conv1.": "aspp.project.0.",
+    "layer5.bn1.": "aspp.project.1.",
+    "": "backbone.",
+}
+
+# A weight that only that network has -> what it is called; these are recognised, but there is no such network here.
+OTHERS = {
+    "embed_proj.conv.weight": "BLPSeg's network",
+    "head.b0.0.weight": "CISC-R's DeepLabv3+",
+    "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
+}
+
+# Blocks of layer3, and whether they are bottlenecks, -> depth.
+DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+
+
+def load_file(path: str | Path) -> object:
+    """A PyTorch file's content on the CPU: tensors, plain values and numpy scalars, which are all that is allowed in it.
+
+    Raises UserError where it is missing, unreadable, or holds anything else.
+    """
+    try:
+        with _numpy_scalars():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {path} not found: train the stage that writes it first") from error
+    except pickle.UnpicklingError as error:
+        # torch's message goes on about how to read the file all the same, which would run what is in it.
+        reasons = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
+        reason = (reasons or str(error).splitlines())[0][:160]
+        raise UserError(f"{path}: not a readable checkpoint, or holds more than tensors and numbers ({reason})") from error
+    except Exception as error:  # torch.load raises many kinds; each means that the file is no checkpoint
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+
+
+def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
+    """A published file's content -> a checkpoint of ours: `config`, `classes`, `method`.
+
+    shrink: of the random walk, which no weight tells. Raises UserError for a file of no network that is built here.
+    """
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: neither a checkpoint of this project nor one that its papers' authors released")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    for key, name in OTHERS.items():
+        if key in state:
+            raise UserError(f"{path}: the weights of {name}, which this project does not build yet")
+    if "PAM_Module.gamma" in state:
+        network, names, backbone, classifier = "random_walk", RANDOM_WALK, "model_sed.", "conv6.1.weight"
+    elif "layer5.conv1.weight" in state:
+        network, names, backbone, classifier = "baseline", BASELINE, "", "layer5.conv1.weight"
+    elif {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
+        raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
+    else:
+        raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
+    if classifier not in state:
+        raise UserError(f"{path}: not complete, {classifier} is missing")
+    classes = _classes(state[classifier].shape[0])
+    config = Config(
+        model=ModelConfig(backbone=_depth(state, backbone, path), weights="none", shrink=shrink),
+        method=MethodConfig(network=network),
+    )
+    ours = {}
+    for key, value in state.items():
+        prefix = next((old for old in names if key.startswith(old)), None)
+        if prefix is not None:
+            ours["network." + names[prefix] + key.removeprefix(prefix)] = value
+    return {"config": asdict(config), "classes": classes, "method": ours}
+
+
+def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> str:
+    """The name of the ResNet under `prefix`."""
+    blocks = len({key.split(".")[1] for key in (k.removeprefix(prefix) for k in state) if key.startswith("layer3.")})
+    depth = DEPTHS.get((blocks, f"{prefix}layer3.0.conv3.weight" in state))
+    if depth is None:
+        raise UserError(f"{path}: its backbone is no ResNet that is known here ({blocks} blocks in layer3)")
+    return f"resnet{depth}"
+
+
+def _classes(count: int) -> list[str]:
+    """The names of the data set with so many classes, or numbers where there is none, or more than one."""
+    lists = [names for names in CLASS_LISTS.values() if len(names) == count]
+    return list(lists[0]) if len(lists) == 1 else [str(number) for number in range(count)]
+
+
+@contextmanager
+def _numpy_scalars() -> Iterator[None]:
+    """Allows numpy's scalars (the released files hold `best_pred` as one), under their paths before and since numpy 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
+        yield

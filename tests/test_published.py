@@ -1,0 +1,101 @@
+"""Released checkpoint files: what is read, and what is refused without being run."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from config import MethodConfig, ModelConfig
+from engine.checkpoint import load_model
+from engine.published import BASELINE, RANDOM_WALK, convert, load_file
+from errors import UserError
+from methods import build_method
+
+
+def released(network, backbone="resnet18", classes=21):
+    """A released file's content, with our weights under the published names."""
+    names = {"random_walk": RANDOM_WALK, "baseline": BASELINE}[network]
+    method = build_method(MethodConfig(network=network), ModelConfig(backbone=backbone), classes)
+    state = {}
+    for key, value in method.network.state_dict().items():
+        old, new = next((old, new) for old, new in names.items() if key.startswith(new))
+        state[f"module.{old}{key.removeprefix(new)}"] = value
+    return {"epoch": 7, "state_dict": state, "best_pred": np.float64(0.71), "optimizer": {"lr": 0.1}}, method
+
+
+@pytest.mark.parametrize("network", ["random_walk", "baseline"])
+@pytest.mark.parametrize(("backbone", "classes"), [("resnet18", 21), ("resnet34", 60), ("resnet101", 5)])
+def test_depth_classes_and_weights_are_found(network, backbone, classes):
+    content, method = released(network, backbone, classes)
+    converted = convert(content, "file")
+    assert converted["config"]["model"]["backbone"] == backbone and len(converted["classes"]) == classes
+    ours = method.state_dict()
+    assert ours.keys() == converted["method"].keys()
+    assert all(torch.equal(ours[key], value) for key, value in converted["method"].items())
+
+
+class OldNumpyPickler(pickle._Pickler):
+    """Writes numpy's scalar under its path before numpy 2."""
+
+    def save_global(self, obj, name=None):
+        if getattr(obj, "__module__", "") == "numpy._core.multiarray" and obj.__name__ == "scalar":
+            self.write(b"cnumpy.core.multiarray\nscalar\n")
+            self.memoize(obj)
+        else:
+            super().save_global(obj, name)
+
+
+class OldNumpy:
+    """What torch.save takes for a pickle module."""
+
+    Pickler = OldNumpyPickler
+    dump, dumps = staticmethod(pickle.dump), staticmethod(pickle.dumps)
+    __name__ = "pickle"
+
+
+def test_numpy_scalars_are_read_under_both_paths(tmp_path):
+    content, _ = released("baseline")
+    torch.save(content, tmp_path / "new.pth")
+    torch.save(content, tmp_path / "old.pth", pickle_module=OldNumpy)
+    assert b"numpy.core.multiarray" in (tmp_path / "old.pth").read_bytes()
+    for name in ("new.pth", "old.pth"):
+        assert load_file(tmp_path / name)["best_pred"] == 0.71
+        assert len(load_model(tmp_path / name).classes) == 21
+
+
+class Malicious:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
+    content, _ = released("baseline")
+    content["epoch"] = Malicious(f"touch {tmp_path}/ran")
+    torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match="holds more than tensors and numbers") as caught:
+        load_file(tmp_path / "bad.pth")
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_network_of_ours_is_named(tmp_path):
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    with pytest.raises(UserError, match=r"torchvision weights of a resnet18: give them as --model.weights"):
+        convert(weights, "file")
+    with pytest.raises(UserError, match="of no network that is known here"):
+        convert({"weight": torch.ones(1)}, "file")
+    with pytest.raises(UserError, match="neither a checkpoint of this project"):
+        convert([1, 2], "file")
+    content, _ = released("baseline")
+    del content["state_dict"]["module.layer3.1.conv1.weight"]
+    torch.save(content, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="first difference"):
+        load_model(tmp_path / "part.pth")

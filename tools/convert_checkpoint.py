@@ -1,0 +1,55 @@
+"""A checkpoint that a paper's authors released, as one of this project's.
+
+    python -m tools.convert_checkpoint FILE [--out runs/published/best.pt] [--shrink 2]
+
+Recognises CC4S's random-walk and baseline networks. evaluate.py, predict.py and --init read such files as they are, too;
+converting is for --shrink, which the weights do not tell, and for classes by name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import PositiveInt
+
+from config import parse
+from datasets import class_names
+from datasets.files import whole
+from engine.checkpoint import describe, model_of
+from engine.published import convert, load_file
+from errors import UserError, run
+
+
+@dataclass
+class ConvertConfig:
+    """A published checkpoint."""
+
+    file: str
+    """the released file"""
+    out: str = "runs/published/best.pt"
+    """checkpoint to write"""
+    shrink: PositiveInt = 1
+    """of the random walk it was trained with"""
+    classes: str | None = None
+    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names; unset: by their number"""
+
+
+def main() -> None:
+    config = parse(ConvertConfig, __doc__, positional=True)
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"{out} is there already: delete it or choose another --out")
+    content = convert(load_file(config.file), config.file, config.shrink)
+    if config.classes is not None:
+        names = class_names(config.classes)
+        if len(names) != len(content["classes"]):
+            raise UserError(f"{config.file}: {len(content['classes'])} classes, but --classes has {len(names)}")
+        content["classes"] = list(names)
+    model_of(content, config.file)  # refuses weights that do not fit
+    with whole(out) as temporary:
+        torch.save(content, temporary)
+    print(f"{out}: {describe(content['config'])}, {len(content['classes'])} classes")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -231,13 +231,23 @@ class PredictConfig:
     images: str
     """an image, a folder of images, or (with --split) a data set's root"""
     out: str
-    """folder for the label PNGs, one an image, and predictions.json or pseudo_labels.json"""
+    """folder for the label PNGs, overlays, gallery.jpg, and predictions.json or pseudo_labels.json"""
     split: str | None = None
     """predict the images of this split of the data set"""
     pseudo_labels: bool = False
     """keep what is certain: pixels whose probability is over the threshold; the rest is 255"""
     threshold: ClosedUnitInterval = 0.9
     """least probability of a pseudo-label"""
+    class_thresholds: dict[str, ClosedUnitInterval] = field(default_factory=dict)
+    """least probability of some classes' pseudo-labels, by name, such as '{cat: 0.7}'"""
+    tags: bool = False
+    """no class but the first and those that the data set's tags.json gives an image (needs --split)"""
+    crf: Literal["none", "torch", "pydensecrf"] = "none"
+    """refine the probabilities by a dense CRF (CC4S's parameters)"""
+    probabilities: bool = False
+    """write them too: OUT/probabilities/NAME.npz, float16"""
+    shard: str = "1/1"
+    """part of the images, i/n: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
     scribbles: str | None = None
     """folder of label PNGs that win over the pseudo-labels where they are not 255"""
     preset: str = "fast"

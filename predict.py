@@ -1,123 +1,170 @@
-"""Predicts images: label PNGs in the palette's colours, or pseudo-labels for the next stage.
+"""Predicts images: label PNGs in the palette's colours with overlays and a gallery, or pseudo-labels for the next stage.
 
     python predict.py --checkpoint runs/ss/best.pt --images photos/ --out predictions/
     python predict.py --checkpoint runs/ss/best.pt --images DATA_ROOT --split train --pseudo_labels --threshold 0.9 \\
         --scribbles DATA_ROOT/scribbles --out runs/ss/pseudo_labels
 
-Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come. OUT
-appears when everything is done; if it is there from the same conditions, nothing is done again.
+Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come. Images that
+are done already are skipped; one that cannot be read is listed at the end (exit code 1) and does not stop the rest.
 """
 
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from config import PredictConfig, parse
 from datasets import open_index
-from datasets.files import UNLABELLED, read_image, read_label, write_label
+from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
-from datasets.index import IMAGE_SUFFIXES, colour_map
+from datasets.index import IMAGE_SUFFIXES, Index, colour_map
 from datasets.segmentation import check_ids
 from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
+from engine.crf import refine
 from engine.inference import predict_probabilities
+from engine.pictures import evenly, overlay, picture_grid
+from engine.provenance import claim, share
 from errors import UserError, run
 from methods.base import Method
 
+GALLERY, COLUMNS = 24, 6  # pictures, and how many stand in a row
 
-def main() -> None:
-    """The command line above; raises UserError for bad input, or an OUT that holds something else."""
+
+def main() -> int:
+    """The command line above; returns the exit code. Raises UserError for bad input, or an OUT that holds something else."""
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device)
     config.run.precision = distributed.pick_precision(device, config.run.precision)
     if config.scribbles is not None and not config.pseudo_labels:
         raise UserError("--scribbles goes with --pseudo_labels")
     method = load_model(config.checkpoint)
-    images = find_images(Path(config.images), config.split)
+    index = open_index(config.images, config.split) if config.split else None
+    images = dict(zip(index.names, index.images, strict=True)) if index else find_images(Path(config.images))
+    allowed = allowed_classes(config, index, method.classes)
+    thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
-    record_name = "pseudo_labels.json" if config.pseudo_labels else "predictions.json"
-    conditions = {
-        "checkpoint": config.checkpoint,
+    record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
+    claim(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
+
+    method.to(device, memory_format=torch.channels_last)
+    names = share(list(images), config.shard)
+    counts, failures = np.zeros(256, np.int64), []
+    for name in tqdm(names, "predicting", unit="image", disable=None):
+        try:
+            if not (out / f"{name}.png").is_file():
+                predict(method, config, name, images[name], thresholds, allowed.get(name), device)
+            counts += np.bincount(read_label(out / f"{name}.png").reshape(-1), minlength=256)
+        except UserError as error:
+            failures.append(error)
+    if not config.pseudo_labels:
+        draw_gallery(images, out)
+    if config.shard == "1/1" and counts.sum():
+        write_shares(record, counts, method.classes)
+    print(
+        f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"
+    )
+    for error in failures:
+        print(f"failed: {error}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
+    """What the predictions depend on."""
+    settings = asdict(config)
+    for elsewhere in ("run", "out", "shard", "preset"):  # the preset is in the inference settings
+        del settings[elsewhere]
+    if not config.pseudo_labels:
+        del settings["threshold"], settings["class_thresholds"]
+    return json.loads(json.dumps(settings)) | {
         "checkpoint_sha256": fingerprint(config.checkpoint),
-        "images": config.images,
         "count": len(images),
         "names_sha256": hashlib.sha256("\n".join(images).encode()).hexdigest(),
-        "threshold": config.threshold if config.pseudo_labels else None,
-        "scribbles": config.scribbles,
-        "inference": json.loads(json.dumps(asdict(config.inference))),
     }
-    if is_made(out, record_name, conditions):
-        print(f"{out} is there already, made under the same conditions")
-        return
-
-    # Everything is written beside OUT and becomes OUT at the end: what is there is complete.
-    partial = out.with_name(f".{out.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        counts = predict(config, method.to(device, memory_format=torch.channels_last), images, partial, device)
-        shares = counts / counts.sum()
-        record = conditions | {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "labelled_share": float(1 - shares[UNLABELLED]),
-            "share_of_class": {name: float(shares[number]) for number, name in enumerate(method.classes)},
-        }
-        (partial / record_name).write_text(json.dumps(record, indent=2) + "\n")
-        if out.is_dir():
-            out.rmdir()  # empty, as is_made saw
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{len(images)} images, {100 * record['labelled_share']:.1f}% of pixels labelled: {out / record_name}")
 
 
-def is_made(out: Path, record_name: str, conditions: dict) -> bool:
-    """Whether `out` holds predictions made under `conditions`. Raises UserError where it holds anything else."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return False
-    file = out / record_name
-    try:
-        record = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError:
-        record = {}
-    differing = [name for name, value in conditions.items() if record.get(name) != value]
-    if differing:
-        raise UserError(
-            f"{out} holds something else already (differs in {', '.join(differing)}): delete it or choose another --out"
-        )
-    return True
+def write_shares(record: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Adds to the record how much of the pixels is labelled, and as what; counts: pixels of each id, (256,)."""
+    shares = counts / counts.sum()
+    found = {
+        "labelled_share": float(1 - shares[UNLABELLED]),
+        "share_of_class": {name: float(shares[number]) for number, name in enumerate(classes)},
+    }
+    content = json.loads(record.read_text()) | found
+    with whole(record) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def predict(config: PredictConfig, method: Method, images: dict[str, Path], out: Path, device: torch.device) -> np.ndarray:
-    """Writes OUT/NAME.png for every image; returns how many pixels got each id, (256,) int64."""
-    counts = np.zeros(256, np.int64)
-    for name, path in tqdm(images.items(), "predicting", unit="image", disable=None):
-        image = read_image(path)
-        scribble = (
-            read_scribble(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
-        )
-        with torch.inference_mode(), distributed.autocast(device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, normalise(image).to(device), config.inference).cpu().numpy()
-        label = pseudo_label(probabilities, config.threshold, scribble) if config.pseudo_labels else most_likely(probabilities)
-        write_label(out / f"{name}.png", label, colour_map())
-        counts += np.bincount(label.reshape(-1), minlength=256)
-    return counts
+def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndarray:
+    """The least probability of each class, (C,) float32. Raises UserError for a name that is none."""
+    unknown = sorted(set(config.class_thresholds) - set(classes))
+    if unknown:
+        raise UserError(f"--class_thresholds: {unknown[0]} is none of the classes ({', '.join(classes)})")
+    return np.array([config.class_thresholds.get(name, config.threshold) for name in classes], np.float32)
 
 
-def find_images(images: Path, split: str | None) -> dict[str, Path]:
-    """Name -> path: of the one image, of those in the folder and below it, or of the data set's split, in order."""
-    if split is not None:
-        index = open_index(images, split)
-        return dict(zip(index.names, index.images, strict=True))
+def allowed_classes(config: PredictConfig, index: Index | None, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Name -> which classes its tags allow, (C,) bool; empty without --tags. Raises UserError where there are no tags."""
+    if not config.tags:
+        return {}
+    if index is None or index.tags is None:
+        raise UserError("--tags: needs --split, and a tags.json in the data set")
+    if len(index.classes) != len(classes):
+        raise UserError(f"--tags: {config.images} has {len(index.classes)} classes, the checkpoint {len(classes)}")
+    return {name: np.r_[True, tags] for name, tags in zip(index.names, index.tags, strict=True)}
+
+
+def predict(
+    method: Method,
+    config: PredictConfig,
+    name: str,
+    path: Path,
+    thresholds: np.ndarray,
+    allowed: np.ndarray | None,
+    device: torch.device,
+) -> None:
+    """Writes what is asked for of one image, its label last. Raises UserError where it or its scribble cannot be read."""
+    out = Path(config.out)
+    image = read_image(path)
+    scribble = read_scribble(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
+    with torch.inference_mode():
+        with distributed.autocast(device, config.run.precision):
+            probabilities = predict_probabilities(method.predict, normalise(image).to(device), config.inference)
+        if allowed is not None:
+            probabilities[torch.from_numpy(~allowed).to(device)] = 0
+            probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)
+        if config.crf != "none":
+            probabilities = refine(probabilities, image, config.crf)
+        probabilities = probabilities.cpu().numpy()
+    label = pseudo_label(probabilities, thresholds, scribble) if config.pseudo_labels else most_likely(probabilities)
+    if config.probabilities:
+        with whole(out / "probabilities" / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, probabilities=probabilities.astype(np.float16))
+    if not config.pseudo_labels:
+        with whole(out / "overlays" / f"{name}.jpg") as temporary:
+            Image.fromarray(overlay(image, label, colour_map())).save(temporary, "JPEG", quality=90)
+    write_label(out / f"{name}.png", label, colour_map())
+
+
+def draw_gallery(images: dict[str, Path], out: Path) -> None:
+    """OUT/gallery.jpg: overlays spread over what is done."""
+    done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
+    if done:
+        tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
+        rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+        picture_grid(rows, [""] * min(COLUMNS, len(tiles)), colour_map()).save(out / "gallery.jpg", quality=90)
+
+
+def find_images(images: Path) -> dict[str, Path]:
+    """Name -> path: of the one image, or of those in the folder and below it. Raises UserError where there is none."""
     if images.is_file():
         return {images.stem: images}
     found = images_below(images)
@@ -140,12 +187,15 @@ def most_likely(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
-def pseudo_label(probabilities: np.ndarray, threshold: float, scribble: np.ndarray | None = None) -> np.ndarray:
-    """The most likely class where its probability is over `threshold`, 255 elsewhere; a scribble's own label always wins.
+def pseudo_label(probabilities: np.ndarray, thresholds: np.ndarray | float, scribble: np.ndarray | None = None) -> np.ndarray:
+    """The most likely class where its probability is over its threshold, 255 elsewhere; a scribble's own label always wins.
 
-    probabilities: (C, H, W) float. scribble: (H, W) uint8, 255 = unlabelled. Returns (H, W) uint8 (CC4S, stage 2).
+    probabilities: (C, H, W) float. thresholds: (C,) float, or one for all. scribble: (H, W) uint8, 255 = unlabelled. Returns
+    (H, W) uint8 (CC4S, stage 2).
     """
-    label = np.where(probabilities.max(axis=0) > threshold, most_likely(probabilities), UNLABELLED).astype(np.uint8)
+    likely = most_likely(probabilities)
+    least = np.broadcast_to(thresholds, len(probabilities))[likely]
+    label = np.where(probabilities.max(axis=0) > least, likely, UNLABELLED).astype(np.uint8)
     return label if scribble is None else np.where(scribble != UNLABELLED, scribble, label)
 
 

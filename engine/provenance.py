@@ -1,7 +1,16 @@
-"""Where a result comes from."""
+"""Where a result comes from, and how its making is divided over machines."""
 
+import json
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from datasets.files import whole
+from errors import UserError
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -13,3 +22,34 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def share(items: Sequence[T], shard: str) -> Sequence[T]:
+    """The part of `items` that a shard "i/n" does: every n-th, from the i-th. Raises UserError for anything but 1 <= i <= n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, such as 1/4")
+    return items[int(match[1]) - 1 :: int(match[2])]
+
+
+def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
+    """Makes the folder of `record`, a JSON of the conditions (and notes) that the files in it are made under; or finds it made
+    under the same conditions, so that a later call may go on in it.
+
+    Raises UserError where the folder holds files of other conditions, or of something else.
+    """
+    conditions = json.loads(json.dumps(conditions))
+    out = record.parent
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        try:
+            there = json.loads(record.read_text()) if record.is_file() else None
+        except ValueError:
+            there = None
+        if not isinstance(there, dict):
+            raise UserError(f"{out} holds something else already: delete it or choose another --out")
+        differing = [name for name, value in conditions.items() if name not in there or there[name] != value]
+        if differing:
+            raise UserError(f"{out} was made with another {', '.join(differing)}: delete it or choose another --out")
+        return
+    with whole(record) as temporary:
+        temporary.write_text(json.dumps(conditions | (notes or {}), indent=2) + "\n")

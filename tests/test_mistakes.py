@@ -1,5 +1,6 @@
 """A user's mistakes: one line on standard error, exit code 2, nothing written."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_chain import SMALL
 import evaluate
 import predict
 import train
+from datasets.files import read_label
 
 
 def assert_refused(result, message):
@@ -126,21 +128,51 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     assert not (tmp_path / "out").exists()
 
 
-def test_prediction_is_whole_or_not_there_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
+def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
     out = tmp_path / "out"
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--out", out]
-    image = root / "JPEGImages/demo_0010.jpg"
+    image = root / "JPEGImages/demo_0009.jpg"
     content = image.read_bytes()
     image.write_bytes(b"broken")
-    assert_refused(cli(predict.main, *arguments), "not a readable image")
-    assert not list(tmp_path.glob("*out*"))
+    code, _, error = cli(predict.main, *arguments)
+    assert code == 1 and "failed: " in error and "demo_0009.jpg: not a readable image" in error and "Traceback" not in error
+    first = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert sorted(path.name for path in first) == ["demo_0008.png", "demo_0010.png"]
 
     image.write_bytes(content)
     assert cli(predict.main, *arguments)[0] == 0
-    assert sorted(path.name for path in out.iterdir()) == [*(f"demo_{n:04d}.png" for n in (8, 9, 10)), "predictions.json"]
-    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert "there already" in cli(predict.main, *arguments)[1]
-    assert_refused(cli(predict.main, *arguments, "--inference.flip"), "differs in inference")
+    masks = [f"demo_{number:04d}" for number in (8, 9, 10)]
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {
+        "predictions.json", "gallery.jpg", *(f"{name}.png" for name in masks), *(f"overlays/{name}.jpg" for name in masks)
+    }  # fmt: skip
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "what was done is not done again"
+    assert json.loads((out / "predictions.json").read_text())["labelled_share"] == 1
+    assert_refused(cli(predict.main, *arguments, "--inference.flip"), "another inference")
     (out / "predictions.json").unlink()
     assert_refused(cli(predict.main, *arguments), "holds something else")
-    assert all(path.stat().st_mtime_ns == time for path, time in written.items() if path.suffix == ".png")
+
+
+def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
+    names = [f"demo_{number:04d}" for number in (8, 9, 10)]
+    (root / "tags.json").write_text(json.dumps({name: ["disc", "star"] for name in names}))
+    common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
+    common += ["--threshold", "0", "--probabilities"]
+    assert cli(predict.main, *common, "--out", tmp_path / "all")[0] == 0
+    for shard in ("1/2", "2/2"):
+        assert cli(predict.main, *common, "--out", tmp_path / "shards", "--shard", shard)[0] == 0
+    assert cli(predict.main, *common, "--out", tmp_path / "tags", "--tags", "--crf", "torch")[0] == 0
+    strict = "{background: 1, disc: 1}"
+    assert cli(predict.main, *common, "--out", tmp_path / "classes", "--class_thresholds", strict)[0] == 0
+    for name in names:
+        whole = read_label(tmp_path / f"all/{name}.png")
+        probabilities = np.load(tmp_path / f"all/probabilities/{name}.npz")["probabilities"]
+        assert probabilities.shape == (7, 128, 160) and (probabilities.argmax(axis=0) == whole).mean() > 0.95
+        assert (read_label(tmp_path / f"shards/{name}.png") == whole).all()
+        assert set(np.unique(read_label(tmp_path / f"tags/{name}.png"))) <= {0, 1, 4}
+        assert (read_label(tmp_path / f"classes/{name}.png") == np.where(whole <= 1, 255, whole)).all()
+    refused = [*common, "--out", tmp_path / "x"]
+    assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is none of the classes")
+    assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
+    (root / "tags.json").unlink()
+    assert_refused(cli(predict.main, *refused, "--tags"), "tags.json")

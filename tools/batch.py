@@ -1,23 +1,20 @@
 """What the preparation tools share: many files at once, shards, what is there already, and a list of what failed."""
 
 import contextlib
-import json
 import multiprocessing
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 from jsonargparse.typing import NonNegativeInt
 from tqdm import tqdm
 
-from datasets.files import whole
+from engine.provenance import share
 from errors import UserError
 
 T = TypeVar("T")
@@ -32,19 +29,9 @@ class BatchConfig:
     workers: NonNegativeInt = 0
     """processes; 0 takes one a core"""
 
-    def __post_init__(self):
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"--shard {self.shard}: write i/n with 1 <= i <= n, such as 1/4")
-
     def settings(self) -> dict:
         """What decides what is written: everything but how the work is divided, and where it goes."""
         return {key: value for key, value in asdict(self).items() if key not in ("shard", "workers", "out")}
-
-    def share(self, names: Sequence[str]) -> Sequence[str]:
-        """This shard's part of `names`: every n-th, from the i-th."""
-        first, count = map(int, self.shard.split("/"))
-        return names[first - 1 :: count]
 
 
 def process(
@@ -55,8 +42,8 @@ def process(
     A UserError of one does not stop the rest: it is listed on stderr at the end. Returns the results in order of the
     items, and the exit code: 1 where any failed, else 0. what: names the progress bar.
     """
-    share = config.share(list(items))
-    todo = [(name, items[name]) for name in share if not finished(name)]
+    mine = share(list(items), config.shard)
+    todo = [(name, items[name]) for name in mine if not finished(name)]
     results, failures = [], []
     with parallel(config.workers, len(todo)) as mapping:
         for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
@@ -64,7 +51,7 @@ def process(
                 results.append(result)
             else:
                 failures.append((name, error))
-    print(f"{what}: {len(results)} written, {len(share) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
+    print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
     for name, error in failures:
         print(f"failed: {name}: {error}", file=sys.stderr)
     return results, int(bool(failures))
@@ -85,29 +72,6 @@ def parallel(workers: int, count: int) -> Iterator[Callable]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def claim(out: Path, tool: str, settings: dict) -> None:
-    """Makes the folder `out` with TOOL.json, which holds `settings`, so that a later call may go on in it.
-
-    Raises UserError where the folder holds files of other settings, or of something else.
-    """
-    record = out / f"{tool}.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if record.is_file():
-        try:
-            there = json.loads(record.read_text())
-        except ValueError:
-            there = {}
-        differing = sorted(key for key in {*there, *settings} if there.get(key) != settings.get(key))
-        if differing:
-            raise UserError(f"{out} was made with another {', '.join(differing)}: delete it or choose another --out")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else already: delete it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with whole(record) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _attempt(work: Callable[[str, T], Any], named: tuple[str, T]) -> tuple[str, Any, str | None]:

@@ -24,8 +24,9 @@ from datasets.files import UNLABELLED, read_image, read_label, write_label
 from datasets.index import Index, colour_map, under
 from datasets.segmentation import check_ids
 from engine.pictures import evenly, overlay, picture_grid
+from engine.provenance import claim
 from errors import UserError, run
-from tools.batch import BatchConfig, claim, parallel, process
+from tools.batch import BatchConfig, parallel, process
 
 AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles reach 0.95 and more
 VOID = (224, 224, 192)  # what PASCAL VOC's coloured labels have for 255
@@ -202,7 +203,7 @@ def convert(config: CheckConfig) -> int:
     colours = read_colours(Path(config.colours)) if config.colours else colour_map()
     train = open_index(config.root, config.train_split, config.labels)
     out = Path(config.convert)
-    claim(out, "check_dataset", {"labels": config.labels, "colours": config.colours})
+    claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours})
     items = dict(zip(train.names, train.labels, strict=True))
     work = partial(write_ids, out, {tuple(map(int, colour)): number for number, colour in enumerate(colours)})
     return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "convert")[1]

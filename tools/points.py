@@ -21,8 +21,9 @@ from datasets.files import UNLABELLED, read_image, write_label
 from datasets.folder import images_below
 from datasets.index import check_name, colour_map
 from datasets.strokes import line
+from engine.provenance import claim
 from errors import UserError, run
-from tools.batch import BatchConfig, claim, process
+from tools.batch import BatchConfig, process
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,7 @@ def main() -> int:
     clicks = read_clicks(Path(config.clicks))
     images = images_below(Path(config.images))
     out = Path(config.out)
-    claim(out, "points", config.settings())
+    claim(out / "points.json", config.settings())
     items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
     work = partial(write, out, classes, config.width)
     return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points")[1]

@@ -31,8 +31,9 @@ from datasets.index import colour_map
 from datasets.pascal_context import read_context
 from datasets.source import Source
 from datasets.voc import read_voc
+from engine.provenance import claim
 from errors import UserError, run
-from tools.batch import BatchConfig, claim, process
+from tools.batch import BatchConfig, process
 
 
 @dataclass(kw_only=True)
@@ -122,7 +123,7 @@ def main() -> int:
         "camvid": lambda: read_camvid(Path(config.root)),
     }[command]()
     out = Path(config.out)
-    claim(out, "prepare", {"command": command} | config.settings())
+    claim(out / "prepare.json", {"command": command} | config.settings())
     items = {f"{folder}/{name}": entry for folder, entries in source.maps.items() for name, entry in entries.items()}
     work = partial(write_map, out, source.read)
     _, code = process(work, items, lambda name: (out / f"{name}.png").is_file(), config, command)

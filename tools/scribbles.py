@@ -24,8 +24,9 @@ from datasets.index import colour_map
 from datasets.scribbles import draw_scribbles, generator
 from datasets.scribblesup import read_annotation
 from datasets.strokes import drop, shrink
+from engine.provenance import claim
 from errors import UserError, run
-from tools.batch import BatchConfig, claim, process
+from tools.batch import BatchConfig, process
 
 
 @dataclass(kw_only=True)
@@ -99,7 +100,7 @@ def main() -> int:
     }[command]
     out = Path(config.out)
     files = files_in(Path(getattr(config, source)), suffix)
-    claim(out, "scribbles", {"command": command} | config.settings())
+    claim(out / "scribbles.json", {"command": command} | config.settings())
     counts, code = process(partial(write, make, config), files, lambda name: (out / f"{name}.png").is_file(), config, command)
     if counts:
         print(shares(np.sum(counts, axis=0)))

@@ -22,8 +22,9 @@ from datasets import open_index
 from datasets.demo import draw_if_missing
 from datasets.files import NO_SUPERPIXEL, read_image, whole
 from datasets.segmentation import Superpixels
+from engine.provenance import claim
 from errors import UserError, run
-from tools.batch import BatchConfig, claim, process
+from tools.batch import BatchConfig, process
 
 COLOUR_BINS = 25  # of each of 3 channels
 GRADIENT_BINS = 10  # of each of 2 directions
@@ -51,7 +52,7 @@ def main() -> int:
     index = open_index(config.root, config.split)
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
-    claim(superpixels.folder, "superpixels", {"segments": config.segments, "compactness": config.compactness})
+    claim(superpixels.folder / "superpixels.json", {"segments": config.segments, "compactness": config.compactness})
     images = dict(zip(index.names, index.images, strict=True))
     return process(
         partial(prepare, superpixels, config), images, superpixels.present, config, f"superpixels in {superpixels.folder}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Scores a checkpoint: per-class IoU and Dice, mIoU, pixel accuracy. Any flag of evaluate.py may follow, such as
-# --preset paper (CC4S: seven scales, sliding windows) or --crf pydensecrf.
+# --preset paper (CC4S: seven scales, sliding windows) or --crf torch.
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
@@ -9,6 +9,7 @@ CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
 MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}                   # dense masks
 OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
+LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
-python evaluate.py --checkpoint "$CHECKPOINT" \
+$LAUNCH evaluate.py --checkpoint "$CHECKPOINT" \
     --data.root "$DATA_ROOT" --data.labels "$MASKS" --data.split val --out "$OUT" "$@"

@@ -210,13 +210,17 @@ class EvaluateConfig:
     checkpoint: str
     """a run's best.pt"""
     out: str = "runs/evaluation"
-    """folder for metrics.json"""
+    """folder for metrics.json and report.html"""
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images) or paper (CC4S's scales and windows)"""
     crf: Literal["none", "torch", "pydensecrf"] = "none"
     """refine the averaged probabilities by a dense CRF (CC4S's parameters), by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False
     """refine each scale's probabilities before they are averaged, as CC4S's released code does"""
+    compare: str | None = None
+    """another evaluation's folder, to set the classes' scores beside in report.html"""
+    scribbles: str = "scribbles"
+    """shown in report.html where an image has them: a folder of data.root, or a path"""
     data: SplitConfig = field(default_factory=SplitConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     run: RunConfig = field(default_factory=RunConfig)

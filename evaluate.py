@@ -4,10 +4,12 @@
 
     torchrun --nproc_per_node 4 evaluate.py --checkpoint ...
 
-Prints a table and writes OUT/metrics.json (fractions of 1, the confusion matrix, the conditions) and OUT/pictures.png.
+Prints a table and writes OUT/metrics.json (fractions of 1, the confusion matrix, the conditions) and OUT/report.html, a
+page with the classes' scores, the best and the worst images, errors and entropy.
 """
 
 import json
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,8 @@ from config import EvaluateConfig, parse
 from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
+from datasets.files import read_label
+from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import denormalise
 from engine import distributed
@@ -29,12 +33,13 @@ from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
 from engine.inference import predict_probabilities
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
-from engine.pictures import evenly, picture_grid
+from engine.pictures import evenly
 from engine.provenance import commit
+from engine.report import Shown, evaluation_report
 from errors import UserError, run
 from methods.base import Method
 
-PICTURES = 12  # rows of the picture grid
+PICTURES = 4  # images of each kind in the report
 
 
 def main() -> None:
@@ -64,7 +69,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
-    matrix, boundaries, rows = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
+    compared = read_compared(config.compare)
+    matrix, boundaries, shown = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
     if not process.is_main:
         return
     if not matrix.counts.sum():
@@ -75,19 +81,20 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index))}
     (out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-    picture_grid(rows, ["image", "prediction", "truth"], index.palette).save(out / "pictures.png")
-    print(f"wrote {out / 'metrics.json'} and {out / 'pictures.png'}")
+    evaluation_report(out, record, shown, index.palette, compared)
+    print(f"wrote {out / 'metrics.json'} and {out / 'report.html'}")
 
 
 @torch.inference_mode()
 def score(
     method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
-) -> tuple[ConfusionMatrix, BoundaryScores, list]:
-    """Counts over the whole split, summed over the processes, and rows of image, prediction and truth of some of this
-    process's images. Each process takes every n-th image, so none is counted twice."""
+) -> tuple[ConfusionMatrix, BoundaryScores, list[Shown]]:
+    """Counts over the whole split, summed over the processes, and some of this process's images: the best, the worst and
+    others. Each process takes every n-th image, so none is counted twice."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     share = range(process.rank, len(dataset), process.world)
-    shown, rows = evenly(len(share), PICTURES), []
+    spread = evenly(len(share), PICTURES)
+    best, worst, others = [], [], []
     loader = DataLoader(dataset, batch_size=None, sampler=share, num_workers=config.run.workers)
     bar = tqdm(loader, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
     for number, item in enumerate(bar):
@@ -100,13 +107,61 @@ def score(
         if sharpen and not config.crf_per_scale:
             probabilities = sharpen(probabilities)
         prediction = probabilities.argmax(dim=0).cpu()
-        matrix.update(prediction, item["label"])
+        own = ConfusionMatrix(len(dataset.index.classes))
+        own.update(prediction, item["label"])
+        matrix.counts += own.counts
         boundaries.update(prediction, item["label"])
-        if number in shown:
-            rows.append([image, prediction.byte().numpy(), item["label"].byte().numpy()])
+        miou = own.scores(dataset.index.classes)["miou"]
+        if math.isnan(miou):  # nothing labelled
+            continue
+        shown = partial(show, config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
+        if len(worst) < PICTURES or miou < worst[-1].miou:
+            worst = sorted([*worst, shown()], key=lambda one: one.miou)[:PICTURES]
+        elif len(best) < PICTURES or miou > best[-1].miou:
+            best = sorted([*best, shown()], key=lambda one: -one.miou)[:PICTURES]
+        elif number in spread:
+            others.append(shown())
     for counts in (matrix, boundaries):
         counts.sum_over_processes(process.device)
-    return matrix, boundaries, rows
+    return matrix, boundaries, [*worst, *others[:PICTURES], *best]
+
+
+def show(
+    config: EvaluateConfig,
+    dataset: SegmentationDataset,
+    position: int,
+    miou: float,
+    image: np.ndarray,
+    probabilities: torch.Tensor,
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+) -> Shown:
+    """An image with what was predicted of it, for the report."""
+    name = dataset.index.names[position]
+    scribble = under(Path(config.data.root), config.scribbles) / f"{name}.png"
+    entropy = torch.special.entr(probabilities).sum(dim=0) / math.log(len(probabilities))
+    return Shown(
+        name=name,
+        miou=miou,
+        image=image,
+        scribbles=read_label(scribble) if scribble.is_file() else None,
+        prediction=prediction.byte().numpy(),
+        truth=label.byte().numpy(),
+        entropy=entropy.cpu().numpy(),
+    )
+
+
+def read_compared(folder: str | None) -> tuple[str, dict] | None:
+    """The name and scores of the evaluation in a folder; None for none. Raises UserError where it holds no evaluation."""
+    if folder is None:
+        return None
+    file = Path(folder) / "metrics.json"
+    try:
+        scores = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--compare {folder}: no readable metrics.json in it, which evaluate.py writes") from error
+    path = Path(folder)
+    return (path.parent.name if path.name == "evaluation" else path.name), scores
 
 
 def conditions(config: EvaluateConfig, images: int) -> dict:
@@ -115,7 +170,7 @@ def conditions(config: EvaluateConfig, images: int) -> dict:
         "images": images,
         "checkpoint_sha256": fingerprint(config.checkpoint),
         "commit": commit(),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
+        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "opencv": cv2.__version__},
         **asdict(config),
     }
 

@@ -3,8 +3,8 @@
     python train.py --config configs/cc4s/ur.yaml --data.root DIR --data.labels scribbles --out runs/ur
     torchrun --nproc_per_node 4 train.py --config ...
 
-Writes OUT/config.yaml, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png and
-TensorBoard events. The next stage takes --init OUT/best.pt.
+Writes OUT/config.yaml, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
+report.html and TensorBoard events. The next stage takes --init OUT/best.pt.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from engine.inference import predict_probabilities
 from engine.metrics import ConfusionMatrix
 from engine.pictures import evenly, picture_grid
+from engine.report import training_report
 from errors import UserError, run
 from methods import build_method
 from methods.base import Method
@@ -141,6 +142,7 @@ def train(config: Config, process: distributed.Process) -> None:
                     best = scores["miou"]
                     save_checkpoint(out / "best.pt", method, config, classes, step=done, scores=scores)
                 log.pictures(done, draw_shown(method, shown, val_set.index.palette, device))
+                training_report(out)
     if log:
         log.close()
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")

@@ -34,18 +34,29 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.nda
     return picture
 
 
-def picture_grid(rows: Sequence[Sequence[np.ndarray | None]], captions: Sequence[str], palette: np.ndarray) -> Image.Image:
-    """Rows of tiles under captions. A tile is an image (H, W, 3) uint8, a label map (H, W) uint8, or None (blank)."""
+def picture_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    captions: Sequence[str],
+    palette: np.ndarray,
+    names: Sequence[str] | None = None,
+) -> Image.Image:
+    """Rows of tiles under captions, each row under its name where there are names. A tile is an image (H, W, 3) uint8, a label
+    map (H, W) uint8, or None (blank)."""
     tiles = [[None if tile is None else _tile(tile, palette) for tile in row] for row in rows]
     sizes = [tile.size for row in tiles for tile in row if tile is not None]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
-    grid = Image.new("RGB", (len(captions) * (width + GAP) + GAP, len(rows) * (height + GAP) + CAPTION + GAP), "white")
+    step = height + GAP + (CAPTION if names else 0)
+    grid = Image.new("RGB", (len(captions) * (width + GAP) + GAP, len(rows) * step + CAPTION + GAP), "white")
     draw = ImageDraw.Draw(grid)
     for column, caption in enumerate(captions):
         draw.text((GAP + column * (width + GAP), 2), caption, fill="black")
     for line, row in enumerate(tiles):
+        top = CAPTION + GAP + line * step
+        if names:
+            draw.text((GAP, top), names[line], fill="black")
+            top += CAPTION
         for column, tile in enumerate(row):
-            corner = (GAP + column * (width + GAP), CAPTION + GAP + line * (height + GAP))
+            corner = (GAP + column * (width + GAP), top)
             if tile is None:
                 draw.rectangle([corner, (corner[0] + width - 1, corner[1] + height - 1)], fill=BLANK)
             else:

@@ -2,13 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
+import torch
 from conftest import REPOSITORY
 
 import evaluate
+from config import EvaluateConfig, RunConfig
+from datasets import open_index
+from datasets.segmentation import SegmentationDataset
+from engine import distributed
+from engine.checkpoint import load_model
+from engine.metrics import ConfusionMatrix
+from engine.report import RIGHT, VOID, WRONG, error_map
 
 
 def test_two_processes_count_what_one_counts(checkpoints, tiny, tmp_path, cli):
@@ -17,7 +26,9 @@ def test_two_processes_count_what_one_counts(checkpoints, tiny, tmp_path, cli):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
     command = [*launch, REPOSITORY / "evaluate.py", *arguments, "--out", tmp_path / "two"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300)
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert np.sum(one["confusion_matrix"]) == 3 * 128 * 160, "three images, none twice"
@@ -37,3 +48,49 @@ def test_metrics_say_what_they_depend_on(checkpoints, tiny, tmp_path, cli):
     hit = np.diagonal(metrics["confusion_matrix"]).sum()
     assert metrics["pixel_accuracy"] == hit / np.sum(metrics["confusion_matrix"])
     assert 0 <= metrics["boundary_iou"] <= 1 and len(metrics["boundary_iou_per_class"]) == 7
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_path, cli):
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny]
+    assert cli(evaluate.main, *arguments, "--out", tmp_path / "first/evaluation")[0] == 0
+    first = tmp_path / "first/evaluation/metrics.json"
+    scores = json.loads(first.read_text())
+    scores["iou"] |= {"background": 0.125, "disc": None}
+    first.write_text(json.dumps(scores))
+    flags = ["--inference.flip", "--compare", tmp_path / "first/evaluation", "--out", tmp_path / "second"]
+    assert cli(evaluate.main, *arguments, *flags)[0] == 0
+    page = (tmp_path / "second/report.html").read_text()
+    metrics = json.loads((tmp_path / "second/metrics.json").read_text())
+    assert f"<b>{100 * metrics['miou']:.2f}%</b>" in page
+    assert "IoU of first" in page and "<td>12.50%</td>" in page
+    assert f"{100 * (metrics['iou']['background'] - 0.125):+.2f}" in page
+    pictures = re.findall(r'<img src="([^"]*)"', page)
+    assert pictures and all(picture.startswith("data:image/png;base64,") for picture in pictures)
+    assert not re.search(r"https?://|<script|<link", page)
+    assert metrics["conditions"]["checkpoint_sha256"] in page and "demo_00" not in page, "names are in the pictures"
+    code, _, error = cli(evaluate.main, *arguments, "--compare", tmp_path, "--out", tmp_path / "third")
+    assert code == 2 and "no readable metrics.json" in error and not (tmp_path / "third").exists()
+
+
+def test_errors_are_red_and_void_is_white():
+    prediction, truth = np.array([[0, 1, 1]], np.uint8), np.array([[0, 0, 255]], np.uint8)
+    assert error_map(prediction, truth).tolist() == [[list(RIGHT), list(WRONG), list(VOID)]]
+
+
+def test_best_and_worst_images_are_the_best_and_the_worst(checkpoints, tiny, monkeypatch):
+    dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"))
+    monkeypatch.setattr(evaluate, "PICTURES", 2)
+    method = load_model(checkpoints / "seven.pt")
+    config = EvaluateConfig(checkpoint="", run=RunConfig(precision="fp32", workers=0))
+    process = distributed.Process(0, 1, torch.device("cpu"))
+    _, _, shown = evaluate.score(method, dataset, config, process)
+    everything = []
+    for position, name in enumerate(dataset.index.names):
+        matrix = ConfusionMatrix(7)
+        with torch.inference_mode():
+            item = dataset[position]
+            matrix.update(method.predict(item["image"][None])[0].argmax(dim=0), item["label"])
+        everything.append((matrix.scores(dataset.index.classes)["miou"], name))
+    ranked = [name for _, name in sorted(everything)]
+    assert {one.name for one in shown[:2]} == set(ranked[:2]) and {one.name for one in shown[-2:]} == set(ranked[-2:])
+    assert all(one.entropy.min() >= 0 and one.entropy.max() <= 1 + 1e-6 for one in shown)

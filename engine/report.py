@@ -1,0 +1,193 @@
+"""report.html of a training run or an evaluation: one file, nothing outside it."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+import yaml
+from PIL import Image
+
+from datasets.files import UNLABELLED, whole
+from engine.pictures import picture_grid
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
+NOT_LOSSES = ("step", "epoch", "seconds", "lr")
+
+
+@dataclass
+class Shown:
+    """An evaluated image as the report shows it."""
+
+    name: str
+    miou: float
+    """of this image alone, a fraction of 1"""
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB"""
+    scribbles: np.ndarray | None
+    """(H, W) uint8"""
+    prediction: np.ndarray
+    """(H, W) uint8"""
+    truth: np.ndarray
+    """(H, W) uint8"""
+    entropy: np.ndarray
+    """(H, W) float, of the predicted probabilities, 0 to 1 (1: all classes alike)"""
+
+
+def training_report(run: Path) -> None:
+    """Writes RUN/report.html from RUN/metrics.jsonl, config.yaml and pictures.png."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    scores = [line for line in lines if "val_miou" in line]
+    config = (run / "config.yaml").read_text()
+    curves = {}
+    if losses:
+        curves["Losses"] = _plot(losses, [key for key in losses[0] if key not in NOT_LOSSES], "loss term, as weighted")
+    if scores:
+        curves["Validation"] = _plot(scores, ["val_miou", "val_dice", "val_pixel_accuracy"], "fraction of 1")
+    if losses:
+        curves["Learning rate"] = _plot(losses, ["lr"], "learning rate")
+    valid = [line["val_miou"] for line in scores if line["val_miou"] is not None]
+    last = lines[-1] if lines else {"step": 0, "epoch": 0, "seconds": 0}
+    figures = {
+        "best validation mIoU": f"{100 * max(valid):.2f}%" if valid else "-",
+        "steps": last["step"],
+        "epochs": f"{last['epoch']:.2f}",
+        "minutes": f"{last['seconds'] / 60:.1f}",
+    }
+    pictures = []
+    if (run / "pictures.png").is_file():
+        with Image.open(run / "pictures.png") as grid:
+            legend = "Validation images after the last validation; grey is unlabelled."
+            pictures.append({"title": "Pictures", "legend": legend, "colours": [], "picture": _embed(grid)})
+    described = yaml.safe_load(config)
+    lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"
+    _write(run, title=f"Training: {run.name}", lead=lead, figures=figures, curves=curves, pictures=pictures, conditions=config)
+
+
+def evaluation_report(
+    out: Path, record: dict, shown: Sequence[Shown], palette: np.ndarray, compared: tuple[str, dict] | None = None
+) -> None:
+    """Writes OUT/report.html. record: what metrics.json holds. shown: some images, the best and the worst among them.
+    compared: the name and metrics.json of another evaluation, for the table."""
+    classes = list(record["iou"])
+    figures = {
+        "mIoU": _percent(record["miou"]),
+        "Dice": _percent(record["dice"]),
+        "pixel accuracy": _percent(record["pixel_accuracy"]),
+        "boundary IoU": _percent(record["boundary_iou"]),
+        "images": record["conditions"]["images"],
+    }
+    ranked = sorted(shown, key=lambda one: one.miou)
+    third = max(1, len(ranked) // 3)
+    parts = {"Worst images": ranked[:third], "Best images": ranked[: third - 1 : -1][:third]}
+    parts["Others"] = [one for one in shown if not any(one is other for part in parts.values() for other in part)]
+    colours = [(name, "rgb({}, {}, {})".format(*palette[number])) for number, name in enumerate(classes)]
+    legend = "Each with its own mIoU. Errors in red; entropy from dark (certain) to yellow (all classes alike)."
+    pictures = [
+        {"title": title, "legend": legend, "colours": colours, "picture": _embed(_grid(part, palette))}
+        for title, part in parts.items()
+        if part
+    ]
+    conditions = record["conditions"]
+    lead = f"{conditions['checkpoint']} on split {conditions['data']['split']} of {conditions['data']['root']}"
+    _write(
+        out,
+        title="Evaluation",
+        lead=lead,
+        figures=figures,
+        curves={},
+        table=_table(record, compared),
+        pictures=pictures,
+        conditions=yaml.safe_dump(json.loads(json.dumps(conditions)), sort_keys=False),
+    )
+
+
+def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Where a prediction (H, W) is wrong: (H, W, 3) uint8, unlabelled pixels white."""
+    picture = np.where((prediction == truth)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
+    picture[truth == UNLABELLED] = VOID
+    return picture
+
+
+def _grid(shown: Sequence[Shown], palette: np.ndarray) -> Image.Image:
+    viridis = matplotlib.colormaps["viridis"]
+    columns = ["image", "scribbles", "prediction", "truth", "errors", "entropy"]
+    rows = [
+        [
+            one.image,
+            one.scribbles,
+            one.prediction,
+            one.truth,
+            error_map(one.prediction, one.truth),
+            (255 * viridis(one.entropy)[..., :3]).astype(np.uint8),
+        ]
+        for one in shown
+    ]
+    if all(one.scribbles is None for one in shown):
+        columns.pop(1)
+        rows = [[row[0], *row[2:]] for row in rows]
+    labels = [f"{one.name}  {_percent(one.miou)}" for one in shown]
+    return picture_grid(rows, columns, palette, labels)
+
+
+def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
+    """Per-class scores as header and rows of cells, with the difference from another evaluation's IoU."""
+    other = compared[1]["iou"] if compared else {}
+    columns = ["class", "IoU", "Dice", "boundary IoU"] + ([f"IoU of {compared[0]}", "difference"] if compared else [])
+    rows = []
+    for name, iou in record["iou"].items():
+        values = [iou, record["dice_per_class"][name], record["boundary_iou_per_class"][name]]
+        cells = [{"text": name}, *({"text": _percent(value)} for value in values)]
+        if compared:
+            theirs = other.get(name)
+            cells.append({"text": _percent(theirs)})
+            difference = None if iou is None or theirs is None else 100 * (iou - theirs)
+            kind = "" if not difference else "better" if difference > 0 else "worse"
+            cells.append({"text": "-" if difference is None else f"{difference:+.2f}", "kind": kind})
+        rows.append(cells)
+    return {"columns": columns, "rows": rows}
+
+
+def _plot(lines: list[dict], keys: list[str], ylabel: str) -> str:
+    figure, axis = plt.subplots(figsize=(9, 3), layout="constrained")
+    for key in keys:
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), marker="." if len(points) < 30 else None)
+    axis.set_xlabel("step")
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.3)
+    if len(keys) > 1:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    plt.close(figure)
+    with Image.open(buffer) as picture:
+        return _embed(picture)
+
+
+def _embed(picture: Image.Image) -> str:
+    """A picture as a data URL."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}%"
+
+
+def _write(out: Path, **content: object) -> None:
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(TEMPLATE.read_text())
+    with whole(out / "report.html") as temporary:
+        temporary.write_text(template.render(**content), encoding="utf-8")

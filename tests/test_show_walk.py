@@ -1,0 +1,31 @@
+"""tools.show_walk: the transition rows it draws are those of the walk."""
+
+import torch
+from PIL import Image
+
+from engine.checkpoint import load_model
+from tools import show_walk
+
+
+def test_transition_rows_are_rows_of_the_dense_matrix(checkpoints):
+    network = load_model(checkpoints / "seven.pt").network
+    image = torch.randn(3, 65, 97, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        query, key = network.walk.query_key(network.features(image[None]))
+        transition = torch.einsum("bdm,bdn->bmn", query.flatten(2), key.flatten(2)).softmax(dim=2)[0]
+        rows = show_walk.transition_rows(network, image, ((0, 0), (96, 64), (48, 16)))
+    height, width = query.shape[-2:]
+    assert (height, width) == (9, 13)
+    for row, position in zip(rows, (0, height * width - 1, 2 * width + 6), strict=True):
+        torch.testing.assert_close(torch.from_numpy(row).flatten(), transition[position], rtol=1e-4, atol=1e-6)
+
+
+def test_the_picture_is_drawn_and_mistakes_are_told(checkpoints, tiny, tmp_path, cli):
+    image = tiny / "JPEGImages/demo_0000.jpg"
+    common = ["--checkpoint", checkpoints / "seven.pt", "--before", checkpoints / "seven.pt", "--image", image]
+    code, _, error = cli(show_walk.main, *common, "--points", "[[20, 30], [100, 90]]", "--out", tmp_path / "walk.png")
+    assert code == 0, error
+    with Image.open(tmp_path / "walk.png") as picture:
+        assert picture.width > 5 * 190
+    code, _, error = cli(show_walk.main, *common, "--points", "[[20, 300]]", "--out", tmp_path / "other.png")
+    assert code == 2 and "outside the image, 160x128" in error and not (tmp_path / "other.png").exists()

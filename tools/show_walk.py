@@ -1,0 +1,106 @@
+"""What the random walk does on one image: where it goes from chosen pixels, and how certain predictions are with and without.
+
+    python -m tools.show_walk --checkpoint runs/ur/best.pt --before runs/baseline/best.pt --image photo.jpg \\
+        --points "[[40, 60], [90, 30]]" --out walk.png
+
+Draws two rows: the image with its points, both predictions and both entropies; and from each point the row of the transition
+matrix, the probabilities of the next position, over the darkened image.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt
+
+from config import InferenceConfig, parse
+from datasets.files import read_image, whole
+from datasets.index import colour_map
+from datasets.transforms import normalise
+from engine.checkpoint import load_model
+from engine.inference import predict_probabilities
+from engine.pictures import picture_grid
+from errors import UserError, run
+from models.cc4s import RandomWalkNet
+
+
+@dataclass(kw_only=True)
+class WalkConfig:
+    """One image and two checkpoints."""
+
+    checkpoint: str
+    """of a random-walk network, such as UR's"""
+    before: str
+    """to compare predictions and entropy with, such as the baseline's"""
+    image: str
+    """the image"""
+    points: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+    """pixels (x, y) to start from, such as [[40, 60], [90, 30]]"""
+    out: str
+    """picture to write"""
+
+
+def main() -> None:
+    config = parse(WalkConfig, __doc__)
+    image = read_image(Path(config.image))
+    for x, y in config.points:
+        if x >= image.shape[1] or y >= image.shape[0]:
+            raise UserError(f"--points: ({x}, {y}) is outside the image, {image.shape[1]}x{image.shape[0]}")
+    after, before = load_model(config.checkpoint), load_model(config.before)
+    if not isinstance(after.network, RandomWalkNet):
+        raise UserError(f"{config.checkpoint}: no random-walk network")
+    tensor = normalise(image)
+    with torch.inference_mode():
+        probabilities = [predict_probabilities(method.predict, tensor, InferenceConfig()) for method in (before, after)]
+        rows = transition_rows(after.network, tensor, config.points)
+    predictions = [one.argmax(dim=0).byte().numpy() for one in probabilities]
+    entropies = [heat(torch.special.entr(one).sum(dim=0).numpy() / math.log(len(one))) for one in probabilities]
+    marked = image.copy()
+    for point in config.points:
+        cv2.circle(marked, point, 3, (255, 255, 255), -1)
+        cv2.circle(marked, point, 2, (220, 30, 30), -1)
+    first = [marked, predictions[0], predictions[1], entropies[0], entropies[1]]
+    second = [over(image, row, point) for row, point in zip(rows, config.points, strict=True)]
+    columns = max(len(first), len(second))
+    first += [None] * (columns - len(first))
+    second += [None] * (columns - len(second))
+    names = ["image, predictions before and after, entropy before and after", "where the walk goes from each point"]
+    with whole(Path(config.out)) as temporary:
+        picture_grid([first, second], [""] * columns, colour_map(), names).save(temporary, "PNG")
+    print(config.out)
+
+
+def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
+    """The rows of the walk's transition matrix P = softmax(Q K^T) at the positions of pixels (x, y): (h, w) float32 each, which
+    sum to 1 (CC4S, the random walk). image: (3, H, W) float32 normalised."""
+    query, key = network.walk.query_key(network.features(image[None]))
+    height, width = query.shape[-2:]
+    rows = []
+    for x, y in points:
+        row = round(y * (height - 1) / (image.shape[1] - 1))
+        column = round(x * (width - 1) / (image.shape[2] - 1))
+        energy = torch.einsum("d,dn->n", query[0, :, row, column], key[0].flatten(1))
+        rows.append(energy.softmax(dim=0).view(height, width).numpy())
+    return rows
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
+    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
+
+
+def over(image: np.ndarray, row: np.ndarray, point: tuple[int, int]) -> np.ndarray:
+    """Probabilities (h, w) as light on the darkened image (H, W, 3) uint8, the point they start from marked."""
+    light = cv2.resize(row / row.max(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)[..., None]
+    colours = 255 * matplotlib.colormaps["inferno"](light[..., 0])[..., :3]
+    picture = (image * 0.25 * (1 - light) + colours * light).astype(np.uint8)
+    cv2.circle(picture, point, 3, (255, 255, 255), 1)
+    return picture
+
+
+if __name__ == "__main__":
+    run(main)

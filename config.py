@@ -33,13 +33,13 @@ class DataConfig:
     """Where the images and labels are, and how training images are augmented."""
 
     root: str = "data/demo"
-    """folder in VOC layout (JPEGImages, label folders, ImageSets/Segmentation, classes.txt); data/demo is drawn when missing"""
+    """the data set, in one of the layouts of docs/data.md; data/demo is drawn when missing"""
     labels: str = "scribbles"
     """training labels: a folder of root, or a path; palette or grey PNGs, 255 = unlabelled"""
     truth: str = "SegmentationClass"
     """dense masks for validation: a folder of root, or a path"""
     train_split: str = "train"
-    """list of training images: ImageSets/Segmentation/NAME.txt"""
+    """list of training images"""
     val_split: str = "val"
     """list of validation images"""
     superpixels: str = "superpixels"
@@ -196,11 +196,11 @@ class SplitConfig:
     """The images to score and their truth."""
 
     root: str = "data/demo"
-    """folder in VOC layout; data/demo is drawn when missing"""
+    """the data set, in one of the layouts of docs/data.md; data/demo is drawn when missing"""
     labels: str = "SegmentationClass"
     """dense masks: a folder of root, or a path; 255 does not count"""
     split: str = "val"
-    """list of images: ImageSets/Segmentation/NAME.txt"""
+    """list of images"""
 
 
 @dataclass

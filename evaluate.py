@@ -55,6 +55,7 @@ def main() -> None:
 
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
+    compared = read_compared(config.compare)
     method = load_model(config.checkpoint)
     if process.is_main:
         draw_if_missing(config.data.root)
@@ -69,7 +70,6 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
-    compared = read_compared(config.compare)
     matrix, boundaries, shown = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
     if not process.is_main:
         return
@@ -88,9 +88,9 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
 @torch.inference_mode()
 def score(
     method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
-) -> tuple[ConfusionMatrix, BoundaryScores, list[Shown]]:
-    """Counts over the whole split, summed over the processes, and some of this process's images: the best, the worst and
-    others. Each process takes every n-th image, so none is counted twice."""
+) -> tuple[ConfusionMatrix, BoundaryScores, dict[str, list[Shown]]]:
+    """Counts over the whole split, summed over the processes, and the best, the worst and some other images of this
+    process's share. Each process takes every n-th image, so none is counted twice."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     share = range(process.rank, len(dataset), process.world)
     spread = evenly(len(share), PICTURES)
@@ -114,16 +114,19 @@ def score(
         miou = own.scores(dataset.index.classes)["miou"]
         if math.isnan(miou):  # nothing labelled
             continue
-        shown = partial(show, config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
-        if len(worst) < PICTURES or miou < worst[-1].miou:
-            worst = sorted([*worst, shown()], key=lambda one: one.miou)[:PICTURES]
-        elif len(best) < PICTURES or miou > best[-1].miou:
-            best = sorted([*best, shown()], key=lambda one: -one.miou)[:PICTURES]
-        elif number in spread:
-            others.append(shown())
+        is_worst = len(worst) < PICTURES or miou < worst[-1].miou
+        is_best = len(best) < PICTURES or miou > best[-1].miou
+        if is_worst or is_best or number in spread:
+            shown = show(config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
+            if is_worst:
+                worst = sorted([*worst, shown], key=lambda one: one.miou)[:PICTURES]
+            if is_best:
+                best = sorted([*best, shown], key=lambda one: -one.miou)[:PICTURES]
+            if number in spread:
+                others.append(shown)
     for counts in (matrix, boundaries):
         counts.sum_over_processes(process.device)
-    return matrix, boundaries, [*worst, *others[:PICTURES], *best]
+    return matrix, boundaries, {"Worst images": worst, "Best images": best, "Others": others}
 
 
 def show(
@@ -139,12 +142,16 @@ def show(
     """An image with what was predicted of it, for the report."""
     name = dataset.index.names[position]
     scribble = under(Path(config.data.root), config.scribbles) / f"{name}.png"
+    try:
+        scribbles = read_label(scribble) if scribble.is_file() else None
+    except UserError:  # only for the picture; training and tools.check_dataset tell of it
+        scribbles = None
     entropy = torch.special.entr(probabilities).sum(dim=0) / math.log(len(probabilities))
     return Shown(
         name=name,
         miou=miou,
         image=image,
-        scribbles=read_label(scribble) if scribble.is_file() else None,
+        scribbles=scribbles,
         prediction=prediction.byte().numpy(),
         truth=label.byte().numpy(),
         entropy=entropy.cpu().numpy(),
@@ -158,7 +165,9 @@ def read_compared(folder: str | None) -> tuple[str, dict] | None:
     file = Path(folder) / "metrics.json"
     try:
         scores = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(scores["iou"], dict):
+            raise ValueError("its iou is no table")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--compare {folder}: no readable metrics.json in it, which evaluate.py writes") from error
     path = Path(folder)
     return (path.parent.name if path.name == "evaluation" else path.name), scores

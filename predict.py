@@ -44,11 +44,13 @@ def main() -> int:
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device)
     config.run.precision = distributed.pick_precision(device, config.run.precision)
-    if config.scribbles is not None and not config.pseudo_labels:
-        raise UserError("--scribbles goes with --pseudo_labels")
+    if not config.pseudo_labels and (config.scribbles is not None or config.class_thresholds):
+        raise UserError("--scribbles and --class_thresholds go with --pseudo_labels")
+    if config.scribbles is not None and not Path(config.scribbles).is_dir():
+        raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)
     index = open_index(config.images, config.split) if config.split else None
-    images = dict(zip(index.names, index.images, strict=True)) if index else find_images(Path(config.images))
+    images = dict(zip(index.names, index.images, strict=True)) if index else find_images(Path(config.images), Path(config.out))
     allowed = allowed_classes(config, index, method.classes)
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
@@ -82,13 +84,13 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     settings = asdict(config)
     for elsewhere in ("run", "out", "shard", "preset"):  # the preset is in the inference settings
         del settings[elsewhere]
-    if not config.pseudo_labels:
+    settings["checkpoint_sha256"] = fingerprint(config.checkpoint)
+    if config.pseudo_labels:
+        settings["count"] = len(images)
+        settings["names_sha256"] = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    else:  # more pictures may come into the folder
         del settings["threshold"], settings["class_thresholds"]
-    return json.loads(json.dumps(settings)) | {
-        "checkpoint_sha256": fingerprint(config.checkpoint),
-        "count": len(images),
-        "names_sha256": hashlib.sha256("\n".join(images).encode()).hexdigest(),
-    }
+    return settings
 
 
 def write_shares(record: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -163,11 +165,12 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
         picture_grid(rows, [""] * min(COLUMNS, len(tiles)), colour_map()).save(out / "gallery.jpg", quality=90)
 
 
-def find_images(images: Path) -> dict[str, Path]:
-    """Name -> path: of the one image, or of those in the folder and below it. Raises UserError where there is none."""
+def find_images(images: Path, out: Path) -> dict[str, Path]:
+    """Name -> path: of the one image, or of those in the folder and below it, but not in `out`. Raises UserError where there
+    is none."""
     if images.is_file():
         return {images.stem: images}
-    found = images_below(images)
+    found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}
     if not found:
         raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
     return found

@@ -1,5 +1,6 @@
 """Reading and writing of images, label maps and superpixels; every failure names the file."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, whose folder is made; it becomes `path` when the block ends, and goes if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # shards may write one and the same file at once
     try:
         yield temporary
         temporary.replace(path)

@@ -63,20 +63,22 @@ def label_paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
 
 def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> np.ndarray | None:
     """Which classes but the first each image shows, (names, classes - 1) bool, by ROOT/tags.json {name: [class, ...]}; None
-    without that file. Raises UserError where it does not fit."""
+    where there is no such file, or none of the images is in it. Raises UserError where it does not fit."""
     file = root / "tags.json"
     if not file.is_file():
         return None
     try:
         tags_of = json.loads(file.read_text(encoding="utf-8"))
+        if not any(image in tags_of for image in names):
+            return None
         rows = [[name in tags_of[image] for name in classes[1:]] for image in names]
-        unknown = {tag for image in names for tag in tags_of[image]} - set(classes)
+        unknown = [tag for image in names for tag in tags_of[image] if tag not in classes]
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: a list of class names is expected for every image; {error} has none") from error
     if unknown:
-        raise UserError(f"{file}: {sorted(unknown)[0]} is none of the classes")
+        raise UserError(f"{file}: {unknown[0]} is none of the classes")
     return np.array(rows, bool)
 
 
@@ -86,7 +88,7 @@ def find_image(folder: Path, name: str) -> Path:
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return path
-    raise UserError(f"{folder / name}: no image with this name (.jpg, .jpeg or .png)")
+    raise UserError(f"{folder / name}: no image with this name ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def read_class_file(file: Path) -> tuple[str, ...]:

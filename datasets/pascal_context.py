@@ -53,9 +53,9 @@ def class_table(file: Path) -> np.ndarray:
     """labels.txt ("1: accordion" ...) -> the class id of each of its 459 numbers, 0 for all but the 59, (65536,) uint8."""
     numbers = np.zeros(65536, np.uint8)
     found = set()
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         number, _, name = (part.strip() for part in line.partition(":"))
-        if name in CONTEXT_CLASSES[1:] and number.isdigit():
+        if name in CONTEXT_CLASSES[1:] and number.isdecimal() and int(number) < len(numbers):
             numbers[int(number)] = CONTEXT_CLASSES.index(name)
             found.add(name)
     missing = sorted(set(CONTEXT_CLASSES[1:]) - found)

@@ -76,11 +76,11 @@ def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     way = _middle_way(depth)
     # People stop short of the ends.
-    first, last = rng.uniform(0, 0.12), 1 - rng.uniform(0, 0.12)
-    way = way[int(first * len(way)) : max(int(last * len(way)), int(first * len(way)) + 1)]
-    if len(way) < 3:
-        return way
-    way = gaussian_filter1d(_even(way), max(2.0, 0.3 * depth.max()), axis=0, mode="nearest")
+    first = int(rng.uniform(0, 0.12) * len(way))
+    middle = way[first : max(int((1 - rng.uniform(0, 0.12)) * len(way)), first + 1)]
+    if len(middle) < 3:
+        return middle
+    way = gaussian_filter1d(_even(middle), max(2.0, 0.3 * depth.max()), axis=0, mode="nearest")
     # The hand sways: slowly, and by less than half of the room there is, so that the line stays inside.
     room = map_coordinates(depth, way.T, order=1)
     along = gaussian_filter1d(way, 3, axis=0, mode="nearest")
@@ -91,7 +91,7 @@ def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     swayed = gaussian_filter1d(swayed, 1.5, axis=0, mode="nearest")
     inside = map_coordinates(depth, swayed.T, order=1, mode="constant") > 0.5
     # Where smoothing has cut a corner of a narrow part, the line goes by its middle.
-    return swayed if inside.all() else _even(_middle_way(depth))[int(first * len(way)) :]
+    return swayed if inside.all() else _even(middle)
 
 
 def _middle_way(depth: np.ndarray) -> np.ndarray:

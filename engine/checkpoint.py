@@ -12,6 +12,7 @@ from engine.published import convert, load_file
 from errors import UserError
 from methods import build_method
 from methods.base import Method
+from models.resnet import BACKBONES
 
 
 def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
@@ -30,7 +31,8 @@ def read_checkpoint(path: str | Path) -> dict:
     own; a released one (`engine.published`) is converted. Only tensors and plain values are read, no code is run. Raises
     UserError where it is missing or neither."""
     content = load_file(path)
-    if isinstance(content, dict) and {"config", "classes", "method"} <= content.keys():
+    kinds = {"config": dict, "classes": list, "method": dict}
+    if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         return content
     return convert(content, path)
 
@@ -62,6 +64,8 @@ def model_of(content: dict, path: str | Path) -> Method:
         method_config, model_config = MethodConfig(**content["config"]["method"]), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: written by another version of this project ({error})") from error
+    if model_config.backbone not in BACKBONES:
+        raise UserError(f"{path}: holds a backbone that is not built here ({model_config.backbone})")
     method = build_method(method_config, model_config, len(content["classes"]))
     load_weights(method, content, path, tuple(content["classes"]))
     method.classes = tuple(content["classes"])

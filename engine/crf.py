@@ -38,7 +38,8 @@ def refine(
     installed.
     """
     by_library = {"torch": mean_field, "pydensecrf": _by_pydensecrf}[library]
-    return by_library(probabilities, image, parameters or CrfParameters())
+    with torch.autocast(probabilities.device.type, enabled=False):  # in bfloat16 the lattice would be another
+        return by_library(probabilities.float(), image, parameters or CrfParameters())
 
 
 def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfParameters) -> torch.Tensor:

@@ -68,5 +68,5 @@ def _tile(array: np.ndarray, palette: np.ndarray) -> Image.Image:
     is_label = array.ndim == 2
     image = Image.fromarray(colour(array, palette) if is_label else array)
     factor = TILE / max(image.size)
-    size = (round(image.width * factor), round(image.height * factor))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.NEAREST if is_label else Image.Resampling.BILINEAR)

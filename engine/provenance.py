@@ -40,7 +40,11 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
     """
     conditions = json.loads(json.dumps(conditions))
     out = record.parent
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    # Another shard may be writing its record at this moment.
+    holds = {path.name for path in out.iterdir() if not path.name.endswith(".part")} if out.is_dir() else set()
+    if holds - {record.name}:
         try:
             there = json.loads(record.read_text()) if record.is_file() else None
         except ValueError:

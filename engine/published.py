@@ -69,7 +69,8 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     shrink: of the random walk, which no weight tells. Raises UserError for a file of no network that is built here.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    if not tensors or not state:
         raise UserError(f"{path}: neither a checkpoint of this project nor one that its papers' authors released")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, name in OTHERS.items():
@@ -83,7 +84,7 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
     else:
         raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
-    if classifier not in state:
+    if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
     classes = _classes(state[classifier].shape[0])
     config = Config(

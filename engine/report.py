@@ -75,9 +75,9 @@ def training_report(run: Path) -> None:
 
 
 def evaluation_report(
-    out: Path, record: dict, shown: Sequence[Shown], palette: np.ndarray, compared: tuple[str, dict] | None = None
+    out: Path, record: dict, shown: dict[str, list[Shown]], palette: np.ndarray, compared: tuple[str, dict] | None = None
 ) -> None:
-    """Writes OUT/report.html. record: what metrics.json holds. shown: some images, the best and the worst among them.
+    """Writes OUT/report.html. record: what metrics.json holds. shown: images under their headings.
     compared: the name and metrics.json of another evaluation, for the table."""
     classes = list(record["iou"])
     figures = {
@@ -87,10 +87,11 @@ def evaluation_report(
         "boundary IoU": _percent(record["boundary_iou"]),
         "images": record["conditions"]["images"],
     }
-    ranked = sorted(shown, key=lambda one: one.miou)
-    third = max(1, len(ranked) // 3)
-    parts = {"Worst images": ranked[:third], "Best images": ranked[: third - 1 : -1][:third]}
-    parts["Others"] = [one for one in shown if not any(one is other for part in parts.values() for other in part)]
+    seen: set[str] = set()
+    parts = {}
+    for title, some in shown.items():  # an image of a small split may be of several kinds
+        parts[title] = [one for one in some if one.name not in seen]
+        seen |= {one.name for one in some}
     colours = [(name, "rgb({}, {}, {})".format(*palette[number])) for number, name in enumerate(classes)]
     legend = "Each with its own mIoU. Errors in red; entropy from dark (certain) to yellow (all classes alike)."
     pictures = [

@@ -165,7 +165,15 @@ def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
 
 
 def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
-    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", "--config", REPOSITORY / "configs/folder.yaml", *SMALL]
+    config = [
+        "--config",
+        REPOSITORY / "configs/cc4s/ur.yaml",
+        "--config",
+        REPOSITORY / "configs/folder.yaml",
+        *SMALL,
+        "--data.labels",
+        "labels",
+    ]
     assert cli(superpixels.main, plain, "--segments", "60", "--workers", "1")[0] == 0
     code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "ur")
     assert code == 0, error
@@ -201,13 +209,20 @@ def test_the_plain_layout_takes_lists(plain):
             "two images of one name",
         ),
         (lambda root: (root / "images").rename(root / "pictures"), "holds neither JPEGImages nor images"),
-        (lambda root: (root / "tags.json").write_text("{}"), "a list of class names is expected for every image"),
+        (
+            lambda root: (root / "tags.json").write_text('{"train/scène 1/été": ["disc"]}'),
+            "a list of class names is expected for every image",
+        ),
+        (
+            lambda root: (root / "tags.json").write_text(json.dumps({f"train/scène {n}/été": [1] for n in range(8)})),
+            "1 is none of the classes",
+        ),
         (lambda root: (root / "tags.json").write_text("{"), "not readable as JSON"),
     ],
 )
 def test_mistakes_in_the_plain_layout(plain, tmp_path, cli, harm, message):
     harm(plain)
-    config = ["--config", REPOSITORY / "configs/folder.yaml", *SMALL]
+    config = ["--config", REPOSITORY / "configs/folder.yaml", *SMALL, "--data.labels", "labels"]
     code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "run")
     assert code == 2 and message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -56,6 +56,14 @@ def test_a_confident_side_of_an_edge_wins_its_region():
     torch.testing.assert_close(marginals.sum(dim=0), torch.ones(40, 60))
 
 
+def test_autocast_does_not_reach_it():
+    image, _ = draw_picture(np.random.default_rng(0))
+    probabilities = blurred_noise(3, *image.shape[:2], 0)
+    expected = refine(probabilities, image, "torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(refine(probabilities, image, "torch"), expected)
+
+
 @pytest.mark.parametrize(
     ("classes", "parameters"),
     [

@@ -20,7 +20,7 @@ from config import parse
 from datasets import open_index
 from datasets.check import list_faults
 from datasets.demo import draw_if_missing
-from datasets.files import UNLABELLED, read_image, read_label, write_label
+from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.index import Index, colour_map, under
 from datasets.segmentation import check_ids
 from engine.pictures import evenly, overlay, picture_grid
@@ -53,7 +53,7 @@ class CheckConfig(BatchConfig):
     pictures: PositiveInt = 24
     """images on it"""
     convert: str | None = None
-    """folder to write the labels to as ids, where they are coloured"""
+    """folder to write the training labels to as ids, where they are coloured"""
     colours: str | None = None
     """for --convert: text file of a class's red, green and blue (0-255) a line, in id order; unset: VOC's colours"""
 
@@ -76,6 +76,8 @@ def main() -> int:
     draw_if_missing(config.root)
     if config.convert is not None:
         return convert(config)
+    if config.shard != "1/1":
+        raise UserError("--shard goes with --convert: a look is at everything")
     root = Path(config.root)
     faults: list[str] = []
     train, val = (
@@ -90,13 +92,13 @@ def main() -> int:
             total = np.sum([finding.counts for finding in findings], axis=0)
             print(f"{split} ({index.labels[0].parent}): {summary(findings, total, index.classes)}")
             faults += spoiled(findings, total, index, index is train)
-    if train:
-        draw_sheet(train, config)
     for fault in faults[:MOST_PRINTED]:
         print(f"problem: {fault}")
     if len(faults) > MOST_PRINTED:
         print(f"... and {len(faults) - MOST_PRINTED} more")
     print(f"{len(faults)} problems" if faults else "no problems")
+    if train:
+        draw_sheet(train, config)
     return int(bool(faults))
 
 
@@ -193,8 +195,8 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
             tiles.append(overlay(image, label, index.palette))
     if tiles:
         rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
-        Path(config.sheet).parent.mkdir(parents=True, exist_ok=True)
-        picture_grid(rows, [""] * COLUMNS, index.palette).save(config.sheet)
+        with whole(Path(config.sheet)) as temporary:
+            picture_grid(rows, [""] * COLUMNS, index.palette).save(temporary, "PNG")
         print(f"contact sheet: {config.sheet}")
 
 

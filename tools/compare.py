@@ -16,6 +16,7 @@ from tqdm import tqdm
 from config import InferenceConfig, SplitConfig, parse
 from datasets import open_index
 from datasets.files import read_label
+from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine.checkpoint import load_model
@@ -50,8 +51,8 @@ def main() -> None:
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
     index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
-    rows = compare(runs, SegmentationDataset(index), Path(config.data.root) / config.scribbles, config.rows)
-    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"], index.palette).save(out)
+    rows = compare(runs, SegmentationDataset(index), under(Path(config.data.root), config.scribbles), config.rows)
+    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"], index.palette).save(out, "PNG")
     print(f"pictures: {out}")
 
 

@@ -47,6 +47,8 @@ def main() -> int:
     classes = class_names(config.classes)
     clicks = read_clicks(Path(config.clicks))
     images = images_below(Path(config.images))
+    if not images:
+        raise UserError(f"--images {config.images}: no images in it")
     out = Path(config.out)
     claim(out / "points.json", config.settings())
     items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
@@ -80,7 +82,7 @@ def point_label(clicks: list, classes: tuple[str, ...], width: int, shape: tuple
     label = np.full(shape, UNLABELLED, np.uint8)
     try:
         clicks = [(float(click["x"]), float(click["y"]), click["cls"], float(click.get("rank", 0))) for click in clicks]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f'a click is {{"x", "y", "cls", "rank"}} with numbers ({type(error).__name__}: {error})') from error
     for x, y, number, _ in sorted(clicks, key=lambda click: -click[3]):  # the lowest rank is drawn last
         number = classes.index(number) if number in classes else number

@@ -122,6 +122,9 @@ def main() -> int:
         "acdc": lambda: read_acdc(Path(config.root)),
         "camvid": lambda: read_camvid(Path(config.root)),
     }[command]()
+    missing = [path for path in source.images.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")
     out = Path(config.out)
     claim(out / "prepare.json", {"command": command} | config.settings())
     items = {f"{folder}/{name}": entry for folder, entries in source.maps.items() for name, entry in entries.items()}
@@ -146,13 +149,9 @@ def write_map(out: Path, read, name: str, entry: Any) -> None:
 
 
 def link_images(source: Source, out: Path) -> None:
-    """OUT/JPEGImages/NAME with its suffix, as links to the download, or copies where the file system has none. Raises
-    UserError where an image is missing."""
+    """OUT/JPEGImages/NAME with its suffix, as links to the download, or copies where the file system has none."""
     folder = out / "JPEGImages"
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [path for path in source.images.values() if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")
     for name, path in source.images.items():
         link = folder / f"{name}{path.suffix}"
         if link.exists():
@@ -160,6 +159,8 @@ def link_images(source: Source, out: Path) -> None:
         link.unlink(missing_ok=True)  # a link whose target has moved
         try:
             link.symlink_to(path.resolve())
+        except FileExistsError:  # another shard was first
+            continue
         except OSError:
             with whole(link) as temporary:
                 shutil.copyfile(path, temporary)

@@ -100,6 +100,8 @@ def main() -> int:
     }[command]
     out = Path(config.out)
     files = files_in(Path(getattr(config, source)), suffix)
+    if command == "xml2png":
+        class_names(config.classes)  # refuses a wrong name before anything is made
     claim(out / "scribbles.json", {"command": command} | config.settings())
     counts, code = process(partial(write, make, config), files, lambda name: (out / f"{name}.png").is_file(), config, command)
     if counts:

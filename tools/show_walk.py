@@ -15,6 +15,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt
 
 from config import InferenceConfig, parse
@@ -81,8 +82,8 @@ def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[t
     height, width = query.shape[-2:]
     rows = []
     for x, y in points:
-        row = round(y * (height - 1) / (image.shape[1] - 1))
-        column = round(x * (width - 1) / (image.shape[2] - 1))
+        row = round(y * (height - 1) / max(1, image.shape[1] - 1))
+        column = round(x * (width - 1) / max(1, image.shape[2] - 1))
         energy = torch.einsum("d,dn->n", query[0, :, row, column], key[0].flatten(1))
         rows.append(energy.softmax(dim=0).view(height, width).numpy())
     return rows
@@ -95,7 +96,8 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 def over(image: np.ndarray, row: np.ndarray, point: tuple[int, int]) -> np.ndarray:
     """Probabilities (h, w) as light on the darkened image (H, W, 3) uint8, the point they start from marked."""
-    light = cv2.resize(row / row.max(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)[..., None]
+    light = F.interpolate(torch.from_numpy(row / row.max())[None, None], image.shape[:2], mode="bilinear", align_corners=True)
+    light = light[0, 0].numpy()[..., None]
     colours = 255 * matplotlib.colormaps["inferno"](light[..., 0])[..., :3]
     picture = (image * 0.25 * (1 - light) + colours * light).astype(np.uint8)
     cv2.circle(picture, point, 3, (255, 255, 255), 1)

@@ -95,7 +95,7 @@ def similarities(image: np.ndarray, superpixel: np.ndarray) -> tuple[np.ndarray,
     area = np.bincount(ids)[:, None]
     colour = image.reshape(-1, 3).astype(np.int64) * COLOUR_BINS // 256
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    slopes = np.stack([np.gradient(grey, axis=axis).reshape(-1) for axis in (1, 0)], axis=1)  # in [-255, 255]
+    slopes = np.stack([_slope(grey, axis).reshape(-1) for axis in (1, 0)], axis=1)  # in [-255, 255]
     gradient = np.clip((slopes + 255) * GRADIENT_BINS / 511, 0, GRADIENT_BINS - 1).astype(np.int64)
     first, second = edges.T
     distance = np.zeros(len(edges))
@@ -105,6 +105,10 @@ def similarities(image: np.ndarray, superpixel: np.ndarray) -> tuple[np.ndarray,
     weights = np.exp(-5 * distance)
     weights -= 0.8 * weights.min()
     return edges, (0.8 * weights / weights.max()).astype(np.float32)
+
+
+def _slope(grey: np.ndarray, axis: int) -> np.ndarray:
+    return np.gradient(grey, axis=axis) if grey.shape[axis] > 1 else np.zeros_like(grey)
 
 
 def adjacent(superpixel: np.ndarray) -> np.ndarray:

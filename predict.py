@@ -44,8 +44,9 @@ def main() -> int:
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device)
     config.run.precision = distributed.pick_precision(device, config.run.precision)
-    if not config.pseudo_labels and (config.scribbles is not None or config.class_thresholds):
-        raise UserError("--scribbles and --class_thresholds go with --pseudo_labels")
+    for flag, given in (("--scribbles", config.scribbles), ("--class_thresholds", config.class_thresholds)):
+        if given and not config.pseudo_labels:
+            raise UserError(f"{flag} goes with --pseudo_labels")
     if config.scribbles is not None and not Path(config.scribbles).is_dir():
         raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)

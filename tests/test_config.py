@@ -24,7 +24,10 @@ def test_every_stage_goes_with_every_dataset(stage, dataset):
     """As the scripts are used: a dataset's config comes last, and leaves the stage's losses and labels alone."""
     alone = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
     both = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
-    assert both.train.steps == yaml.safe_load(dataset.read_text())["train"]["steps"]
+    for section, values in yaml.safe_load(dataset.read_text()).items():
+        for key, value in values.items():
+            told = getattr(getattr(both, section), key)
+            assert (list(told) if isinstance(told, tuple) else told) == value
     assert (both.method, both.data.labels) == (alone.method, alone.data.labels)
 
 

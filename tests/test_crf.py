@@ -96,18 +96,26 @@ def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters)
 
 
-def test_evaluation_refines_once_or_at_every_scale(checkpoints, tiny, tmp_path, cli):
+def test_evaluation_refines_once_or_at_every_scale(checkpoints, tiny, tmp_path, cli, monkeypatch):
     pytest.importorskip("pydensecrf")
+    calls = []
+
+    def counting(probabilities, image, library):
+        calls.append(library)
+        return refine(probabilities, image, library)
+
+    monkeypatch.setattr(evaluate, "refine", counting)
     scores = {}
-    for name, flags in {
-        "plain": [],
-        "torch": ["--crf", "torch"],
-        "pydensecrf": ["--crf", "pydensecrf"],
-        "per scale": ["--crf", "torch", "--crf_per_scale"],
-    }.items():
+    for name, flags, expected in (
+        ("plain", [], []),
+        ("torch", ["--crf", "torch"], ["torch"] * 3),
+        ("pydensecrf", ["--crf", "pydensecrf"], ["pydensecrf"] * 3),
+        ("per scale", ["--crf", "torch", "--crf_per_scale"], ["torch"] * 6),
+    ):
+        calls.clear()
         arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / name]
         code, _, error = cli(evaluate.main, *arguments, "--inference.scales", "[0.5,1]", *flags)
         assert code == 0, error
+        assert calls == expected, "three images, two scales"
         scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["iou"]
     assert scores["torch"] == pytest.approx(scores["pydensecrf"], abs=1e-3)
-    assert scores["plain"] != scores["torch"] != scores["per scale"]

@@ -29,6 +29,9 @@ class BatchConfig:
     workers: NonNegativeInt = 0
     """processes; 0 takes one a core"""
 
+    def __post_init__(self):
+        share([], self.shard)  # refuses a wrong one before anything is made
+
     def settings(self) -> dict:
         """What decides what is written: everything but how the work is divided, and where it goes."""
         return {key: value for key, value in asdict(self).items() if key not in ("shard", "workers", "out")}

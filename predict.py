@@ -31,12 +31,12 @@ from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
 from engine.inference import predict_probabilities
-from engine.pictures import evenly, overlay, picture_grid
+from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim, share
 from errors import UserError, run
 from methods.base import Method
 
-GALLERY, COLUMNS = 24, 6  # pictures, and how many stand in a row
+GALLERY = 24  # pictures
 
 
 def main() -> int:
@@ -162,8 +162,8 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
         tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
-        rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
-        picture_grid(rows, [""] * min(COLUMNS, len(tiles)), colour_map()).save(out / "gallery.jpg", quality=90)
+        with whole(out / "gallery.jpg") as temporary:
+            contact_sheet(tiles, colour_map()).save(temporary, "JPEG", quality=90)
 
 
 def find_images(images: Path, out: Path) -> dict[str, Path]:

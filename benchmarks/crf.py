@@ -25,6 +25,7 @@ HEIGHT, WIDTH, PHOTOS, ROUNDS = 375, 500, 3, 3
 
 
 def main() -> None:
+    """The command line above: prints the table and the rows as JSON. Raises UserError for a folder without images."""
     arguments = sys.argv[1:]
     device = arguments[2] if arguments[1:2] == ["--device"] and len(arguments) == 3 else "cpu"
     if not arguments or (device == "cpu" and len(arguments) != 1):

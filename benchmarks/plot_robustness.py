@@ -24,6 +24,7 @@ SERIES = {
 
 
 def main() -> None:
+    """The command line above. Raises UserError where a run of the study is missing."""
     if len(sys.argv) != 2:
         raise UserError("give the folder of benchmarks/robustness.sh: python -m benchmarks.plot_robustness runs/robustness")
     folder = Path(sys.argv[1])

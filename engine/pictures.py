@@ -10,6 +10,7 @@ from datasets.files import UNLABELLED
 TILE = 192  # longer side of a tile, pixels
 GAP = 4
 CAPTION = 16
+SHEET_COLUMNS = 6
 BLANK = (235, 235, 235)  # unlabelled pixels, and tiles that there are none of
 
 
@@ -62,6 +63,12 @@ def picture_grid(
             else:
                 grid.paste(tile, corner)
     return grid
+
+
+def contact_sheet(images: Sequence[np.ndarray], palette: np.ndarray) -> Image.Image:
+    """Images (H, W, 3) uint8 in rows of `SHEET_COLUMNS`."""
+    rows = [images[start : start + SHEET_COLUMNS] for start in range(0, len(images), SHEET_COLUMNS)]
+    return picture_grid(rows, [""] * min(SHEET_COLUMNS, len(images)), palette)
 
 
 def _tile(array: np.ndarray, palette: np.ndarray) -> Image.Image:

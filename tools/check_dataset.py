@@ -23,14 +23,13 @@ from datasets.demo import draw_if_missing
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.index import Index, colour_map, under
 from datasets.segmentation import check_ids
-from engine.pictures import evenly, overlay, picture_grid
+from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process
 
-AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles reach 0.95 and more
+AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles that were looked at reach 0.99
 VOID = (224, 224, 192)  # what PASCAL VOC's coloured labels have for 255
-COLUMNS = 6
 MOST_PRINTED = 50  # problems
 
 
@@ -72,6 +71,8 @@ class Finding:
 
 
 def main() -> int:
+    """The command line above; returns the exit code, 1 where anything was found. Raises UserError for options that do not go
+    together."""
     config = parse(CheckConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     if config.convert is not None:
@@ -80,9 +81,8 @@ def main() -> int:
         raise UserError("--shard goes with --convert: a look is at everything")
     root = Path(config.root)
     faults: list[str] = []
-    train, val = (
-        read_split(root, *of, faults) for of in ((config.train_split, config.labels), (config.val_split, config.truth))
-    )
+    train = read_split(root, config.train_split, config.labels, faults)
+    val = read_split(root, config.val_split, config.truth, faults)
     if train and val:
         faults += list_faults(train, val)
     for split, index, masks in ((config.train_split, train, under(root, config.truth)), (config.val_split, val, None)):
@@ -194,9 +194,8 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
         if label.shape == image.shape[:2]:
             tiles.append(overlay(image, label, index.palette))
     if tiles:
-        rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
         with whole(Path(config.sheet)) as temporary:
-            picture_grid(rows, [""] * COLUMNS, index.palette).save(temporary, "PNG")
+            contact_sheet(tiles, index.palette).save(temporary, "PNG")
         print(f"contact sheet: {config.sheet}")
 
 

@@ -43,6 +43,7 @@ class CompareConfig:
 
 
 def main() -> None:
+    """The command line above. Raises UserError where the folder holds no evaluated run, or the data is missing."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")

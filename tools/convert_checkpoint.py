@@ -35,6 +35,7 @@ class ConvertConfig:
 
 
 def main() -> None:
+    """The command line above. Raises UserError for a file of no known network, or an OUT that is there already."""
     config = parse(ConvertConfig, __doc__, positional=True)
     out = Path(config.out)
     if out.exists():

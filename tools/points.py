@@ -43,6 +43,7 @@ class PointsConfig(BatchConfig):
 
 
 def main() -> int:
+    """The command line above; returns the exit code, 1 where an image failed. Raises UserError for what spoils all of them."""
     config = parse(PointsConfig, __doc__)
     classes = class_names(config.classes)
     clicks = read_clicks(Path(config.clicks))

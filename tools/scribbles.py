@@ -91,6 +91,7 @@ COMMANDS = {"xml2png": Xml2PngConfig, "generate": GenerateConfig, "shrink": Shri
 
 
 def main() -> int:
+    """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what spoils all of them."""
     command, config = parse_command(COMMANDS, __doc__)
     source, suffix, make = {
         "xml2png": ("xml", ".xml", from_xml),
@@ -151,11 +152,11 @@ def dropped(config: DropConfig, name: str, path: Path) -> tuple[np.ndarray, np.n
 def shares(counts: np.ndarray) -> str:
     """What counts (2, 256), of pixels in the labels and in their sources, say: labelled shares, as lines."""
     labels, sources = counts
+    labelled = labels[:UNLABELLED].sum()
     lines = [
-        f"labelled: {100 * (1 - labels[UNLABELLED] / labels.sum()):.2f}% of all pixels",
+        f"labelled: {100 * labelled / labels.sum():.2f}% of all pixels",
         "id  of its pixels  of all labelled",
     ]
-    labelled = labels[:UNLABELLED].sum()
     lines += [
         f"{number:>2}  {100 * labels[number] / sources[number]:12.2f}%  {100 * labels[number] / max(labelled, 1):14.2f}%"
         for number in np.flatnonzero(sources[:UNLABELLED])

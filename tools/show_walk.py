@@ -46,6 +46,7 @@ class WalkConfig:
 
 
 def main() -> None:
+    """The command line above. Raises UserError for a point outside the image, or a network without the walk."""
     config = parse(WalkConfig, __doc__)
     image = read_image(Path(config.image))
     for x, y in config.points:

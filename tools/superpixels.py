@@ -47,6 +47,7 @@ class SuperpixelConfig(BatchConfig):
 
 
 def main() -> int:
+    """The command line above; returns the exit code, 1 where an image failed. Raises UserError for missing data."""
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     index = open_index(config.root, config.split)

@@ -50,6 +50,7 @@ class _EigenspaceConsistency(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, view_query, view_key, kl_weight, trace_weight):
+        """query, key, view_query, view_key: (B, N, d) floating point; the weights multiply the two terms. Returns a scalar."""
         batch, positions, _ = query.shape
         divergence = query.new_zeros(batch)
         trace_difference = query.new_zeros(batch)

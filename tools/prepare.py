@@ -113,7 +113,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """The command line above; returns the exit code, 1 where a file failed. Raises UserError for a missing piece, with its page."""
+    """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what is missing."""
     command, config = parse_command(COMMANDS, __doc__)
     source = {
         "voc": lambda: read_voc(Path(config.voc), Path(config.sbd) if config.sbd else None),

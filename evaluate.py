@@ -45,12 +45,9 @@ PICTURES = 4  # images of each kind in the report
 def main() -> None:
     """The command line above; raises UserError for a checkpoint of other classes, or data that cannot be scored."""
     config = parse(EvaluateConfig, __doc__)
-    process = distributed.start(config.run.device)
-    try:
+    with distributed.joined(config.run.device) as process:
         config.run.precision = distributed.pick_precision(process.device, config.run.precision)
         evaluate(config, process)
-    finally:
-        distributed.stop()
 
 
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:

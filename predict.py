@@ -25,7 +25,7 @@ from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
 from datasets.index import IMAGE_SUFFIXES, Index, colour_map
-from datasets.segmentation import check_ids
+from datasets.segmentation import read_fitting_label
 from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
@@ -137,7 +137,9 @@ def predict(
     """Writes what is asked for of one image, its label last. Raises UserError where it or its scribble cannot be read."""
     out = Path(config.out)
     image = read_image(path)
-    scribble = read_scribble(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
+    scribble = (
+        read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
+    )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
             probabilities = predict_probabilities(method.predict, normalise(image).to(device), config.inference)
@@ -175,15 +177,6 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
     if not found:
         raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
     return found
-
-
-def read_scribble(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
-    """An image's scribbles; raises UserError where they do not fit it."""
-    scribble = read_label(path)
-    check_ids(scribble, num_classes, path)
-    if scribble.shape != image.shape[:2]:
-        raise UserError(f"{path}: {scribble.shape[1]}x{scribble.shape[0]}, but its image is {image.shape[1]}x{image.shape[0]}")
-    return scribble
 
 
 def most_likely(probabilities: np.ndarray) -> np.ndarray:

@@ -48,12 +48,9 @@ PICTURES = 6  # rows of the picture grid
 
 def main() -> None:
     config = parse(Config, __doc__)
-    process = distributed.start(config.train.device)
-    try:
+    with distributed.joined(config.train.device) as process:
         config.train.precision = distributed.pick_precision(process.device, config.train.precision)
         train(config, process)
-    finally:
-        distributed.stop()
 
 
 def train(config: Config, process: distributed.Process) -> None:

@@ -117,6 +117,16 @@ class SegmentationDataset(Dataset):
         return item
 
 
+def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
+    """The label (H, W) uint8 of an image (H, W, 3). Raises UserError where it is unreadable, of another size, or holds an id
+    that is neither a class nor 255."""
+    label = read_label(path)
+    if label.shape != image.shape[:2]:
+        raise UserError(f"{path} is {_size(label)}, its image {_size(image)}")
+    check_ids(label, num_classes, path)
+    return label
+
+
 def check_ids(label: np.ndarray, num_classes: int, path: Path) -> None:
     """Raises UserError where `label` holds an id that is neither a class nor 255."""
     counts = np.bincount(label.reshape(-1), minlength=256)

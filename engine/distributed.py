@@ -1,6 +1,8 @@
 """One process or many (torchrun), one device each."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -50,25 +52,24 @@ def pick_precision(device: torch.device, precision: str) -> str:
     return precision
 
 
-def start(device: str) -> Process:
-    """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs)."""
+@contextmanager
+def joined(device: str) -> Iterator[Process]:
+    """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs); leaves it at the end."""
     place = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    return Process(rank, world, place)
+    try:
+        yield Process(rank, world, place)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
-
-
-def stop() -> None:
-    """Leaves the group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

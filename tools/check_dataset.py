@@ -22,7 +22,7 @@ from datasets.check import list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.index import Index, colour_map, under
-from datasets.segmentation import check_ids
+from datasets.segmentation import read_fitting_label
 from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim
 from errors import UserError, run
@@ -130,16 +130,11 @@ def examine(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
     nothing = np.zeros(256, np.int64)
     try:
         image = read_image(image_file)
-        label = read_label(label_file)
+        label = read_fitting_label(label_file, image, num_classes)
         counts = np.bincount(label.reshape(-1), minlength=256)
-        if label.shape != image.shape[:2]:
-            raise UserError(f"{label_file} is {label.shape[1]}x{label.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
-        check_ids(label, num_classes, label_file)
         if mask_file is None or not mask_file.is_file():
             return Finding(None, counts)
-        mask = read_label(mask_file)
-        if mask.shape != label.shape:
-            raise UserError(f"{mask_file} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
+        mask = read_fitting_label(mask_file, image, num_classes)
     except UserError as error:
         return Finding(str(error), nothing)
     both = (label != UNLABELLED) & (mask != UNLABELLED)

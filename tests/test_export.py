@@ -1,0 +1,52 @@
+"""The exported network gives PyTorch's logits, at sizes it was not exported at."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from config import Config, MethodConfig, ModelConfig
+from engine.checkpoint import load_model, save_checkpoint
+from methods import build_method
+from tools import export
+
+
+@pytest.fixture(params=["baseline", "random_walk"])
+def checkpoint(request, tmp_path):
+    """A checkpoint of three classes whose walk is switched on, half the map's size."""
+    config = Config(method=MethodConfig(network=request.param), model=ModelConfig(backbone="resnet18", shrink=2))
+    method = build_method(config.method, config.model, 3)
+    if request.param == "random_walk":
+        torch.nn.init.constant_(method.network.walk.gamma, 0.7)
+    save_checkpoint(tmp_path / "best.pt", method, config, ("road", "sky", "car"))
+    return tmp_path / "best.pt"
+
+
+def test_logits_at_any_batch_and_size(cli, checkpoint):
+    code, stdout, stderr = cli(export.main, checkpoint)
+    assert code == 0, stderr
+    session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
+    method = load_model(checkpoint)
+    for shape in ((1, 3, 65, 65), (4, 3, 50, 83)):
+        image = torch.randn(shape)
+        with torch.inference_mode():
+            wanted = method.predict(image).numpy()
+        np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], wanted, atol=1e-4 * abs(wanted).max())
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["road", "sky", "car"]
+    assert json.loads(metadata["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+
+    code, _, stderr = cli(export.main, checkpoint)
+    assert code == 2 and "best.onnx is there already" in stderr
+
+
+def test_another_network_is_told_apart(checkpoint):
+    """The comparison that guards the export sees different weights."""
+    method = load_model(checkpoint)
+    model = export.to_onnx(method)
+    assert export.largest_difference(method, model) < 1e-4
+    with torch.no_grad():
+        next(method.parameters()).mul_(1.5)
+    assert export.largest_difference(method, model) > 1e-2

@@ -72,7 +72,8 @@ def main() -> None:
         {"evaluation": name, "images_per_second": len(index) / statistics.median(times), "miou": 100 * scores[name]}
         for name, times in seconds.items()
     ]
-    print(f"torch {torch.__version__}, {process.device}, {config.run.precision}, {torch.get_num_threads()} threads, {len(index)} images")
+    print(f"torch {torch.__version__}, {process.device}, {config.run.precision}, {torch.get_num_threads()} threads")
+    print(f"{len(index)} images")
     print("| evaluation | images/s | mIoU |\n|---|---|---|")
     for row in rows:
         print(f"| {row['evaluation']} | {row['images_per_second']:.1f} | {row['miou']:.2f} |")

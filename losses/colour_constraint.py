@@ -18,14 +18,22 @@ def colour_constraint(
     """
     classes = logits.shape[1]
     probabilities = logits.softmax(dim=1).movedim(1, -1).reshape(-1, classes)
-    ids = superpixel.reshape(-1).long() + 1  # row 0 collects the pixels of no superpixel
-    rows = int(torch.cat([ids, edges.reshape(-1) + 1]).max()) + 1
-    area = torch.bincount(ids, minlength=rows)
-    total = probabilities.new_zeros(rows, classes).index_add(0, ids, probabilities)
+    area = superpixel_areas(superpixel, edges)
+    total = probabilities.new_zeros(len(area), classes).index_add(0, superpixel.reshape(-1).long() + 1, probabilities)
     mean = total / area.clamp(min=1).unsqueeze(1)
 
-    first, second = edges[:, 0] + 1, edges[:, 1] + 1
-    weights = edge_weights * ((area[first] > 0) & (area[second] > 0))
-    difference = (mean[first] - mean[second]).square().sum(dim=1)
+    weights = present_edges(area, edges, edge_weights)
+    difference = (mean[edges[:, 0] + 1] - mean[edges[:, 1] + 1]).square().sum(dim=1)
     weight_sum = weights.sum()
     return (weights * difference).sum() / torch.where(weight_sum > 0, weight_sum, 1)
+
+
+def superpixel_areas(superpixel: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Pixels of each superpixel, (1 + largest id + 1,) int64: that of id a stands at a + 1, the pixels of none at 0."""
+    ids = superpixel.reshape(-1).long() + 1
+    return torch.bincount(ids, minlength=int(torch.cat([ids, edges.reshape(-1) + 1]).max()) + 1)
+
+
+def present_edges(area: torch.Tensor, edges: torch.Tensor, edge_weights: torch.Tensor) -> torch.Tensor:
+    """The edges' weights (M,), 0 for those that lack a superpixel. area: as `superpixel_areas` gives it."""
+    return edge_weights * ((area[edges[:, 0] + 1] > 0) & (area[edges[:, 1] + 1] > 0))

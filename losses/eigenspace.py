@@ -2,7 +2,8 @@
 
 import torch
 
-CHUNK = 256  # columns of S held at a time: memory is B x CHUNK x N
+# Entries of S held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
+HELD = {"cpu": 2**20, "cuda": 2**26}
 
 
 def eigenspace_consistency(
@@ -56,8 +57,9 @@ class _EigenspaceConsistency(torch.autograd.Function):
         trace_difference = query.new_zeros(batch)
         kl_grad_query, trace_grad_query = torch.zeros_like(query), torch.zeros_like(query)
         kl_grad_key, trace_grad_key = torch.empty_like(key), torch.empty_like(key)
-        for start in range(0, positions, CHUNK):
-            columns = slice(start, min(start + CHUNK, positions))
+        step = max(1, HELD[query.device.type] // (batch * positions))
+        for start in range(0, positions, step):
+            columns = slice(start, min(start + step, positions))
             # Rows of these (B, chunk, N) matrices are columns j of S: the distributions over i.
             log_p = torch.log_softmax(key[:, columns] @ query.mT, dim=-1)
             view_log_p = torch.log_softmax(view_key[:, columns] @ view_query.mT, dim=-1)

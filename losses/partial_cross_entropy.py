@@ -3,8 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+IGNORE_INDEX = 255  # of a pixel without a label
 
-def partial_cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+
+def partial_cross_entropy(logits: torch.Tensor, label: torch.Tensor, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels (CC4S, partial cross-entropy).
 
     logits: (B, C, H, W) raw scores. label: (B, H, W) int64 in [0, C), or `ignore_index` where unlabelled.

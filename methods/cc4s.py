@@ -5,20 +5,22 @@ A stage of CC4S is a setting of the loss weights: see configs/cc4s.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
 from config import MethodConfig, ModelConfig
 from errors import UserError
-from losses.colour_constraint import colour_constraint
+from losses.colour_constraint import colour_constraint, present_edges, superpixel_areas
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
-from losses.partial_cross_entropy import partial_cross_entropy
+from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
 from losses.soft_entropy import soft_entropy
 from methods.base import Method
+from methods.pixelwise import pixelwise
 from methods.views import View, crop_view, flip_view, require_grid
-from models.cc4s import BaselineNet, RandomWalkNet, upsample
+from models.cc4s import BaselineNet, RandomWalkNet
 
 
 class CC4S(Method):
@@ -35,6 +37,7 @@ class CC4S(Method):
         else:
             self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
         self.needs_edges = config.colour > 0
+        self.weights = {"cross_entropy": 1.0, "soft_entropy": config.soft_entropy, "colour": config.colour}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """batch: `image`, `label`; `boundary` (optional), and for the colour constraint `superpixel`, `edges`,
@@ -44,18 +47,14 @@ class CC4S(Method):
         if self.config.consistency:
             features = self.network.features(images)
             walked, query, key = self.network.walk(features)
-            logits = upsample(self.network.head(walked), images.shape[-2:])
+            logits = self.network.head(walked)
             compared = {"eigenspace": (query, key), "x": (features,), "z": (walked,)}[self.config.consistency_on]
             losses["consistency"] = self.config.consistency * self._consistency(images, compared)
         else:
-            logits = self.network(images)
-        losses["cross_entropy"] = partial_cross_entropy(logits, batch["label"])
-        if self.config.soft_entropy:
-            losses["soft_entropy"] = self.config.soft_entropy * soft_entropy(logits, batch.get("boundary"))
-        if self.config.colour:
-            losses["colour"] = self.config.colour * colour_constraint(
-                logits, batch["superpixel"], batch["edges"], batch["edge_weights"]
-            )
+            logits = self.network.coarse(images)
+        means = {name: partial(mean, batch) for name, mean in MEANS.items() if self.weights[name]}
+        for name, mean in pixelwise(means, logits, images.shape[-2:]).items():
+            losses[name] = self.weights[name] * mean
         return losses
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -91,6 +90,26 @@ class CC4S(Method):
     def _compared_shrink(self) -> int:
         """Energies are compared on the walk's own map, features on the whole one."""
         return self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
+
+
+def _cross_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    label = batch["label"][some]
+    return partial_cross_entropy(logits, label), (label != IGNORE_INDEX).sum()
+
+
+def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    boundary = batch["boundary"][some] if "boundary" in batch else torch.zeros_like(logits[:, 0], dtype=torch.bool)
+    return soft_entropy(logits, boundary), (~boundary).sum()
+
+
+def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the batch's edges, those of other images drop out, since their superpixels have no pixel in these."""
+    superpixel, edges, edge_weights = batch["superpixel"][some], batch["edges"], batch["edge_weights"]
+    weights = present_edges(superpixel_areas(superpixel, edges), edges, edge_weights)
+    return colour_constraint(logits, superpixel, edges, edge_weights), weights.sum()
+
+
+MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour": _colour}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class RandomWalkNet(nn.Module):
     """Stride-8 ResNet -> 3x3 conv to 512 -> random walk -> 3x3 conv 512 -> dropout 0.1 -> 1x1 to the classes.
 
     forward: images (B, 3, H, W) -> logits (B, C, H, W) at the input's size. The parts (`features`, `walk`, `head`) can be
-    called one by one by a loss that looks inside.
+    called one by one by a loss that looks inside, and `coarse` stops before the logits are up-sampled.
     """
 
     def __init__(self, backbone: str, num_classes: int, shrink: int = 1):
@@ -38,9 +38,13 @@ class RandomWalkNet(nn.Module):
         """(B, 512, h, w) after the walk (`z`) -> (B, C, h, w) logits at stride 8."""
         return self.classifier(self.refine(walked))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, C, h, w) logits at stride 8."""
         walked, _, _ = self.walk(self.features(images))
-        return upsample(self.head(walked), images.shape[-2:])
+        return self.head(walked)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return upsample(self.coarse(images), images.shape[-2:])
 
 
 class BaselineNet(nn.Module):
@@ -54,8 +58,12 @@ class BaselineNet(nn.Module):
         self.backbone = stride8_resnet(backbone, layer4_dilations=(4, 8, 16))
         self.aspp = ASPP(channels(self.backbone), num_classes)
 
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, C, h, w) logits at stride 8."""
+        return self.aspp(self.backbone(images))
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return upsample(self.aspp(self.backbone(images)), images.shape[-2:])
+        return upsample(self.coarse(images), images.shape[-2:])
 
 
 class ASPP(nn.Module):
@@ -76,5 +84,5 @@ class ASPP(nn.Module):
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits in float32, bilinearly resized to `size` with their corners aligned."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+    """Logits in float32 at least, bilinearly resized to `size` with their corners aligned."""
+    return F.interpolate(logits.to(torch.promote_types(logits.dtype, torch.float32)), size, mode="bilinear", align_corners=True)

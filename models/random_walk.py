@@ -1,5 +1,7 @@
 """The random walk on the feature map."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,24 +44,62 @@ class RandomWalk(nn.Module):
 
 
 def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(Q K^T) V over the positions of maps: query, key (B, d, h, w), value (B, D, h, w), D a multiple of d ->
-    (B, D, h, w) in value's dtype.
+    """softmax(Q K^T) V over the positions of maps: query, key (B, d, h, w), value (B, D, h, w) -> (B, D, h, w), value's dtype.
 
-    torch's fused attention never holds the N x N matrix, but its CPU kernel wants values as wide as queries (they go in
-    D/d slices, as heads that share queries and keys) and each position's numbers next to each other in memory
-    (channels-last); else it falls back to one that does hold it, without a word. Computed in at least float32: the
-    energies are not scaled, and bfloat16 would round one of 100 to the nearest half.
+    The N x N matrix is never held: see `_Walk`. Energies are at least float32: they are not scaled, and bfloat16 would round
+    one of 100 to the nearest half. Products with the values are in the values' dtype.
     """
-    batch, depth, height, width = value.shape
-    d, positions = query.shape[1], height * width
-    heads = depth // d
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    query, key, value = (m.contiguous(memory_format=torch.channels_last) for m in (query, key, value))
+    dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(value.device.type, enabled=False):
-        query, key = (m.to(dtype).flatten(2).mT.unsqueeze(1).expand(batch, heads, positions, d) for m in (query, key))
-        slices = value.to(dtype).reshape(batch, heads, d, positions).mT
-        walked = F.scaled_dot_product_attention(query, key, slices, scale=1.0)
-    return walked.mT.reshape(batch, depth, height, width).to(value.dtype)
+        flat = (query.to(dtype).flatten(2).mT, key.to(dtype).flatten(2).mT, value.flatten(2).mT)
+        if torch.compiler.is_exporting():  # a graph has no loop over chunks of any number
+            walked = (flat[0] @ flat[1].mT).softmax(dim=-1).to(value.dtype) @ flat[2]
+        else:
+            walked = _Walk.apply(*flat)
+    return walked.mT.reshape(value.shape)
+
+
+class _Walk(torch.autograd.Function):
+    """softmax(Q K^T) V with gradients, some rows of P at a time, which backward computes again.
+
+    With dO the gradient of O = P V: dV = P^T dO and dE_ij = P_ij (dO_i . V_j - dO_i . O_i), whose last term is the softmax's
+    row sum, known from O alone (Dao et al., FlashAttention, NeurIPS 2022). torch's own fused attention wants values as wide as
+    queries; cut into D/d heads that share them, it takes twice the time of this on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        """query, key: (B, N, d), value: (B, N, D). Returns (B, N, D)."""
+        walked = torch.empty_like(value)
+        for rows in _chunks(query):
+            transition = torch.softmax(query[:, rows] @ key.mT, dim=-1).to(value.dtype)
+            walked[:, rows] = transition @ value
+        ctx.save_for_backward(query, key, value, walked)
+        return walked
+
+    @staticmethod
+    def backward(ctx, grad_walked):
+        query, key, value, walked = ctx.saved_tensors
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        row_sums = (grad_walked.to(query.dtype) * walked).sum(dim=-1, keepdim=True)
+        for rows in _chunks(query):
+            transition = torch.softmax(query[:, rows] @ key.mT, dim=-1)
+            grad_value += transition.to(value.dtype).mT @ grad_walked[:, rows]
+            grad_energy = (grad_walked[:, rows] @ value.mT).to(query.dtype).sub_(row_sums[:, rows]).mul_(transition)
+            grad_query[:, rows] = grad_energy @ key
+            grad_key += grad_energy.mT @ query[:, rows]
+        return grad_query, grad_key, grad_value
+
+
+# Entries of P held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
+HELD = {"cpu": 2**20, "cuda": 2**26}
+
+
+def _chunks(query: torch.Tensor) -> Iterator[slice]:
+    """The rows of P in parts of `HELD` entries. query: (B, N, d)."""
+    batch, positions, _ = query.shape
+    step = max(1, HELD[query.device.type] // (batch * positions))
+    return (slice(start, min(start + step, positions)) for start in range(0, positions, step))
 
 
 def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

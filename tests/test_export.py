@@ -25,7 +25,7 @@ def checkpoint(request, tmp_path):
 
 
 def test_logits_at_any_batch_and_size(cli, checkpoint):
-    code, stdout, stderr = cli(export.main, checkpoint)
+    code, _, stderr = cli(export.main, checkpoint)
     assert code == 0, stderr
     session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
     method = load_model(checkpoint)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from benchmarks import textbook
 from config import MethodConfig, ModelConfig
 from errors import UserError
 from losses.eigenspace import eigenspace_consistency
-from methods import build_method
+from methods import build_method, pixelwise
 from methods.cc4s import running_statistics_untouched
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
@@ -52,6 +53,29 @@ def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
     assert (losses["cross_entropy"] == 0) == (not labelled)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("held", [1, 10**9])
+def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held):
+    """The formulas with every matrix in full, on the same weights; all images of the batch at once, or one after the other."""
+    monkeypatch.setitem(pixelwise.HELD, "cpu", held)
+    torch.manual_seed(0)
+    method = build_method(STAGES[stage][0], MODEL, 4).eval().double()
+    if stage != "baseline":
+        torch.nn.init.constant_(method.network.walk.gamma, 0.5)
+    some = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch().items()}
+    some["label"][1, :15] = 255  # as many labels in one image as in the other would hide a mean of means
+    some["boundary"][0, 20:40] = True
+    got, want = method(some), textbook.losses(method.network, method.config, some)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].item() == pytest.approx(value.item(), rel=1e-9), name
+    gradients = [torch.autograd.grad(sum(losses.values()), method.parameters(), allow_unused=True) for losses in (got, want)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # the key's bias has none, but for rounding
 
 
 @pytest.mark.parametrize("on", ["eigenspace", "x", "z"])

@@ -2,9 +2,9 @@
 
     python -m tools.export runs/ss_stage2/best.pt --to onnx [--out runs/ss_stage2/best.onnx]
 
-Input `image` (B, 3, H, W) float32, normalised as `datasets.transforms.normalise` does; output `logits` (B, C, H, W) float32, at any
-batch and size. The class names and the normalisation are in the file's metadata. Before it is kept, the file is run in
-onnxruntime at several sizes and compared with PyTorch.
+Input `image` (B, 3, H, W) float32, normalised as `datasets.transforms.normalise` does; output `logits` (B, C, H, W) float32, of
+any batch and size. The class names and the normalisation are in the file's metadata. Before it is kept, the file is run
+in onnxruntime at several sizes and compared with PyTorch.
 """
 
 import contextlib

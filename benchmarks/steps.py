@@ -1,0 +1,203 @@
+"""Training steps: seconds and peak memory of every stage, against the formulas written plainly and against the bare network.
+
+    python -m benchmarks.steps                                            # CPU: ResNet-18, crop 465, 2 images
+    python -m benchmarks.steps --device cuda --backbone resnet50 --batch 16 --out steps_cuda.json
+
+Three ways through a step of the same images, weights and optimizer:
+
+textbook  `benchmarks/textbook.py`: every N x N matrix in full, float32, channels first
+fast      what train.py does
+floor     the network's own forward and backward pass as train.py runs it (precision, layout), and for SS one forward pass
+          of the features without gradient: what no loss can be cheaper than
+
+Each measurement is a process of its own: WARM steps, then STEPS timed ones; rounds alternate between the three, and the median
+step of all rounds counts. Memory is the peak over what the process held when the batch was ready: resident set on a CPU,
+allocated on a GPU.
+"""
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from jsonargparse.typing import PositiveInt
+from tqdm import tqdm
+
+from benchmarks import textbook
+from config import MethodConfig, ModelConfig, TrainConfig, parse
+from engine import distributed
+from errors import run
+from methods import build_method
+from train import build_optimizer, to_device
+
+STAGES = ("baseline", "ur", "ss", "ss_stage2")
+WAYS = ("textbook", "fast", "floor")
+CLASSES, SUPERPIXELS, WARM = 21, 800, 1
+
+
+@dataclass
+class StepsConfig:
+    """What is measured."""
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """where"""
+    backbone: str = "resnet18"
+    """of the network"""
+    crop: PositiveInt = 465
+    """side of the images, pixels"""
+    batch: PositiveInt = 2
+    """images a step"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """of fast and floor; textbook is fp32"""
+    stages: tuple[Literal["baseline", "ur", "ss", "ss_stage2"], ...] = STAGES
+    """stages to measure"""
+    rounds: PositiveInt = 3
+    """times that the three ways take turns"""
+    steps: PositiveInt = 2
+    """timed steps a round"""
+    out: str | None = None
+    """JSON file for the rows and conditions"""
+
+
+def main() -> None:
+    """The command line above."""
+    config = parse(StepsConfig, __doc__)
+    measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in WAYS}
+    turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in WAYS)]
+    for turn in tqdm(turns, unit="run", leave=False):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            measured[turn].append(pool.submit(measure, config, *turn).result())
+    rows = []
+    for (stage, way), runs in measured.items():
+        seconds = statistics.median(second for one in runs for second in one["seconds"])
+        rows.append(
+            {"stage": stage, "way": way, "seconds": seconds, "memory": statistics.median(one["memory"] for one in runs)}
+        )
+    conditions = runs[0]["conditions"] | {"crop": config.crop, "batch": config.batch, "backbone": config.backbone}
+    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    print(table(rows))
+    if config.out:
+        Path(config.out).write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table of a stage a line."""
+    found = {(row["stage"], row["way"]): row for row in rows}
+    lines = [
+        "| stage | textbook, s | fast, s | floor, s | textbook / fast | fast / floor | textbook, MB | fast, MB | floor, MB "
+        "| fast / textbook | fast / floor |",
+        "|" + "---|" * 11,
+    ]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        book, fast, floor = (found[stage, way] for way in WAYS)
+        megabytes = (f"{row['memory'] / 1e6:.0f}" for row in (book, fast, floor))
+        lines.append(
+            f"| {stage} | {book['seconds']:.3f} | {fast['seconds']:.3f} | {floor['seconds']:.3f} "
+            f"| {book['seconds'] / fast['seconds']:.2f} | {fast['seconds'] / floor['seconds']:.2f} | {' | '.join(megabytes)} "
+            f"| {fast['memory'] / book['memory']:.2f} | {fast['memory'] / floor['memory']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure(config: StepsConfig, stage: str, way: str) -> dict:
+    """One process's share: seconds of each timed step, peak memory in bytes, and the conditions."""
+    device = distributed.pick_device(config.device)
+    precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
+    settings = yaml.safe_load((Path(__file__).parent.parent / f"configs/cc4s/{stage}.yaml").read_text())
+    torch.manual_seed(0)
+    method_config = MethodConfig(**settings["method"])
+    method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), CLASSES).to(device)
+    if stage != "baseline":
+        torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk
+    batch = make_batch(config.batch, config.crop)
+    if way == "textbook":
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    else:
+        method.to(memory_format=torch.channels_last)
+        batch = to_device(batch, device)
+    optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
+    losses: dict[str, Callable] = {
+        "textbook": lambda: sum(textbook.losses(method.network, method_config, batch).values()),
+        "fast": lambda: sum(method(batch).values()),
+        "floor": lambda: floor(method, method_config, batch["image"]),
+    }
+
+    def step() -> float:
+        start = time.perf_counter()
+        with distributed.autocast(device, precision):
+            loss = losses[way]()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
+    for _ in range(WARM):
+        step()
+    seconds = [step() for _ in range(config.steps)]
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    conditions = {
+        "torch": str(torch.__version__), "device": name, "threads": torch.get_num_threads(),
+        "precision": distributed.pick_precision(device, config.precision),
+    }  # fmt: skip
+    return {"seconds": seconds, "memory": peak - held, "conditions": conditions}
+
+
+def floor(method: torch.nn.Module, config: MethodConfig, images: torch.Tensor) -> torch.Tensor:
+    """The network without walk and losses; the mean of its logits at stride 8 stands in for a loss."""
+    network = method.network
+    if config.network == "baseline":
+        return network.aspp(network.backbone(images)).float().mean()
+    if config.consistency:
+        with torch.no_grad():
+            network.features(images.flip(-1))
+    return network.head(network.features(images)).float().mean()
+
+
+def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
+    """Random images with labels on 3% of the pixels, and a grid of superpixels, each joined to its neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    side = round(SUPERPIXELS**0.5)
+    place = torch.arange(crop) * side // crop
+    grid = (place[:, None] * side + place).int()
+    nodes = torch.arange(side * side).view(side, side)
+    right = torch.stack([nodes[:, :-1].flatten(), nodes[:, 1:].flatten()], dim=1)
+    below = torch.stack([nodes[:-1].flatten(), nodes[1:].flatten()], dim=1)
+    edges = torch.cat([right, below])
+    label = torch.randint(CLASSES, (images, crop, crop), generator=generator)
+    label[torch.rand(label.shape, generator=generator) > 0.03] = 255
+    return {
+        "image": torch.randn(images, 3, crop, crop, generator=generator),
+        "label": label,
+        "boundary": torch.rand(label.shape, generator=generator) < 0.1,
+        "superpixel": torch.stack([grid + number * side * side for number in range(images)]),
+        "edges": torch.cat([edges + number * side * side for number in range(images)]),
+        "edge_weights": torch.rand(images * len(edges), generator=generator),
+    }
+
+
+def resident() -> int:
+    """Bytes that this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_resident() -> int:
+    """The most bytes that this process has ever held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,85 @@
+"""CC4S's formulas written as the paper writes them, with every matrix in full: what the fast paths are measured against.
+
+Plain float32, channels first. The transition matrix P is held for the backward pass, the flip of the view's energies is two
+products with an N x N permutation matrix, the Laplacian is dense.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from config import MethodConfig
+from models.cc4s import BaselineNet, RandomWalkNet
+
+
+def walk(network: RandomWalkNet, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """features (B, D, h, w) -> gamma P V + x, the same shape, and the energies E (B, N, N)."""
+    module = network.walk
+    query, key, value = (conv(features).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
+    energy = query.mT @ key
+    transition = energy.softmax(dim=-1)
+    walked = (value @ transition.mT).view_as(features)
+    return module.gamma * walked + features, energy
+
+
+def mirror_matrix(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """(N, N) int64 permutation of the positions of a height x width map that mirrors them left-right."""
+    order = torch.arange(height * width, device=device).view(height, width).flip(1).flatten()
+    return F.one_hot(order)
+
+
+def eigenspace_consistency(energy: torch.Tensor, view_energy: torch.Tensor, trace_weight: float = 0.01) -> torch.Tensor:
+    """KL(S(E') || S(E)) + trace_weight |tr S(E) - tr S(E')| of energies (B, N, N), as released: softmax over the queries,
+    mean over all entries."""
+    transition, view_transition = energy.softmax(dim=1), view_energy.softmax(dim=1)
+    divergence = F.kl_div(energy.log_softmax(dim=1), view_transition, reduction="none").mean()
+    traces = [matrix.diagonal(dim1=1, dim2=2).sum(dim=1) for matrix in (transition, view_transition)]
+    return divergence + trace_weight * (traces[0] - traces[1]).abs().mean()
+
+
+def soft_entropy(logits: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
+    """Mean of -sum_c p_c log p_c over the pixels off the boundary."""
+    probabilities = logits.softmax(dim=1)
+    entropy = -(probabilities * logits.log_softmax(dim=1)).sum(dim=1)
+    return (entropy * ~boundary).sum() / (~boundary).sum()
+
+
+def colour_constraint(
+    logits: torch.Tensor, superpixel: torch.Tensor, edges: torch.Tensor, edge_weights: torch.Tensor
+) -> torch.Tensor:
+    """(2 / ||W||) tr(Y^T L Y) with the dense Laplacian of the batch's superpixels."""
+    probabilities = logits.softmax(dim=1).movedim(1, -1).flatten(0, 2)
+    ids = superpixel.flatten().long()
+    inside = ids >= 0
+    count = int(max(ids.max(), edges.max())) + 1
+    area = probabilities.new_zeros(count).index_add(0, ids[inside], torch.ones_like(probabilities[inside, 0]))
+    total = probabilities.new_zeros(count, probabilities.shape[1]).index_add(0, ids[inside], probabilities[inside])
+    mean = total / area.clamp(min=1)[:, None]
+    weights = probabilities.new_zeros(count, count)
+    weights[edges[:, 0], edges[:, 1]] = edge_weights * (area[edges[:, 0]] > 0) * (area[edges[:, 1]] > 0)
+    weights = weights + weights.T
+    laplacian = weights.sum(dim=1).diag() - weights
+    return 2 * torch.trace(mean.T @ laplacian @ mean) / weights.sum()
+
+
+def losses(network: torch.nn.Module, config: MethodConfig, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Named, weighted losses of a batch, as `methods.cc4s.CC4S.forward` gives them."""
+    images, found = batch["image"], {}
+    if isinstance(network, BaselineNet):
+        logits = network(images)
+    else:
+        features = network.features(images)
+        walked, energy = walk(network, features)
+        logits = F.interpolate(network.head(walked), images.shape[-2:], mode="bilinear", align_corners=True)
+    if config.consistency:
+        with torch.no_grad():
+            view = network.features(images.flip(-1))
+            query, key = (conv(view).flatten(2) for conv in (network.walk.query_conv, network.walk.key_conv))
+            mirror = mirror_matrix(*view.shape[-2:], view.device).to(view.dtype)
+            view_energy = mirror @ (query.mT @ key) @ mirror
+        found["consistency"] = config.consistency * eigenspace_consistency(energy, view_energy, config.trace)
+    found["cross_entropy"] = F.cross_entropy(logits, batch["label"], ignore_index=255)
+    if config.soft_entropy:
+        found["soft_entropy"] = config.soft_entropy * soft_entropy(logits, batch["boundary"])
+    if config.colour:
+        found["colour"] = config.colour * colour_constraint(logits, batch["superpixel"], batch["edges"], batch["edge_weights"])
+    return found

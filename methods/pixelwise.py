@@ -1,0 +1,54 @@
+"""Losses at the images' own size, of logits at the network's: a few images at a time."""
+
+from collections.abc import Callable
+
+import torch
+
+from models.cc4s import upsample
+
+# A masked mean over the pixels of some images: logits (b, C, H, W) and which images of the batch they are ->
+# the mean, and the weight that it has among the others' means (a number of pixels, a sum of weights).
+MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+
+# Numbers of the logits at the images' size held at a time: a GPU wants enough of them to be busy.
+HELD = {"cpu": 2**23, "cuda": 2**26}
+
+
+def pixelwise(means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The named masked means over a whole batch, of logits (B, C, h, w) brought to `size` as the network's prediction is.
+
+    Full-size logits, and what the losses make of them, exist for a few images at a time: their gradients are taken at once and
+    kept at (h, w), so that nothing is held for backward. Scalars; 0, with zero gradient, where the weights are all 0.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        values = _Pixelwise.apply(logits.to(dtype), size, tuple(means.values()))
+    return dict(zip(means, values, strict=True))
+
+
+class _Pixelwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, size, means):
+        images, classes = logits.shape[:2]
+        sums, weights = logits.new_zeros(2, len(means))
+        gradients = [torch.empty_like(logits) for _ in means]
+        step = max(1, HELD[logits.device.type] // (classes * size[0] * size[1]))
+        for start in range(0, images, step):
+            some = slice(start, min(start + step, images))
+            small = logits[some].detach().requires_grad_()
+            with torch.enable_grad():
+                large = upsample(small, size)
+                for number, masked_mean in enumerate(means):
+                    mean, weight = masked_mean(large, some)
+                    (gradients[number][some],) = torch.autograd.grad(weight * mean, small, retain_graph=True)
+                    sums[number] += weight * mean.detach()
+                    weights[number] += weight
+                    del mean  # and what it holds for backward, before the next loss
+        weights.clamp_(min=torch.finfo(weights.dtype).tiny)
+        ctx.save_for_backward(weights, *gradients)
+        return tuple(sums / weights)
+
+    @staticmethod
+    def backward(ctx, *grad_means):
+        weights, *gradients = ctx.saved_tensors
+        return sum(g * d / w for g, d, w in zip(grad_means, gradients, weights, strict=True)), None, None

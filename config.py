@@ -128,6 +128,8 @@ class TrainConfig:
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
     """processes that load data"""
+    loader_timeout: NonNegativeInt = 300
+    """seconds that a batch may take to load before the run stops, naming the files that hang; 0 waits for ever"""
     seed: NonNegativeInt = 0
     """of weights, order and augmentation"""
     val_epochs: PositiveFloat = 1.0
@@ -148,9 +150,17 @@ class Config:
     """One stage of training."""
 
     out: str = "runs/train"
-    """run folder to make: config.yaml, last.pt, best.pt, metrics.jsonl, TensorBoard events"""
+    """run folder: config.yaml, run.json, last.pt, best.pt, metrics.jsonl, TensorBoard events; a run that stopped goes on"""
     init: str | None = None
     """checkpoint to start from, an earlier stage's best.pt"""
+    fresh: bool = False
+    """start over where OUT holds a run, deleting it"""
+    skip_nonfinite: NonNegativeInt = 0
+    """steps whose loss is not finite that are left out before the run stops; over 0, every step waits for its loss"""
+    deterministic: bool = False
+    """the same weights every time on the same machine, at some cost in speed on a GPU"""
+    compile: bool = False
+    """torch.compile the backbone; without a compiler it runs as it is"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -267,7 +277,7 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     for true. positional: fields without a default are arguments without a flag.
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
@@ -314,6 +324,12 @@ def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """jsonargparse's help with the description's own lines kept."""
+
+
+def _underscored(argument: str) -> str:
+    """--skip-nonfinite=1 as --skip_nonfinite=1; anything but a flag as it is."""
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Mistakes of the person at the keyboard, and how an entry point tells of them."""
+"""What goes wrong, and how an entry point tells of it."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -8,20 +9,31 @@ class UserError(Exception):
     """Something the user can put right: what is wrong, where, and what to do, in one line."""
 
 
+class Failure(Exception):  # noqa: N818, as KeyboardInterrupt is none
+    """Something that went wrong on the way, with nothing wrong in the command: what, where, what is left, in one line."""
+
+
 def run(main: Callable[[], int | None]) -> None:
-    """Calls `main` and exits with what it returns (None is 0); a UserError becomes one line on stderr and exit code 2."""
+    """Calls `main` and exits with what it returns (None is 0); a UserError becomes one line on stderr and exit code 2, a
+    Failure (and a full disk) one line and exit code 1."""
     try:
         sys.exit(main())
     except UserError as error:
         # A loader worker's exception arrives with the worker's traceback in front of its own line.
-        line = str(error).rsplit("UserError: ", 1)[-1].strip()
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error).rsplit("UserError: ", 1)[-1].strip(), 2)
+    except Failure as error:
+        _end(str(error), 1)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _end(f"{error.filename or 'writing'}: {error.strerror}: make room and run the same command again", 1)
         if error.filename is None:  # nothing of the user's: a bug, whose traceback is wanted
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(line: str, code: int) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

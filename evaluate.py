@@ -14,7 +14,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -27,14 +26,14 @@ from datasets.demo import draw_if_missing
 from datasets.files import read_label
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
-from datasets.transforms import denormalise
+from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
-from engine.inference import predict_probabilities
+from engine.inference import most_likely, predict_probabilities
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from engine.pictures import evenly
-from engine.provenance import commit
+from engine.provenance import circumstances
 from engine.report import Shown, evaluation_report
 from errors import UserError, run
 from methods.base import Method
@@ -95,15 +94,18 @@ def score(
     loader = DataLoader(dataset, batch_size=None, sampler=share, num_workers=config.run.workers)
     bar = tqdm(loader, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
     for number, item in enumerate(bar):
-        image = denormalise(item["image"])
+        image = item["image"].permute(1, 2, 0).numpy()
         sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
         with distributed.autocast(process.device, config.run.precision):
             probabilities = predict_probabilities(
-                method.predict, item["image"].to(process.device), config.inference, sharpen if config.crf_per_scale else None
+                method.predict,
+                normalise(item["image"].to(process.device)),
+                config.inference,
+                sharpen if config.crf_per_scale else None,
             )
         if sharpen and not config.crf_per_scale:
             probabilities = sharpen(probabilities)
-        prediction = probabilities.argmax(dim=0).cpu()
+        prediction = most_likely(probabilities).cpu()
         own = ConfusionMatrix(len(dataset.index.classes))
         own.update(prediction, item["label"])
         matrix.counts += own.counts
@@ -171,12 +173,11 @@ def read_compared(folder: str | None) -> tuple[str, dict] | None:
 
 
 def conditions(config: EvaluateConfig, images: int) -> dict:
-    """What the scores depend on: settings, the checkpoint's hash, the code's commit and the libraries' versions."""
+    """What the scores depend on: settings, the checkpoint's hash, the command, the code's commit, the libraries' versions."""
     return {
         "images": images,
         "checkpoint_sha256": fingerprint(config.checkpoint),
-        "commit": commit(),
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__, "opencv": cv2.__version__},
+        **circumstances(),
         **asdict(config),
     }
 

@@ -26,7 +26,7 @@ from datasets.files import UNLABELLED, read_image, read_label, whole, write_labe
 from datasets.folder import images_below
 from datasets.index import IMAGE_SUFFIXES, Index, colour_map
 from datasets.segmentation import read_fitting_label
-from datasets.transforms import normalise
+from datasets.transforms import normalise, to_tensor
 from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
@@ -142,7 +142,7 @@ def predict(
     )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, normalise(image).to(device), config.inference)
+            probabilities = predict_probabilities(method.predict, normalise(to_tensor(image).to(device)), config.inference)
         if allowed is not None:
             probabilities[torch.from_numpy(~allowed).to(device)] = 0
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)

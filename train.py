@@ -3,26 +3,24 @@
     python train.py --config configs/cc4s/ur.yaml --data.root DIR --data.labels scribbles --out runs/ur
     torchrun --nproc_per_node 4 train.py --config ...
 
-Writes OUT/config.yaml, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
-report.html and TensorBoard events. The next stage takes --init OUT/best.pt.
+Writes OUT/config.yaml, run.json, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
+report.html and TensorBoard events. The next stage takes --init OUT/best.pt. Whatever stopped a run, the same command
+goes on from OUT/last.pt, to the same weights as if it had never stopped.
 """
 
 import contextlib
-import json
 import math
+import os
+import random
+import signal
 import sys
-import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
 from datasets import open_index
@@ -30,15 +28,18 @@ from datasets.check import check, list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import read_label
 from datasets.index import under
-from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate
-from datasets.transforms import Augmentation, normalise
+from datasets.segmentation import SegmentationDataset, Superpixels, to_device
+from datasets.transforms import Augmentation, normalise, to_tensor
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from engine.inference import predict_probabilities
+from engine.inference import most_likely, predict_probabilities
+from engine.interrupt import StopRequest
+from engine.loading import check_batch, training_batches, training_order, validation_items
 from engine.metrics import ConfusionMatrix
 from engine.pictures import evenly, picture_grid
 from engine.report import training_report
-from errors import UserError, run
+from engine.run_folder import Log, read_unfinished, start
+from errors import Failure, UserError, run
 from methods import build_method
 from methods.base import Method
 from models.resnet import load_weights as load_backbone
@@ -46,42 +47,51 @@ from models.resnet import load_weights as load_backbone
 PICTURES = 6  # rows of the picture grid
 
 
-def main() -> None:
+def main() -> int:
+    """The command line above; returns the exit code. Raises UserError for what is wrong with it, Failure for what goes wrong on
+    the way."""
     config = parse(Config, __doc__)
     with distributed.joined(config.train.device) as process:
         config.train.precision = distributed.pick_precision(process.device, config.train.precision)
-        train(config, process)
+        return train(config, process)
 
 
-def train(config: Config, process: distributed.Process) -> None:
-    """Runs the stage that `config` describes on this process."""
+def train(config: Config, process: distributed.Process) -> int:
+    """Runs the stage that `config` describes on this process, from the start or from where OUT's run stopped. Returns the exit
+    code: 128 and a signal's number where one ended it."""
     settings, device = config.train, process.device
     out = Path(config.out)
-    if (out / "last.pt").exists():
-        raise UserError(f"{out} already holds a run: choose another --out, or delete it")
+    unfinished = read_unfinished(config)
+    first, best = (unfinished["step"], unfinished["best"]) if unfinished else (0, -math.inf)
 
+    if config.deterministic:
+        be_deterministic()
     torch.manual_seed(settings.seed)
     train_set, val_set = build_datasets(config, process)
     classes = train_set.index.classes
     method = build_method(config.method, config.model, len(classes))
     method.check_crop(config.data.crop)
+    check_batch(settings, process, method.fewest_images)
     require_superpixels(config, method, train_set, process)
-    if config.init is None:
-        load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
-    else:
+    if unfinished:
+        load_weights(method, unfinished, out / "last.pt", classes)
+    elif config.init is not None:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
+    else:
+        load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
-    loader = build_loader(train_set, settings, steps, process, method.fewest_images)
     if process.is_main:
         for fault in list_faults(train_set.index, val_set.index):
             print(f"note: {fault}")
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
         shown = read_shown(val_set, config.data)
-        start_run_folder(out, config)
+        start(config, {"train": train_set.index, "val": val_set.index}, process.world, str(device), first)
     distributed.wait_for_all()
 
     method.to(device, memory_format=torch.channels_last)
+    if config.compile:
+        compile_backbone(method)
     model = method
     if process.world > 1:
         if device.type == "cuda":
@@ -91,58 +101,152 @@ def train(config: Config, process: distributed.Process) -> None:
     val_every = settings.val_steps or max(1, round(settings.val_epochs * len(train_set) / settings.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** settings.poly_power)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    torch.manual_seed(settings.seed + process.rank)  # dropout and views differ between processes
-    batches = iter(loader)
+    stateful = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    skipped, reviewed = 0, True
+    if unfinished:
+        skipped, reviewed = unfinished["skipped"], unfinished["reviewed"]
+        for name, part in stateful.items():
+            part.load_state_dict(unfinished[name])
+    batches = training_batches(train_set, settings, steps, first, process)
+    log = Log(out, steps, first) if process.is_main else None
 
-    log = Log(out, steps) if process.is_main else None
-    best = -math.inf
-    for step in range(steps):
-        method.train()
-        method.begin_step(step, step * settings.batch_size / len(train_set))
-        losses: dict[str, torch.Tensor] = {}
-        for part in range(settings.accumulate):
-            batch = to_device(next(batches), device)
-            last_part = part == settings.accumulate - 1
-            with contextlib.nullcontext() if last_part or model is method else model.no_sync():
-                with distributed.autocast(device, settings.precision):
-                    terms = model(batch)
-                    loss = sum(terms.values()) / settings.accumulate
-                scaler.scale(loss).backward()
-            for name, term in terms.items():
-                losses[name] = losses.get(name, 0) + term.detach() / settings.accumulate
-        rate = schedule.get_last_lr()[0]
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step()
+    def save(step: int, reviewed: bool) -> None:
+        log.flush()
+        state = {name: part.state_dict() for name, part in stateful.items()}
+        state |= {"step": step, "best": best, "skipped": skipped, "reviewed": reviewed}
+        save_checkpoint(out / "last.pt", method, config, classes, **state)
 
-        done = step + 1
-        epoch = done * settings.batch_size / len(train_set)
-        to_log, to_validate = (done % every == 0 or done == steps for every in (settings.log_every, val_every))
-        if to_log or to_validate:  # elsewhere the loss stays on the device, and nothing waits for it
-            values = {name: term.item() for name, term in losses.items()}
-            if not all(map(math.isfinite, values.values())):
-                raise UserError(f"the loss is not finite at step {done} ({values}): lower --train.lr or use another precision")
-            if log and to_log:
-                log.losses(done, epoch, rate, values)
-        if log:
-            log.bar.update()
-        if to_validate:
-            scores = validate(method, val_set, settings, process)
+    def review(step: int) -> None:
+        nonlocal best
+        scores = validate(method, val_set, settings, process)
+        if not log:
+            return
+        log.scores(step, step * settings.batch_size / len(train_set), scores)
+        # A split without one labelled pixel has no mIoU: the newest is kept then.
+        if not scores["miou"] <= best:
+            best = scores["miou"]
+            save_checkpoint(out / "best.pt", method, config, classes, step=step, scores=scores)
+        log.pictures(step, draw_shown(method, shown, val_set.index.palette, device))
+        save(step, reviewed=True)
+        training_report(out)
+
+    if not reviewed:  # it stopped between a step and its validation
+        review(first)
+    recent = []  # (step, its loss terms) since they were last looked at
+    with StopRequest() as request:
+        for step in range(first, steps):
+            # All that is random in a step depends on its number, so a run that goes on needs no other state.
+            seed_everything(settings.seed, step, process.rank)
+            method.train()
+            method.begin_step(step, step * settings.batch_size / len(train_set))
+            buffers = [buffer.clone() for buffer in method.buffers()] if config.skip_nonfinite else []
+            losses = forward_backward(model, batches, settings, scaler, device)
+            values = torch.stack(list(losses.values()))
+            if config.skip_nonfinite and distributed.anywhere(not values.isfinite().all(), process):
+                skipped += 1
+                if skipped > config.skip_nonfinite:
+                    raise_if_nonfinite([(step, values)], list(losses), train_set, settings, process)
+                for buffer, before in zip(method.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+            else:
+                recent.append((step, values))
+                scaler.step(optimizer)
+                scaler.update()
+                method.after_step()
+            rate = schedule.get_last_lr()[0]
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            done = step + 1
+            to_log, to_review = (done % every == 0 or done == steps for every in (settings.log_every, val_every))
+            stop = distributed.anywhere(request.signal is not None, process)
+            if to_log or to_review or stop:  # elsewhere the losses stay on the device, and nothing waits for them
+                raise_if_nonfinite(recent, list(losses), train_set, settings, process)
+                recent.clear()
+            if to_log:
+                means = distributed.mean_over_processes(values).tolist()
+                if log:
+                    log.losses(done, done * settings.batch_size / len(train_set), rate, dict(zip(losses, means, strict=True)))
             if log:
-                log.scores(done, epoch, scores)
-                state = {"step": done, "scores": scores, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                save_checkpoint(out / "last.pt", method, config, classes, **state)
-                # A split without one labelled pixel has no mIoU: the newest is kept then.
-                if not scores["miou"] <= best:
-                    best = scores["miou"]
-                    save_checkpoint(out / "best.pt", method, config, classes, step=done, scores=scores)
-                log.pictures(done, draw_shown(method, shown, val_set.index.palette, device))
-                training_report(out)
+                log.bar.update()
+            if to_review and not stop:
+                review(done)
+                stop = distributed.anywhere(request.signal is not None, process)
+            elif stop and log:
+                save(done, reviewed=not to_review)
+            if stop:
+                break
+    batches.close()
     if log:
         log.close()
-        print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
+        if request.signal is None:
+            training_report(out)
+            print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
+        else:
+            print(f"stopped by {signal.Signals(request.signal).name}: the same command goes on", file=sys.stderr)
+    return 128 + request.signal if request.signal else 0
+
+
+def forward_backward(
+    model: torch.nn.Module,
+    batches: Iterator[dict[str, torch.Tensor]],
+    settings: TrainConfig,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """The losses of a step by name, the mean over its parts, with their gradients in the weights."""
+    losses: dict[str, torch.Tensor] = {}
+    for part in range(settings.accumulate):
+        batch = to_device(next(batches), device)
+        waits = part < settings.accumulate - 1 and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if waits else contextlib.nullcontext():
+            with distributed.autocast(device, settings.precision):
+                terms = model(batch)
+                loss = sum(terms.values()) / settings.accumulate
+            scaler.scale(loss).backward()
+        for name, term in terms.items():
+            losses[name] = losses.get(name, 0) + term.detach() / settings.accumulate
+    return losses
+
+
+def raise_if_nonfinite(
+    recent: list[tuple[int, torch.Tensor]],
+    names: list[str],
+    train_set: SegmentationDataset,
+    settings: TrainConfig,
+    process: distributed.Process,
+) -> None:
+    """Raises Failure where a loss of these steps is not finite, with the step, the loss terms and the images."""
+    for step, values in recent:
+        if not values.isfinite().all():
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True))
+            order = training_order(len(train_set), settings, step + 1, step, process)
+            images = ", ".join(train_set.index.names[position] for batch in order for _, position in batch)
+            raise Failure(
+                f"the loss is not finite at step {step + 1} ({terms}; images {images}): lower --train.lr, use another "
+                "--train.precision, or let --skip-nonfinite leave out some steps; the last checkpoint is from before"
+            )
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seeds python, numpy and torch, on every device, by a few non-negative numbers."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def be_deterministic() -> None:
+    """Makes torch choose reproducible algorithms, and raise where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it before its first call
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def compile_backbone(method: Method) -> None:
+    """Has torch.compile make the backbone's kernels at its first pass; where it cannot, the backbone runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    method.network.backbone.compile()
 
 
 def build_datasets(config: Config, process: distributed.Process) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -173,53 +277,12 @@ def require_superpixels(config: Config, method: Method, train_set: SegmentationD
         print(f"note: no superpixels at {folder}: the soft entropy counts every pixel ({remedy} makes them)")
 
 
-def start_run_folder(out: Path, config: Config) -> None:
-    """Makes OUT with its config.yaml. Raises UserError where it cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
-
-
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW."""
+    """SGD with momentum, or AdamW; one kernel for all weights."""
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
-
-
-def build_loader(
-    dataset: SegmentationDataset, settings: TrainConfig, steps: int, process: distributed.Process, fewest_images: int
-) -> DataLoader:
-    """All batches of the run in order, this process's share of each, in `accumulate` parts a step.
-
-    Raises UserError where a batch does not divide, or leaves a pass with less than `fewest_images`.
-    """
-    if settings.batch_size % (settings.accumulate * process.world):
-        raise UserError(
-            f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "
-            f"on {process.world} processes"
-        )
-    if settings.batch_size < settings.accumulate * process.world * fewest_images:
-        raise UserError(
-            f"--train.batch_size {settings.batch_size} is too small: this network needs {fewest_images} images in each of "
-            f"{settings.accumulate} parts on {process.world} processes"
-        )
-    order = TrainingOrder(
-        len(dataset), settings.batch_size // settings.accumulate, steps * settings.accumulate, settings.seed,
-        process.rank, process.world,
-    )  # fmt: skip
-    return DataLoader(
-        dataset, batch_sampler=order, num_workers=settings.workers, collate_fn=collate, pin_memory=process.device.type == "cuda"
-    )
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`, its images channels-last."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-    return batch
+        return torch.optim.SGD(model.parameters(), momentum=settings.momentum, **common)
+    return torch.optim.AdamW(model.parameters(), **common)
 
 
 @torch.inference_mode()
@@ -227,13 +290,11 @@ def validate(method: Method, dataset: SegmentationDataset, settings: TrainConfig
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()
     matrix = ConfusionMatrix(len(dataset.index.classes))
-    share = range(process.rank, len(dataset), process.world)
-    loader = DataLoader(dataset, batch_size=None, sampler=share, num_workers=settings.workers)
-    for item in loader:
+    for item in validation_items(dataset, settings, process):
         item = {name: tensor.to(process.device) for name, tensor in item.items()}
         with distributed.autocast(process.device, settings.precision):
-            probabilities = predict_probabilities(method.predict, item["image"], InferenceConfig())
-        matrix.update(probabilities.argmax(dim=0), item["label"])
+            probabilities = predict_probabilities(method.predict, normalise(item["image"]), InferenceConfig())
+        matrix.update(most_likely(probabilities), item["label"])
     matrix.sum_over_processes(process.device)
     return matrix.scores(dataset.index.classes)
 
@@ -255,49 +316,10 @@ def draw_shown(method: Method, shown: list[tuple], palette: np.ndarray, device: 
     labelled = any(label is not None for _, label, _ in shown)
     rows = []
     for image, label, truth in shown:
-        probabilities = predict_probabilities(method.predict, normalise(image).to(device), InferenceConfig())
-        prediction = probabilities.argmax(dim=0).byte().cpu().numpy()
+        probabilities = predict_probabilities(method.predict, normalise(to_tensor(image).to(device)), InferenceConfig())
+        prediction = most_likely(probabilities).byte().cpu().numpy()
         rows.append([image, *([label] if labelled else []), prediction, truth])
     return picture_grid(rows, ["image", *(["label"] if labelled else []), "prediction", "truth"], palette)
-
-
-class Log:
-    """The progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png."""
-
-    def __init__(self, out: Path, steps: int):
-        self.out = out
-        self.bar = tqdm(total=steps, desc=out.name, unit="step", mininterval=0.5 if sys.stderr.isatty() else 15)
-        self.lines = open(out / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115, closed by close()
-        self.board = SummaryWriter(out)
-        self.start = time.monotonic()
-
-    def losses(self, step: int, epoch: float, rate: float, values: dict[str, float]) -> None:
-        """The loss terms of a step, and their sum."""
-        values = {"loss": sum(values.values())} | values
-        self.bar.set_postfix({"loss": f"{values['loss']:.3f}"})
-        self._write(step, epoch, {"lr": rate} | values)
-
-    def scores(self, step: int, epoch: float, scores: dict) -> None:
-        """A validation's scores."""
-        self.bar.write(f"step {step}: val mIoU {100 * scores['miou']:.2f}, Dice {100 * scores['dice']:.2f}")
-        self._write(step, epoch, {f"val_{name}": scores[name] for name in ("miou", "dice", "pixel_accuracy")})
-
-    def pictures(self, step: int, grid: Image.Image) -> None:
-        """A picture grid."""
-        grid.save(self.out / "pictures.png")
-        self.board.add_image("pictures", np.asarray(grid), step, dataformats="HWC")
-
-    def close(self) -> None:
-        self.bar.close()
-        self.lines.close()
-        self.board.close()
-
-    def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        line = {"step": step, "epoch": round(epoch, 4), "seconds": round(time.monotonic() - self.start, 2)} | values
-        print(json.dumps(line), file=self.lines)
 
 
 if __name__ == "__main__":

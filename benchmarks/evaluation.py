@@ -20,6 +20,7 @@ from jsonargparse.typing import PositiveInt
 from config import EvaluateConfig, RunConfig, SplitConfig, parse
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
+from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import load_model
 from engine.inference import window_starts
@@ -87,7 +88,7 @@ def score_by_windows(method: Method, dataset: SegmentationDataset, window: int, 
     matrix = ConfusionMatrix(len(dataset.index.classes))
     for position in range(len(dataset)):
         item = dataset[position]
-        image = item["image"][None].to(device)
+        image = normalise(item["image"][None].to(device)).contiguous()
         height, width = image.shape[-2:]
         image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
         total = torch.zeros(len(dataset.index.classes), *image.shape[-2:])

@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 from benchmarks import textbook
 from config import MethodConfig, ModelConfig, TrainConfig, parse
+from datasets.segmentation import to_device
 from engine import distributed
 from errors import run
 from methods import build_method
-from train import build_optimizer, to_device
+from train import build_optimizer
 
 STAGES = ("baseline", "ur", "ss", "ss_stage2")
 WAYS = ("textbook", "fast", "floor")
@@ -119,22 +120,24 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk
     batch = make_batch(config.batch, config.crop)
-    if way == "textbook":
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    else:
+    if way != "textbook":
         method.to(memory_format=torch.channels_last)
-        batch = to_device(batch, device)
+    if device.type == "cuda":
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
-    losses: dict[str, Callable] = {
-        "textbook": lambda: sum(textbook.losses(method.network, method_config, batch).values()),
-        "fast": lambda: sum(method(batch).values()),
-        "floor": lambda: floor(method, method_config, batch["image"]),
+    losses: dict[str, Callable[[dict], torch.Tensor]] = {
+        "textbook": lambda batch: sum(textbook.losses(method.network, method_config, batch).values()),
+        "fast": lambda batch: sum(method(batch).values()),
+        "floor": lambda batch: floor(method, method_config, batch["image"]),
     }
 
     def step() -> float:
         start = time.perf_counter()
+        there = to_device(batch, device)
+        if way == "textbook":
+            there["image"] = there["image"].contiguous()
         with distributed.autocast(device, precision):
-            loss = losses[way]()
+            loss = losses[way](there)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -167,7 +170,7 @@ def floor(method: torch.nn.Module, config: MethodConfig, images: torch.Tensor) -
 
 
 def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
-    """Random images with labels on 3% of the pixels, and a grid of superpixels, each joined to its neighbours."""
+    """As `collate` gives it: random images, labels on 3% of the pixels, a grid of superpixels with edges between neighbours."""
     generator = torch.Generator().manual_seed(0)
     side = round(SUPERPIXELS**0.5)
     place = torch.arange(crop) * side // crop
@@ -176,10 +179,10 @@ def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
     right = torch.stack([nodes[:, :-1].flatten(), nodes[:, 1:].flatten()], dim=1)
     below = torch.stack([nodes[:-1].flatten(), nodes[1:].flatten()], dim=1)
     edges = torch.cat([right, below])
-    label = torch.randint(CLASSES, (images, crop, crop), generator=generator)
+    label = torch.randint(CLASSES, (images, crop, crop), generator=generator, dtype=torch.uint8)
     label[torch.rand(label.shape, generator=generator) > 0.03] = 255
     return {
-        "image": torch.randn(images, 3, crop, crop, generator=generator),
+        "image": torch.randint(256, (images, crop, crop, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2),
         "label": label,
         "boundary": torch.rand(label.shape, generator=generator) < 0.1,
         "superpixel": torch.stack([grid + number * side * side for number in range(images)]),

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_edges, read_image, read_label, read_superpixel
 from datasets.index import Index
-from datasets.transforms import Augmentation, normalise
+from datasets.transforms import Augmentation, normalise, to_tensor
 from errors import UserError
 
 
@@ -53,7 +53,7 @@ class SegmentationDataset(Dataset):
 
     With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
     seed, whichever worker draws it. Without, by position, at the image's own size.
-    An item is a dict: `image` (3, H, W) float32 normalised, `label` (H, W) int64 (where the index has labels), `boundary`
+    An item is a dict: `image` (3, H, W) uint8, `label` (H, W) uint8 (where the index has labels), `boundary`
     (H, W) bool (with superpixels or an augmentation; True outside the image too), `tags` (C - 1,) float32 of 0 and 1 (where
     the data set has them), and with superpixels `superpixel` (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
     """
@@ -98,9 +98,9 @@ class SegmentationDataset(Dataset):
             maps.setdefault("boundary", np.zeros(image.shape[:2], np.uint8))
             image, maps = self.augment(image, maps, np.random.default_rng((self.seed, epoch, position)))
 
-        item = {"image": normalise(image)}
+        item = {"image": to_tensor(image)}
         if "label" in maps:
-            item["label"] = torch.from_numpy(maps["label"]).long()
+            item["label"] = torch.from_numpy(maps["label"])
         if self.index.tags is not None:
             item["tags"] = torch.from_numpy(self.index.tags[position]).float()
         if "boundary" in maps:
@@ -143,11 +143,13 @@ def _size(array: np.ndarray) -> str:
 
 
 def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of items: maps stacked; superpixel ids made distinct across the batch, the edge lists joined.
+    """A batch of items: images (channels last) and maps stacked; superpixel ids made distinct across the batch, the edge
+    lists joined. `to_device` makes of it what a method takes.
 
     `superpixel` (B, H, W) int32, -1 = none; `edges` (M, 2) int64 pairs of its ids; `edge_weights` (M,) float32.
     """
-    batch = default_collate([{k: v for k, v in item.items() if not k.startswith("edge")} for item in items])
+    batch = default_collate([{k: v for k, v in item.items() if k != "image" and not k.startswith("edge")} for item in items])
+    batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
     if "superpixel" in batch:
         edges, first = [], 0
         for superpixel, item in zip(batch["superpixel"], items, strict=True):
@@ -160,26 +162,36 @@ def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return batch
 
 
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of `collate` as methods take it: on `device`, `image` (B, 3, H, W) float32 normalised and channels last, `label`
+    (B, H, W) int64. Images and labels travel as bytes."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return batch | {"image": normalise(batch["image"]), "label": batch["label"].long()}
+
+
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Endless shuffled epochs cut into `steps` batches, this process's share of each, as lists of (epoch, position).
+    """Endless shuffled epochs cut into batches `first` to `steps`, this process's share of each, as lists of (epoch, position).
 
     Epochs follow each other without a gap, so every batch is full however many images there are. The order depends on
     the seed alone; of each batch of `batch_size`, process `rank` of `world` takes its own consecutive share.
     """
 
-    def __init__(self, length: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, length: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1, first: int = 0):
         if batch_size % world:
             raise UserError(f"--train.batch_size {batch_size} does not divide over {world} processes")
-        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.length, self.batch_size, self.steps, self.first = length, batch_size, steps, first
         self.rank, self.world = rank, world
+        self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(length))
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps - self.first
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """This process's share of a batch."""
+        share = self.batch_size // self.world
+        start = number * self.batch_size + self.rank * share
+        draws = (divmod(draw, self.length) for draw in range(start, start + share))
+        return [(epoch, int(self._epoch(epoch)[place])) for epoch, place in draws]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // self.world
-        order = functools.lru_cache(maxsize=4)(lambda epoch: np.random.default_rng((self.seed, epoch)).permutation(self.length))
-        for step in range(self.steps):
-            start = step * self.batch_size + self.rank * share
-            draws = (divmod(draw, self.length) for draw in range(start, start + share))
-            yield [(epoch, int(order(epoch)[place])) for epoch, place in draws]
+        return map(self.batch, range(self.first, self.steps))

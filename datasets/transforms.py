@@ -65,15 +65,12 @@ class Augmentation:
         return np.column_stack([linear, shift])
 
 
-def normalise(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float32 of about zero mean and unit variance."""
-    scaled = image.astype(np.float32)
-    scaled -= 255 * MEAN
-    scaled *= 1 / (255 * STD)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) uint8, channels last in memory as before."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def denormalise(image: torch.Tensor) -> np.ndarray:
-    """The inverse of `normalise`, for pictures: (3, H, W) float -> (H, W, 3) uint8 RGB."""
-    scaled = image.permute(1, 2, 0).float().cpu().numpy() * STD + MEAN
-    return (255 * scaled).round().clip(0, 255).astype(np.uint8)
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) uint8 RGB -> float32 of about zero mean and unit variance, on its device and in its memory format."""
+    mean, deviation = (torch.from_numpy(255 * values).to(image.device).view(3, 1, 1) for values in (MEAN, STD))
+    return image.float().sub_(mean).div_(deviation)

@@ -1,6 +1,7 @@
 """Checkpoints: what a stage leaves for the next, for evaluation and prediction."""
 
 import hashlib
+import io
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -9,21 +10,30 @@ import torch
 
 from config import Config, MethodConfig, ModelConfig
 from engine.published import convert, load_file
-from errors import UserError
+from errors import Failure, UserError
 from methods import build_method
 from methods.base import Method
 from models.resnet import BACKBONES
 
 
 def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
-    """Writes `method`'s weights, what is needed to build it again and the loop's `state` to `path`, whole or not at all."""
-    content = {"config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state}
+    """Writes `method`'s weights, what is needed to build it again and the loop's `state` to `path`, whole or not at all,
+    however the process ends. Raises Failure where it cannot be written; what was there before is intact then."""
+    content = io.BytesIO()  # a full disk makes of torch.save's own writing two errors, one of them its destructor's
+    torch.save({"config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state}, content)
     temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name, too
+        os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Failure(f"{path} could not be written ({error.strerror}); the checkpoint before it is intact") from error
 
 
 def read_checkpoint(path: str | Path) -> dict:

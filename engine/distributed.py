@@ -18,6 +18,8 @@ class Process:
     rank: int
     world: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """of many processes: what they agree over without their GPUs"""
 
     @property
     def is_main(self) -> bool:
@@ -57,13 +59,32 @@ def joined(device: str) -> Iterator[Process]:
     """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs); leaves it at the end."""
     place = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    control = None
     if world > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield Process(rank, world, place)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        control = dist.new_group(backend="gloo")
+    yield Process(rank, world, place, control)
+    # Not after an exception: leaving waits for the others, who wait for this process.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def anywhere(flag: bool, process: Process) -> bool:
+    """Whether `flag` is true on any process; all of them call it. Nothing waits for a GPU."""
+    if process.world == 1:
+        return flag
+    seen = torch.tensor(flag, dtype=torch.uint8)
+    dist.all_reduce(seen, dist.ReduceOp.MAX, group=process.control)
+    return bool(seen)
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes, on each of them; all of them call it."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
 
 
 def wait_for_all() -> None:

@@ -1,11 +1,20 @@
 """Where a result comes from, and how its making is divided over machines."""
 
 import json
+import os
+import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+import torchvision
 
 from datasets.files import whole
 from errors import UserError
@@ -24,8 +33,23 @@ def commit() -> str | None:
         return None
 
 
+def circumstances() -> dict:
+    """What a result depends on beside its settings: the command, the code's commit and the versions of what it runs on."""
+    versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np, cv2)}
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
 def share(items: Sequence[T], shard: str) -> Sequence[T]:
-    """The part of `items` that a shard "i/n" does: every n-th, from the i-th. Raises UserError for anything but 1 <= i <= n."""
+    """The part of `items` that a shard "i/n" does: every n-th, from the i-th; "1/1" under torchrun is this process's part.
+
+    Raises UserError for anything but 1 <= i <= n.
+    """
+    if shard == "1/1" and "WORLD_SIZE" in os.environ:
+        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, such as 1/4")

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
-NOT_LOSSES = ("step", "epoch", "seconds", "lr")
+NOT_LOSSES = ("step", "epoch", "lr")
 
 
 @dataclass
@@ -57,12 +57,11 @@ def training_report(run: Path) -> None:
     if losses:
         curves["Learning rate"] = _plot(losses, ["lr"], "learning rate")
     valid = [line["val_miou"] for line in scores if line["val_miou"] is not None]
-    last = lines[-1] if lines else {"step": 0, "epoch": 0, "seconds": 0}
+    last = lines[-1] if lines else {"step": 0, "epoch": 0}
     figures = {
         "best validation mIoU": f"{100 * max(valid):.2f}%" if valid else "-",
         "steps": last["step"],
         "epochs": f"{last['epoch']:.2f}",
-        "minutes": f"{last['seconds'] / 60:.1f}",
     }
     pictures = []
     if (run / "pictures.png").is_file():

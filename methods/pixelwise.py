@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 from models.cc4s import upsample
 
@@ -44,6 +45,9 @@ class _Pixelwise(torch.autograd.Function):
                     sums[number] += weight * mean.detach()
                     weights[number] += weight
                     del mean  # and what it holds for backward, before the next loss
+        if dist.is_initialized():  # means over all processes' pixels, whose gradients are averaged later
+            dist.all_reduce(weights)
+            weights /= dist.get_world_size()
         weights.clamp_(min=torch.finfo(weights.dtype).tiny)
         ctx.save_for_backward(weights, *gradients)
         return tuple(sums / weights)

@@ -11,8 +11,8 @@ from datasets import open_index
 from datasets.demo import CLASSES, draw_demo
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_label, write_label
 from datasets.index import colour_map
-from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate
-from datasets.transforms import MEAN, Augmentation, denormalise, normalise
+from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
+from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
 from datasets.voc import VOC_CLASSES
 from errors import UserError
 
@@ -131,7 +131,7 @@ def test_each_map_has_its_own_padding_and_the_image_its_mean():
     assert (maps["superpixel"][outside] == NO_SUPERPIXEL).all()
     assert (maps["boundary"][outside] == 1).all()
     assert np.abs(np.median(got[outside], axis=0) - 255 * MEAN).max() <= 1  # median: interpolation blends the rim
-    assert normalise(got)[:, outside].median(dim=1).values.abs().max() < 0.02
+    assert normalise(to_tensor(got))[:, outside].median(dim=1).values.abs().max() < 0.02
 
 
 def test_crops_reach_every_part_of_the_image():
@@ -141,10 +141,11 @@ def test_crops_reach_every_part_of_the_image():
     assert min(starts) < 8 and max(starts) > 152
 
 
-def test_normalise_and_back():
+def test_images_are_normalised_by_channel_and_stay_channels_last():
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    assert (denormalise(normalise(image)) == image).all()
-    assert normalise(image)[0, 0, 0].item() == pytest.approx((image[0, 0, 0] / 255 - 0.485) / 0.229, abs=1e-5)
+    got = normalise(to_tensor(image))
+    np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), (image / 255 - MEAN) / STD, atol=1e-5)
+    assert normalise(to_tensor(image)[None]).is_contiguous(memory_format=torch.channels_last)
 
 
 # Items and batches
@@ -166,7 +167,8 @@ def with_superpixels(tiny, tmp_path):
 
 
 def test_a_batch_holds_the_contract(with_superpixels):
-    batch = collate([with_superpixels[(0, number)] for number in range(4)])
+    batch = to_device(collate([with_superpixels[(0, number)] for number in range(4)]), torch.device("cpu"))
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert batch["image"].shape == (4, 3, 65, 65) and batch["image"].dtype == torch.float32
     assert batch["label"].shape == (4, 65, 65) and batch["label"].dtype == torch.int64
     assert batch["boundary"].shape == (4, 65, 65) and batch["boundary"].dtype == torch.bool

@@ -14,6 +14,7 @@ import evaluate
 from config import EvaluateConfig, RunConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
+from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import load_model
 from engine.metrics import ConfusionMatrix
@@ -89,7 +90,7 @@ def test_best_and_worst_images_are_the_best_and_the_worst(checkpoints, tiny, mon
         matrix = ConfusionMatrix(7)
         with torch.inference_mode():
             item = dataset[position]
-            matrix.update(method.predict(item["image"][None])[0].argmax(dim=0), item["label"])
+            matrix.update(method.predict(normalise(item["image"][None]))[0].argmax(dim=0), item["label"])
         everything.append((matrix.scores(dataset.index.classes)["miou"], name))
     ranked = [name for _, name in sorted(everything)]
     assert [one.name for one in shown["Worst images"]] == ranked[:2]

@@ -89,9 +89,9 @@ def test_training_refuses_a_checkpoint(name, flags, message, checkpoints, tiny, 
     assert not out.exists()
 
 
-def test_training_does_not_write_over_a_run(tiny, tmp_path, cli):
+def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
     (tmp_path / "last.pt").write_bytes(b"precious")
-    assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "already holds a run")
+    assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "not a readable checkpoint")
     assert (tmp_path / "last.pt").read_bytes() == b"precious"
 
 

@@ -18,9 +18,9 @@ from datasets import open_index
 from datasets.files import read_label
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
-from datasets.transforms import normalise
+from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
-from engine.inference import predict_probabilities
+from engine.inference import most_likely, predict_probabilities
 from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 
@@ -73,9 +73,9 @@ def compare(runs: list[Path], dataset: SegmentationDataset, scribbles: Path, cou
     for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)
         scribble = scribbles / f"{dataset.index.names[position]}.png"
-        tensor = normalise(image)
+        tensor = normalise(to_tensor(image))
         predictions = [
-            predict_probabilities(method.predict, tensor, InferenceConfig()).argmax(dim=0).byte().numpy() for method in methods
+            most_likely(predict_probabilities(method.predict, tensor, InferenceConfig())).byte().numpy() for method in methods
         ]
         rows.append([image, read_label(scribble) if scribble.is_file() else None, *predictions, maps["label"]])
     return rows

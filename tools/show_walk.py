@@ -21,9 +21,9 @@ from jsonargparse.typing import NonNegativeInt
 from config import InferenceConfig, parse
 from datasets.files import read_image, whole
 from datasets.index import colour_map
-from datasets.transforms import normalise
+from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
-from engine.inference import predict_probabilities
+from engine.inference import most_likely, predict_probabilities
 from engine.pictures import picture_grid
 from errors import UserError, run
 from models.cc4s import RandomWalkNet
@@ -55,11 +55,11 @@ def main() -> None:
     after, before = load_model(config.checkpoint), load_model(config.before)
     if not isinstance(after.network, RandomWalkNet):
         raise UserError(f"{config.checkpoint}: no random-walk network")
-    tensor = normalise(image)
+    tensor = normalise(to_tensor(image))
     with torch.inference_mode():
         probabilities = [predict_probabilities(method.predict, tensor, InferenceConfig()) for method in (before, after)]
         rows = transition_rows(after.network, tensor, config.points)
-    predictions = [one.argmax(dim=0).byte().numpy() for one in probabilities]
+    predictions = [most_likely(one).byte().numpy() for one in probabilities]
     entropies = [heat(torch.special.entr(one).sum(dim=0).numpy() / math.log(len(one))) for one in probabilities]
     marked = image.copy()
     for point in config.points:

@@ -1,0 +1,57 @@
+"""Training images a second on one core: read, augmented, cut and put into batches, as a loader worker does it.
+
+python -m benchmarks.loading DATA_ROOT [--labels SegmentationClass] [--crop 465]
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from jsonargparse.typing import PositiveInt
+
+from config import DataConfig, parse
+from datasets import open_index
+from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
+from datasets.transforms import Augmentation
+from errors import run
+
+BATCH, BATCHES, ROUNDS = 16, 6, 5
+
+
+@dataclass
+class LoadingConfig:
+    """What is loaded."""
+
+    root: str
+    """the data set; its train split is read"""
+    labels: str = "SegmentationClass"
+    """training labels"""
+    crop: PositiveInt = 465
+    """side of the crops, pixels"""
+
+
+def main() -> None:
+    """The command line above: prints the median and the rounds as JSON."""
+    config = parse(LoadingConfig, __doc__, positional=True)
+    torch.set_num_threads(1)
+    settings = DataConfig(crop=config.crop)
+    augment = Augmentation(
+        settings.crop, settings.scale, settings.rotation, settings.rotation_probability, settings.flip, settings.blur
+    )
+    dataset = SegmentationDataset(open_index(config.root, "train", config.labels), augment)
+    rates = []
+    for seed in range(ROUNDS + 1):
+        order = list(TrainingOrder(len(dataset), BATCH, BATCHES, seed))
+        start = time.process_time()
+        for keys in order:
+            collate([dataset[key] for key in keys])
+        rates.append(BATCH * BATCHES / (time.process_time() - start))
+    rates = rates[1:]  # the first warms up
+    print(f"{statistics.median(rates):.0f} images a second of one core's time, crop {config.crop}")
+    print(json.dumps([round(rate, 1) for rate in rates]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""A run's folder: going on from what is in it, starting over, and what a run writes into it."""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from config import Config
+from datasets.files import whole
+from datasets.index import Index
+from engine.checkpoint import read_checkpoint
+from engine.provenance import circumstances
+from errors import UserError
+
+# What may change between a run's beginning and its going on, since no weight depends on it.
+FREE = ("out", "fresh", "train.device", "train.workers", "train.loader_timeout")
+
+
+def read_unfinished(config: Config) -> dict | None:
+    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`.
+
+    Raises UserError where that run had other settings, naming them.
+    """
+    last = Path(config.out) / "last.pt"
+    if config.fresh or not last.exists():
+        return None
+    content = read_checkpoint(last)
+    was, now = _flat(content["config"]), _flat(asdict(config))
+    differing = sorted(key for key in was.keys() | now.keys() if key not in FREE and was.get(key) != now.get(key))
+    if differing:
+        changes = ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in differing)
+        raise UserError(
+            f"{config.out} holds a run of other settings ({changes}): choose another --out, or --fresh to delete it"
+        )
+    if "optimizer" not in content:
+        raise UserError(f"{last} is no training state: choose another --out, or --fresh to delete it")
+    return content
+
+
+def start(config: Config, data: dict[str, Index], process_count: int, device: str, first: int) -> None:
+    """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
+
+    Raises UserError where it cannot be written.
+    """
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not first:
+            for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
+                for file in out.glob(old):
+                    file.unlink()
+        with whole(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+        record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
+        record["data"] = {split: fingerprint(index) for split, index in data.items()}
+        record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
+        with whole(out / "run.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
+
+
+def fingerprint(index: Index) -> dict:
+    """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
+    names = "\n".join(index.names).encode()
+    return {"images": len(index), "list_sha256": hashlib.sha256(names).hexdigest(), "classes": list(index.classes)}
+
+
+class Log:
+    """The progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
+
+    first: the step that the run goes on from; what an earlier session wrote of later steps is dropped, since it comes again.
+    """
+
+    def __init__(self, out: Path, steps: int, first: int):
+        self.out = out
+        metrics = out / "metrics.jsonl"
+        with whole(metrics) as temporary:
+            temporary.write_text("".join(_lines_until(metrics, first)))
+        self.lines = open(metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
+        self.board = SummaryWriter(out, purge_step=first + 1)
+        interval = 0.5 if sys.stderr.isatty() else 15
+        self.bar = tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=interval)
+
+    def losses(self, step: int, epoch: float, rate: float, values: dict[str, float]) -> None:
+        """The loss terms of a step, and their sum."""
+        values = {"loss": sum(values.values())} | values
+        self.bar.set_postfix({"loss": f"{values['loss']:.3f}"})
+        self._write(step, epoch, {"lr": rate} | values)
+
+    def scores(self, step: int, epoch: float, scores: dict) -> None:
+        """A validation's scores."""
+        self.bar.write(f"step {step}: val mIoU {100 * scores['miou']:.2f}, Dice {100 * scores['dice']:.2f}")
+        self._write(step, epoch, {f"val_{name}": scores[name] for name in ("miou", "dice", "pixel_accuracy")})
+
+    def pictures(self, step: int, grid: Image.Image) -> None:
+        """A picture grid."""
+        with whole(self.out / "pictures.png") as temporary:
+            grid.save(temporary, "PNG")
+        self.board.add_image("pictures", np.asarray(grid), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Returns when the lines so far are on the disk: a checkpoint must not be ahead of them."""
+        os.fsync(self.lines.fileno())
+        self.board.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.lines.close()
+        self.board.close()
+
+    def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        print(json.dumps({"step": step, "epoch": round(epoch, 4)} | values), file=self.lines)
+
+
+def _lines_until(metrics: Path, step: int) -> list[str]:
+    """The whole lines of metrics.jsonl up to a step; the last may have been cut off."""
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+
+
+def _flat(section: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as dotted keys, as JSON would give them back."""
+    flat = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.loads(json.dumps(value))}
+    return flat

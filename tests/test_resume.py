@@ -1,0 +1,137 @@
+"""A run that was stopped, however it was, ends as if it had not been."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from training import FLAGS, call, call_and_die
+
+import engine.checkpoint
+import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts training processes quickly: forks of one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(processes, tiny, tmp_path_factory):
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    child = processes.Process(target=call, args=(out, tiny))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    return out
+
+
+def assert_same_end(out, whole):
+    for name in ("last.pt", "best.pt"):
+        got, want = (torch.load(folder / name, weights_only=True) for folder in (out, whole))
+        assert got["step"] == want["step"]
+        assert all(torch.equal(got["method"][key], value) for key, value in want["method"].items())
+    momenta = [[s["momentum_buffer"] for s in torch.load(f / "last.pt")["optimizer"]["state"].values()] for f in (out, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert not list(out.glob(".*.part")) or (out / "last.pt").is_file()
+
+
+@pytest.mark.parametrize("where, time", [
+    ("saving", 3), ("saving", 5), ("saved", 1), ("saved", 2), ("validating", 4), ("stepping", 3),
+])  # fmt: skip
+def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time):
+    child = processes.Process(target=call_and_die, args=(tmp_path / "run", tiny, where, time))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    child = processes.Process(target=call, args=(tmp_path / "run", tiny))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
+    seconds = random.Random(0)
+    kills, chain = 0, 0
+    while kills < 20:
+        out, chain = tmp_path / str(chain), chain + 1
+        while True:
+            child = processes.Process(target=call, args=(out, tiny))
+            child.start()
+            child.join(seconds.uniform(0.2, 4))
+            if child.exitcode is not None:
+                break
+            child.kill()
+            child.join()
+            kills += 1
+            if kills >= 20:  # let the last one end
+                seconds.uniform = lambda low, high: None
+        assert child.exitcode == 0
+        assert_same_end(out, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path, number):
+    out, log = tmp_path / "run", tmp_path / "log"
+    child = processes.Process(target=call, args=(out, tiny, (), log))
+    child.start()
+    while not (out / "metrics.jsonl").is_file() or '"step": 1' not in (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == 128 + number
+    assert f"stopped by {number.name}: the same command goes on" in log.read_text()
+    assert 1 <= torch.load(out / "last.pt", weights_only=True)["step"] <= 3
+    child = processes.Process(target=call, args=(out, tiny))
+    child.start()
+    child.join()
+    assert_same_end(out, whole)
+    assert [session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"]] == [False, True]
+
+
+def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli):
+    before = (whole / "last.pt").read_bytes()
+    arguments = [*FLAGS, "--data.root", tiny, "--out"]
+    assert cli(train.main, *arguments, whole)[0] == 0
+    assert (whole / "last.pt").read_bytes() == before
+
+    code, _, stderr = cli(train.main, *arguments, whole, "--train.lr", "0.02", "--train.seed", "3")
+    assert code == 2 and "train.lr 0.01 -> 0.02, train.seed 0 -> 3" in stderr and len(stderr.splitlines()) == 1
+    assert (whole / "last.pt").read_bytes() == before
+
+    out = tmp_path / "run"
+    assert cli(train.main, *arguments, out, "--train.steps", "2")[0] == 0
+    assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
+    assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tiny, tmp_path):
+    """On a file system of a size that the first checkpoint fits on, and the second beside it does not."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a file system of a chosen size is not permitted here")
+    try:
+        command = [sys.executable, "train.py", *FLAGS, "--data.root", tiny, "--out", small / "run"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=engine.checkpoint.__file__.rsplit("/", 2)[0])
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], done.stderr
+        assert "Traceback" not in done.stderr
+        assert torch.load(small / "run/last.pt", weights_only=True)["step"] == 2
+    finally:
+        subprocess.run(["umount", small], check=True)

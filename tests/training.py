@@ -1,0 +1,52 @@
+"""Training runs in processes of their own, for tests that end them; importable, for a fork server to start them at once."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import engine.checkpoint
+import train
+from errors import run
+
+FLAGS = [
+    "--model.backbone", "resnet18", "--model.weights", "none", "--data.crop", "33", "--train.batch_size", "2",
+    "--train.workers", "0", "--train.precision", "fp32", "--train.steps", "4", "--train.log_every", "1",
+    "--train.val_steps", "2", "--method.soft_entropy", "1", "--train.lr", "0.01",
+]  # fmt: skip
+
+
+def call(out: Path, root: Path, flags: tuple[str, ...] = (), log: Path | None = None) -> None:
+    """train.py as a user's command; what it prints goes to `log`."""
+    if log:
+        stream = open(log, "a")  # noqa: SIM115, the process ends with it
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", *FLAGS, "--data.root", str(root), "--out", str(out), *flags]
+    run(train.main)
+
+
+def call_and_die(out: Path, root: Path, where: str, time: int) -> None:
+    """train.py, killed when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (best.pt
+    named, last.pt not, or both), `validating` or `stepping`."""
+    owner, name = {
+        "saving": (engine.checkpoint.os, "fsync"),
+        "saved": (train, "save_checkpoint"),
+        "validating": (train, "most_likely"),
+        "stepping": (train, "forward_backward"),
+    }[where]
+    original, calls = getattr(owner, name), 0
+
+    def counted(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        result = original(*arguments, **named)
+        if calls == time:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counted)
+    call(out, root)

@@ -130,10 +130,10 @@ def train(config: Config, process: distributed.Process) -> int:
         save(step, reviewed=True)
         training_report(out)
 
-    if not reviewed:  # it stopped between a step and its validation
-        review(first)
     recent = []  # (step, its loss terms) since they were last looked at
-    with StopRequest() as request:
+    with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext():
+        if not reviewed:  # it stopped between a step and its validation
+            review(first)
         for step in range(first, steps):
             # All that is random in a step depends on its number, so a run that goes on needs no other state.
             seed_everything(settings.seed, step, process.rank)
@@ -177,13 +177,11 @@ def train(config: Config, process: distributed.Process) -> int:
             if stop:
                 break
     batches.close()
-    if log:
-        log.close()
-        if request.signal is None:
-            training_report(out)
-            print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
-        else:
-            print(f"stopped by {signal.Signals(request.signal).name}: the same command goes on", file=sys.stderr)
+    if log and request.signal is None:
+        training_report(out)
+        print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
+    elif log:
+        print(f"stopped by {signal.Signals(request.signal).name}: the same command goes on", file=sys.stderr)
     return 128 + request.signal if request.signal else 0
 
 

@@ -1,13 +1,17 @@
 """Reading and writing of images, label maps and superpixels; every failure names the file."""
 
+import contextlib
+import io
 import uuid
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy.io import loadmat
 
 from errors import UserError
@@ -18,26 +22,25 @@ CONVERSION = "if its colours stand for classes, tools.check_dataset --convert wr
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises UserError where it is missing or unreadable."""
+    """An image as (H, W, 3) uint8 RGB. Raises UserError where it is missing, unreadable, or says that it is absurdly large."""
     # cv2.imread would print warnings of its own about a bad file, and cannot say why it failed.
-    data = _bytes(path)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    image = _decode(path, cv2.IMREAD_COLOR)
     if image is None:
         raise UserError(f"{path}: not a readable image; replace it or take its name off the list")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: Path) -> np.ndarray:
-    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError where it is missing, unreadable
-    or in colours."""
+    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError where it is missing, unreadable,
+    absurdly large or in colours."""
     try:
-        with Image.open(path) as image:
+        with _sized(path, path) as image:
             if image.mode not in ("P", "L"):
                 raise UserError(f"{path}: a label is a palette or grey PNG of class ids, this is {image.mode}; {CONVERSION}")
             return np.array(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: label not found") from error
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # PIL raises SyntaxError on broken PNG chunks
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what PIL raises on broken PNG chunks
         raise UserError(f"{path}: not a readable label image ({error})") from error
 
 
@@ -63,8 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def read_superpixel(path: Path) -> np.ndarray:
     """A superpixel map as (H, W) uint16, `NO_SUPERPIXEL` where there is none. Raises UserError where it is no 16-bit PNG."""
-    data = _bytes(path)
-    superpixel = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    superpixel = _decode(path, cv2.IMREAD_UNCHANGED)
     if superpixel is None or superpixel.dtype != np.uint16 or superpixel.ndim != 2:
         raise UserError(f"{path}: not a 16-bit superpixel map; delete it and run python -m tools.superpixels")
     return superpixel
@@ -73,20 +75,42 @@ def read_superpixel(path: Path) -> np.ndarray:
 def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Superpixel edges as (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError where unreadable."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):
             edges, weights = arrays["edges"].astype(np.int64), arrays["weights"].astype(np.float32)
     except Exception as error:  # a damaged zip fails in many ways; each means the same to the user
         raise UserError(f"{path}: not a readable edge list; delete it and run python -m tools.superpixels") from error
-    if edges.ndim != 2 or edges.shape[1] != 2 or weights.shape != edges.shape[:1]:
+    fitting = edges.ndim == 2 and edges.shape[1] == 2 and weights.shape == edges.shape[:1]
+    if not fitting or not ((edges >= 0) & (edges < NO_SUPERPIXEL)).all() or not (np.isfinite(weights) & (weights >= 0)).all():
         raise UserError(f"{path}: not an edge list; delete it and run python -m tools.superpixels")
     return edges, weights
 
 
-def _bytes(path: Path) -> np.ndarray:
+@contextmanager
+def _sized(file: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
+    """An image of which only the header has been read. Raises UserError where it would take more memory than any photo does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's, at half of what it refuses
+        try:
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{path}: refused, a decompression bomb ({error})") from error
+    with image:
+        yield image
+
+
+def _decode(path: Path, flags: int) -> np.ndarray | None:
+    """OpenCV's reading of an image file; None where it cannot."""
     try:
-        return np.fromfile(path, np.uint8)
+        data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    try:
+        # What PIL does not know, OpenCV may.
+        with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data), path):
+            pass
+        return cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        return None
 
 
 def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:

@@ -84,7 +84,8 @@ def model_of(content: dict, path: str | Path) -> Method:
 
 def describe(config: dict) -> str:
     """A configuration's network in a few words."""
-    return f"{config['method']['name']}, {config['method']['network']}, {config['model']['backbone']}"
+    method, model = config.get("method", {}), config.get("model", {})
+    return f"{method.get('name')}, {method.get('network')}, {model.get('backbone')}"
 
 
 def fingerprint(path: str | Path) -> str:

@@ -1,0 +1,45 @@
+"""train.py with batch norm frozen and no dropout, so that a step depends on its images alone, not on which process has which.
+
+With STEADY_DIE=1, process 1 fails in the third step of the first attempt.
+"""
+
+import os
+from functools import partial
+
+import torch
+from torch import nn
+
+import train
+from errors import run
+from methods import build_method
+from methods.cc4s import CC4S
+
+
+def steady_method(*arguments: object) -> nn.Module:
+    """`build_method`'s, steadied."""
+    method = build_method(*arguments)
+    for module in method.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = partial(_unchanged, module)
+        elif isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    return method
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def begin_step(self: CC4S, step: int, epoch: float) -> None:
+    """Fails where it is asked to."""
+    here = os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if os.environ.get("STEADY_DIE") and step == 2 and here:
+        raise RuntimeError("rank 1 gives up")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train.build_method = steady_method
+    CC4S.begin_step = begin_step
+    run(train.main)

@@ -1,0 +1,113 @@
+"""Several processes (gloo, CPU): the same training as one, the same counts, and what becomes of the others when one dies."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from training import FLAGS
+
+import evaluate
+from engine.provenance import share
+
+pytestmark = pytest.mark.slow
+
+
+def launch(processes, *command, restarts=0, **environment):
+    """Runs a Python file under torchrun on a free port, or alone."""
+    python = [sys.executable]
+    if processes > 1:
+        run = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--max-restarts", str(restarts)]
+        python += [*run, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)} | environment
+    return subprocess.run(
+        [*python, *map(str, command)], capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300
+    )
+
+
+def steady(root, out):
+    """Training of 6 images a step, with labels that are not spread evenly over them."""
+    flags = ["--train.batch_size", "6", "--method.consistency", "30", "--out", out, "--data.root", root]
+    return [REPOSITORY / "tests/steady.py", *FLAGS, *flags]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    """A steady run in one process."""
+    out = tmp_path_factory.mktemp("alone")
+    done = launch(1, *steady(tiny, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(run, alone):
+    got, want = (torch.load(folder / "last.pt", weights_only=True)["method"] for folder in (run, alone))
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-5, atol=1e-5)
+    assert len(lines(run)) == len(lines(alone))
+    for ours, theirs in zip(lines(run), lines(alone), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            # A pixel on the edge between two classes may change sides by the weights' rounding.
+            assert ours[key] == pytest.approx(value, rel=1e-5, abs=1e-3 if key.startswith("val_") else 1e-6), key
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_processes_train_as_one(processes, tiny, alone, tmp_path):
+    done = launch(processes, *steady(tiny, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "run", alone)
+    assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == processes
+
+
+def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny, tmp_path):
+    start = time.monotonic()
+    done = launch(2, *steady(tiny, tmp_path / "run"), STEADY_DIE="1")
+    assert done.returncode != 0 and time.monotonic() - start < 60  # starting takes half of it
+    tracebacks = [line for line in done.stderr.splitlines() if "Error" in line]
+    assert "rank 1 gives up" in tracebacks[0], done.stderr
+
+
+def test_torchrun_starts_a_run_again_where_it_was(tiny, alone, tmp_path):
+    done = launch(2, *steady(tiny, tmp_path / "run"), restarts=1, STEADY_DIE="1")
+    assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "run", alone)
+    assert [one["first_step"] for one in json.loads((tmp_path / "run/run.json").read_text())["sessions"]] == [0, 2]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_processes_count_what_one_counts(processes, checkpoints, tiny, tmp_path, cli):
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--run.workers", "0"]
+    assert cli(evaluate.main, *arguments, "--out", tmp_path / "one")[0] == 0
+    done = launch(processes, REPOSITORY / "evaluate.py", *arguments, "--out", tmp_path / "many")
+    assert done.returncode == 0, done.stderr
+    one, many = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "many"))
+    assert np.sum(one["confusion_matrix"]) == 3 * 128 * 160, "three images, none twice"
+    # One thread sums in another order than two: a pixel on the edge between two classes may change sides.
+    assert np.abs(np.subtract(one["confusion_matrix"], many["confusion_matrix"])).sum() <= 10
+    assert abs(one["boundary_iou"] - many["boundary_iou"]) < 1e-3
+
+
+def test_tools_share_their_work_under_torchrun(tiny, tmp_path, monkeypatch):
+    out = tmp_path / "superpixels"
+    done = launch(3, REPOSITORY / "tools/superpixels.py", tiny, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(list((out / "map").glob("*.png"))) == 8
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        parts += share(list(range(8)), "1/1")
+        assert share(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
+    assert sorted(parts) == list(range(8))
+    assert Path(out).is_dir()

@@ -1,0 +1,95 @@
+"""Losses that are not finite, and loader workers that die or hang."""
+
+import os
+import re
+import time
+
+import pytest
+import torch
+from training import FLAGS
+
+import train
+from datasets.segmentation import SegmentationDataset, TrainingOrder
+
+pytestmark = pytest.mark.slow
+
+
+def poison(monkeypatch, *steps):
+    """Makes the images of these steps (from 1) NaN."""
+    calls, original = 0, train.to_device
+
+    def poisoned(batch, device):
+        nonlocal calls
+        calls += 1
+        there = original(batch, device)
+        return there | {"image": there["image"] * torch.nan} if calls in steps else there
+
+    monkeypatch.setattr(train, "to_device", poisoned)
+
+
+def state(run):
+    return torch.load(run / "last.pt", weights_only=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_images(monkeypatch, tiny, tmp_path, cli):
+    poison(monkeypatch, 3)
+    flags = [*FLAGS, "--train.log_every", "50", "--data.root", tiny, "--out", tmp_path]
+    code, _, stderr = cli(train.main, *flags)
+    line = stderr.splitlines()[-1]
+    assert code == 1
+    assert re.match(r"error: the loss is not finite at step 3 \(cross_entropy \S+, soft_entropy nan; images ", line), line
+    names = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()
+    for _, position in TrainingOrder(8, 2, 3, seed=0).batch(2):
+        assert names[position] in line
+    assert state(tmp_path)["step"] == 2
+    assert all(value.isfinite().all() for value in state(tmp_path)["method"].values())
+
+
+def test_some_such_steps_are_left_out_where_it_is_asked_for(monkeypatch, tiny, tmp_path, cli):
+    poison(monkeypatch, 1, 3)
+    flags = [*FLAGS, "--data.root", tiny, "--out"]
+    assert cli(train.main, *flags, tmp_path / "two", "--skip-nonfinite", "2")[0] == 0
+    left = state(tmp_path / "two")
+    assert left["skipped"] == 2 and left["step"] == 4
+    assert all(value.isfinite().all() for value in left["method"].values()), "weights and running statistics"
+    assert int(left["method"]["network.backbone.bn1.num_batches_tracked"]) == 2
+
+    poison(monkeypatch, 1, 3)
+    code, _, stderr = cli(train.main, *flags, tmp_path / "one", "--skip-nonfinite", "1")
+    assert code == 1 and "not finite at step 3" in stderr
+
+
+def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
+    read = SegmentationDataset.read
+    monkeypatch.setattr(
+        SegmentationDataset, "read",
+        lambda self, position: os._exit(1) if self.augment and position == 5 else read(self, position),
+    )  # fmt: skip
+    code, _, stderr = cli(train.main, *FLAGS, "--train.workers", "1", "--data.root", tiny, "--out", tmp_path)
+    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
+    assert code == 1 and f"a loader worker died reading {tiny}/JPEGImages/{name}.jpg" in stderr.splitlines()[-1]
+
+
+def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
+    read = SegmentationDataset.read
+    monkeypatch.setattr(
+        SegmentationDataset, "read",
+        lambda self, position: time.sleep(60) if self.augment and position == 5 else read(self, position),
+    )  # fmt: skip
+    flags = ["--train.workers", "1", "--train.loader_timeout", "3", "--data.root", tiny, "--out", tmp_path]
+    start = time.monotonic()
+    code, _, stderr = cli(train.main, *FLAGS, *flags)
+    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
+    assert code == 1 and "no batch came in 3 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("flags", [[], ["--deterministic", "--method.consistency", "30"]])
+def test_the_same_command_gives_the_same_weights(flags, tiny, tmp_path, cli):
+    try:
+        for name in "ab":
+            assert cli(train.main, *FLAGS, *flags, "--data.root", tiny, "--out", tmp_path / name)[0] == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first, second = (state(tmp_path / name)["method"] for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)

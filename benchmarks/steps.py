@@ -16,13 +16,8 @@ allocated on a GPU.
 """
 
 import json
-import multiprocessing
-import platform
-import resource
 import statistics
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +28,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from benchmarks import textbook
+from benchmarks.measure import alone, conditions, repeat
 from config import MethodConfig, ModelConfig, TrainConfig, parse
 from datasets.segmentation import to_device
 from engine import distributed
@@ -75,19 +71,21 @@ def main() -> None:
     measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in WAYS}
     turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in WAYS)]
     for turn in tqdm(turns, unit="run", leave=False):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            measured[turn].append(pool.submit(measure, config, *turn).result())
+        measured[turn].append(alone(measure, config, *turn))
     rows = []
     for (stage, way), runs in measured.items():
         seconds = statistics.median(second for one in runs for second in one["seconds"])
         rows.append(
             {"stage": stage, "way": way, "seconds": seconds, "memory": statistics.median(one["memory"] for one in runs)}
         )
-    conditions = runs[0]["conditions"] | {"crop": config.crop, "batch": config.batch, "backbone": config.backbone}
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    device = distributed.pick_device(config.device)
+    settings = {name: getattr(config, name) for name in ("backbone", "crop", "batch", "rounds", "steps")}
+    settings["precision"] = distributed.pick_precision(device, config.precision)
+    under = conditions(device) | settings
+    print(", ".join(f"{name} {value}" for name, value in under.items()))
     print(table(rows))
     if config.out:
-        Path(config.out).write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+        Path(config.out).write_text(json.dumps({"conditions": under, "rows": rows}, indent=1) + "\n")
 
 
 def table(rows: list[dict]) -> str:
@@ -110,7 +108,7 @@ def table(rows: list[dict]) -> str:
 
 
 def measure(config: StepsConfig, stage: str, way: str) -> dict:
-    """One process's share: seconds of each timed step, peak memory in bytes, and the conditions."""
+    """One process's share: seconds of each timed step, and peak memory in bytes."""
     device = distributed.pick_device(config.device)
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
     settings = yaml.safe_load((Path(__file__).parent.parent / f"configs/cc4s/{stage}.yaml").read_text())
@@ -131,8 +129,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
         "floor": lambda batch: floor(method, method_config, batch["image"]),
     }
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         there = to_device(batch, device)
         if way == "textbook":
             there["image"] = there["image"].contiguous()
@@ -141,21 +138,8 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
-    held = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
-    for _ in range(WARM):
-        step()
-    seconds = [step() for _ in range(config.steps)]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
-    conditions = {
-        "torch": str(torch.__version__), "device": name, "threads": torch.get_num_threads(),
-        "precision": distributed.pick_precision(device, config.precision),
-    }  # fmt: skip
-    return {"seconds": seconds, "memory": peak - held, "conditions": conditions}
+    return repeat(step, config.steps, WARM, device)
 
 
 def floor(method: torch.nn.Module, config: MethodConfig, images: torch.Tensor) -> torch.Tensor:
@@ -189,17 +173,6 @@ def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
         "edges": torch.cat([edges + number * side * side for number in range(images)]),
         "edge_weights": torch.rand(images * len(edges), generator=generator),
     }
-
-
-def resident() -> int:
-    """Bytes that this process holds in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def peak_resident() -> int:
-    """The most bytes that this process has ever held."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

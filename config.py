@@ -222,7 +222,7 @@ class EvaluateConfig:
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
-    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), paper (CC4S's scales and windows) or blpseg"""
+    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), paper (CC4S) or blpseg"""
     crf: Literal["none", "torch", "pydensecrf"] = "none"
     """refine the averaged probabilities by a dense CRF (CC4S's parameters), by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False

@@ -34,7 +34,7 @@ from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from engine.inference import most_likely, predict_probabilities
 from engine.interrupt import StopRequest
-from engine.loading import check_batch, training_batches, training_order, validation_items
+from engine.loading import Loaders, check_batch, training_order
 from engine.metrics import ConfusionMatrix
 from engine.pictures import evenly, picture_grid
 from engine.report import training_report
@@ -107,7 +107,8 @@ def train(config: Config, process: distributed.Process) -> int:
         skipped, reviewed = unfinished["skipped"], unfinished["reviewed"]
         for name, part in stateful.items():
             part.load_state_dict(unfinished[name])
-    batches = training_batches(train_set, settings, steps, first, process)
+    loaders = Loaders(train_set, val_set, settings, process)
+    batches = loaders.training(steps, first)
     log = Log(out, steps, first) if process.is_main else None
 
     def save(step: int, reviewed: bool) -> None:
@@ -118,7 +119,7 @@ def train(config: Config, process: distributed.Process) -> int:
 
     def review(step: int) -> None:
         nonlocal best
-        scores = validate(method, val_set, settings, process)
+        scores = validate(method, loaders, classes, settings.precision, process)
         if not log:
             return
         log.scores(step, step * settings.batch_size / len(train_set), scores)
@@ -131,7 +132,7 @@ def train(config: Config, process: distributed.Process) -> int:
         training_report(out)
 
     recent = []  # (step, its loss terms) since they were last looked at
-    with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext():
+    with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext(), loaders.faults():
         if not reviewed:  # it stopped between a step and its validation
             review(first)
         for step in range(first, steps):
@@ -176,7 +177,6 @@ def train(config: Config, process: distributed.Process) -> int:
                 save(done, reviewed=not to_review)
             if stop:
                 break
-    batches.close()
     if log and request.signal is None:
         training_report(out)
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
@@ -284,17 +284,17 @@ def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.opti
 
 
 @torch.inference_mode()
-def validate(method: Method, dataset: SegmentationDataset, settings: TrainConfig, process: distributed.Process) -> dict:
+def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precision: str, process: distributed.Process) -> dict:
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()
-    matrix = ConfusionMatrix(len(dataset.index.classes))
-    for item in validation_items(dataset, settings, process):
+    matrix = ConfusionMatrix(len(classes))
+    for item in loaders.validation():
         item = {name: tensor.to(process.device) for name, tensor in item.items()}
-        with distributed.autocast(process.device, settings.precision):
+        with distributed.autocast(process.device, precision):
             probabilities = predict_probabilities(method.predict, normalise(item["image"]), InferenceConfig())
         matrix.update(most_likely(probabilities), item["label"])
     matrix.sum_over_processes(process.device)
-    return matrix.scores(dataset.index.classes)
+    return matrix.scores(classes)
 
 
 def read_shown(dataset: SegmentationDataset, data: DataConfig) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from errors import UserError
 
@@ -18,8 +19,6 @@ class Process:
     rank: int
     world: int
     device: torch.device
-    control: dist.ProcessGroup | None = None
-    """of many processes: what they agree over without their GPUs"""
 
     @property
     def is_main(self) -> bool:
@@ -56,14 +55,16 @@ def pick_precision(device: torch.device, precision: str) -> str:
 
 @contextmanager
 def joined(device: str) -> Iterator[Process]:
-    """Picks the device and joins torchrun's group where there is one (nccl on GPUs, gloo on CPUs); leaves it at the end."""
+    """Picks the device and joins torchrun's group where there is one (nccl for GPUs, gloo for CPUs); leaves it at the end."""
     place = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    control = None
     if world > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-        control = dist.new_group(backend="gloo")
-    yield Process(rank, world, place, control)
+        # torchrun starts all processes again in one store, where those of the attempt before have left their addresses.
+        store, _, _ = next(rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backends = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backends, store=store, rank=rank, world_size=world)
+    yield Process(rank, world, place)
     # Not after an exception: leaving waits for the others, who wait for this process.
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -74,7 +75,7 @@ def anywhere(flag: bool, process: Process) -> bool:
     if process.world == 1:
         return flag
     seen = torch.tensor(flag, dtype=torch.uint8)
-    dist.all_reduce(seen, dist.ReduceOp.MAX, group=process.control)
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
     return bool(seen)
 
 

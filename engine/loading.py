@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -33,50 +35,57 @@ class Watched(Dataset):
             self.reading[worker.id] = torch.tensor([os.getpid(), key[1] if isinstance(key, tuple) else key])
         return self.dataset[key]
 
-    def files(self, pids: list[int]) -> str:
-        """The images that these processes read last, or any, where none is given."""
+    def read_by(self, pids: list[int]) -> list[Path]:
+        """The images that these processes read last; that any read, where none is given."""
         images = self.dataset.index.images
-        read = [images[position] for pid, position in self.reading.tolist() if position >= 0 and (pid in pids or not pids)]
-        return " or ".join(map(str, read)) or "no file yet"
+        return [images[position] for pid, position in self.reading.tolist() if position >= 0 and (pid in pids or not pids)]
 
 
-def training_batches(
-    dataset: SegmentationDataset, settings: TrainConfig, steps: int, first: int, process: Process
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step.
+class Loaders:
+    """A run's training batches and validation images, and what its workers read when one dies or hangs."""
 
-    Raises Failure, naming the file, where a worker dies or takes longer than `loader_timeout`.
-    """
-    order = training_order(len(dataset), settings, steps, first, process)
-    return _load(dataset, settings, batch_sampler=order, collate_fn=collate, pin_memory=process.device.type == "cuda")
+    def __init__(self, train_set: SegmentationDataset, val_set: SegmentationDataset, settings: TrainConfig, process: Process):
+        self.train_set, self.val_set = Watched(train_set, settings.workers), Watched(val_set, settings.workers)
+        self.settings, self.process = settings, process
 
+    def training(self, steps: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
+        order = training_order(len(self.train_set), self.settings, steps, first, self.process)
+        pinned = self.process.device.type == "cuda"
+        return iter(self._loader(self.train_set, batch_sampler=order, collate_fn=collate, pin_memory=pinned))
 
-def validation_items(
-    dataset: SegmentationDataset, settings: TrainConfig, process: Process
-) -> Iterator[dict[str, torch.Tensor]]:
-    """This process's share of a split, image by image. Raises Failure as `training_batches` does."""
-    return _load(dataset, settings, batch_size=None, sampler=range(process.rank, len(dataset), process.world))
+    def validation(self) -> DataLoader:
+        """This process's share of the validation split, image by image."""
+        share = range(self.process.rank, len(self.val_set), self.process.world)
+        return self._loader(self.val_set, batch_size=None, sampler=share)
 
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        """Within it, a worker that dies, or takes longer than `loader_timeout`, is a Failure that names the file."""
+        try:
+            yield
+        except RuntimeError as error:  # torch raises it from a signal handler, so wherever the program is
+            dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
+            if not dead and "DataLoader timed out" not in str(error):
+                raise
+            pids = [int(pid) for pid in dead[1].split(",")] if dead else []
+            files = " or ".join(str(file) for data in (self.train_set, self.val_set) for file in data.read_by(pids))
+            if dead:
+                raise Failure(
+                    f"a loader worker died reading {files}: no memory left, or a file that kills its reader"
+                ) from error
+            limit = f"{self.settings.loader_timeout} s (--train.loader_timeout)"
+            raise Failure(f"no batch came in {limit}; the workers are at {files}") from error
 
-def _load(dataset: SegmentationDataset, settings: TrainConfig, **how: object) -> Iterator[dict[str, torch.Tensor]]:
-    watched = Watched(dataset, settings.workers)
-    how |= {
-        "num_workers": settings.workers,
-        "worker_init_fn": leave_to_main,
-        "timeout": settings.loader_timeout if settings.workers else 0,
-        "generator": torch.Generator(),  # else it draws from the one that the step's dropout comes from
-    }
-    try:
-        yield from DataLoader(watched, **how)
-    except RuntimeError as error:
-        dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
-        if dead:
-            files = watched.files([int(pid) for pid in dead[1].split(",")])
-            raise Failure(f"a loader worker died reading {files}: out of memory, or a file that kills its reader") from error
-        if "timed out" in str(error):
-            limit = f"{settings.loader_timeout} s (--train.loader_timeout)"
-            raise Failure(f"no batch came in {limit}; the workers are at {watched.files([])}") from error
-        raise
+    def _loader(self, watched: Watched, **how: object) -> DataLoader:
+        return DataLoader(
+            watched,
+            num_workers=self.settings.workers,
+            worker_init_fn=leave_to_main,
+            timeout=self.settings.loader_timeout if self.settings.workers else 0,
+            generator=torch.Generator(),  # else it draws from the one that the step's dropout comes from
+            **how,
+        )
 
 
 def training_order(length: int, settings: TrainConfig, steps: int, first: int, process: Process) -> TrainingOrder:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 from training import FLAGS
 
 import train
@@ -63,7 +64,7 @@ def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_pat
     read = SegmentationDataset.read
     monkeypatch.setattr(
         SegmentationDataset, "read",
-        lambda self, position: os._exit(1) if self.augment and position == 5 else read(self, position),
+        lambda self, position: os._exit(1) if get_worker_info() and position == 5 else read(self, position),
     )  # fmt: skip
     code, _, stderr = cli(train.main, *FLAGS, "--train.workers", "1", "--data.root", tiny, "--out", tmp_path)
     name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
@@ -74,7 +75,7 @@ def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_pa
     read = SegmentationDataset.read
     monkeypatch.setattr(
         SegmentationDataset, "read",
-        lambda self, position: time.sleep(60) if self.augment and position == 5 else read(self, position),
+        lambda self, position: time.sleep(60) if get_worker_info() and position == 5 else read(self, position),
     )  # fmt: skip
     flags = ["--train.workers", "1", "--train.loader_timeout", "3", "--data.root", tiny, "--out", tmp_path]
     start = time.monotonic()

@@ -5,7 +5,7 @@ import math
 import sys
 from pathlib import Path
 
-FILES = ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html")
+FILES = ("config.yaml", "run.json", "last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html")
 
 
 def problems(run: Path) -> list[str]:

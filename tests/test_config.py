@@ -75,8 +75,9 @@ def test_a_preset_gives_way_to_flags():
     config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "paper", "--inference.window", "97"])
     assert config.inference.window == 97
     assert config.inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    assert parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "blpseg"]).inference.flip
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
-    with pytest.raises(UserError, match="choose fast or paper"):
+    with pytest.raises(UserError, match="choose blpseg or fast or paper"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
 
 

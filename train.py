@@ -112,12 +112,14 @@ def train(config: Config, process: distributed.Process) -> int:
     log = Log(out, steps, first) if process.is_main else None
 
     def save(step: int, reviewed: bool) -> None:
+        """Writes last.pt; `reviewed`: whether the validation that is due at this step is done."""
         log.flush()
         state = {name: part.state_dict() for name, part in stateful.items()}
         state |= {"step": step, "best": best, "skipped": skipped, "reviewed": reviewed}
         save_checkpoint(out / "last.pt", method, config, classes, **state)
 
     def review(step: int) -> None:
+        """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
         nonlocal best
         scores = validate(method, loaders, classes, settings.precision, process)
         if not log:

@@ -28,8 +28,11 @@ def pixelwise(means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[in
 
 
 class _Pixelwise(torch.autograd.Function):
+    """Means and their gradients at (h, w), which are known within forward; backward adds them up."""
+
     @staticmethod
     def forward(ctx, logits, size, means):
+        """logits: (B, C, h, w) floating point; size: (H, W); means: a tuple of `MaskedMean`. Returns as many scalars."""
         images, classes = logits.shape[:2]
         sums, weights = logits.new_zeros(2, len(means))
         gradients = [torch.empty_like(logits) for _ in means]

@@ -80,7 +80,8 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_walked):
         query, key, value, walked = ctx.saved_tensors
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
+        grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts, which bfloat16 would round away
         row_sums = (grad_walked.to(query.dtype) * walked).sum(dim=-1, keepdim=True)
         for rows in _chunks(query):
             transition = torch.softmax(query[:, rows] @ key.mT, dim=-1)
@@ -88,7 +89,7 @@ class _Walk(torch.autograd.Function):
             grad_energy = (grad_walked[:, rows] @ value.mT).to(query.dtype).sub_(row_sums[:, rows]).mul_(transition)
             grad_query[:, rows] = grad_energy @ key
             grad_key += grad_energy.mT @ query[:, rows]
-        return grad_query, grad_key, grad_value
+        return grad_query, grad_key, grad_value.to(value.dtype)
 
 
 # Entries of P held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.

@@ -165,9 +165,11 @@ def test_lists_never_lead_out_of_the_folder(tmp_path, names):
 @given(st.binary(max_size=60))
 def test_lists_and_tags_of_any_bytes(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
-    one_line_or_value(read_names, tmp_path / "list.txt")
+    names = one_line_or_value(read_names, tmp_path / "list.txt")
+    assert names is None or (names and all(names))
     (tmp_path / "tags.json").write_bytes(content)
-    one_line_or_value(read_tags, tmp_path, ("a",), ("background", "cat"))
+    tags = one_line_or_value(read_tags, tmp_path, ("a",), ("background", "cat"))
+    assert tags is None or tags.shape == (1, 1)
 
 
 KEY = st.sampled_from(["a", "b", "data", "train", "steps", "crop", "root", "method"])
@@ -182,14 +184,16 @@ JSON = st.recursive(
 @given(JSON)
 def test_tags_of_any_shape(tmp_path, content):
     (tmp_path / "tags.json").write_text(json.dumps(content))
-    one_line_or_value(read_tags, tmp_path, ("a", "b"), ("background", "cat"))
+    tags = one_line_or_value(read_tags, tmp_path, ("a", "b"), ("background", "cat"))
+    assert tags is None or tags.shape == (2, 1)
 
 
 @CASES
 @given(JSON)
 def test_configurations_of_any_shape(tmp_path, content):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    one_line_or_value(parse, Config, "", ["--config", str(tmp_path / "config.yaml")])
+    config = one_line_or_value(parse, Config, "", ["--config", str(tmp_path / "config.yaml")])
+    assert config is None or (isinstance(config, Config) and config.data.crop > 0)
 
 
 FLAGS = [
@@ -225,7 +229,7 @@ def test_annotations(tmp_path, width, height, tag, points):
 @given(st.binary(max_size=300))
 def test_annotations_of_any_bytes(tmp_path, content):
     (tmp_path / "a.xml").write_bytes(content)
-    one_line_or_value(read_annotation, tmp_path / "a.xml", ("background", "cat"), 3)
+    assert one_line_or_value(read_annotation, tmp_path / "a.xml", ("background", "cat"), 3) is None, "no such bytes have a size"
 
 
 class Evil:

@@ -60,27 +60,28 @@ def test_some_such_steps_are_left_out_where_it_is_asked_for(monkeypatch, tiny, t
     assert code == 1 and "not finite at step 3" in stderr
 
 
-def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
+def at_the_sixth_image(monkeypatch, tiny, act):
+    """Makes a loader worker do something else than to read it; returns its name."""
     read = SegmentationDataset.read
-    monkeypatch.setattr(
-        SegmentationDataset, "read",
-        lambda self, position: os._exit(1) if get_worker_info() and position == 5 else read(self, position),
-    )  # fmt: skip
+
+    def instead(self, position):
+        return act() if get_worker_info() and position == 5 else read(self, position)
+
+    monkeypatch.setattr(SegmentationDataset, "read", instead)
+    return (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
+
+
+def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
+    name = at_the_sixth_image(monkeypatch, tiny, lambda: os._exit(1))
     code, _, stderr = cli(train.main, *FLAGS, "--train.workers", "1", "--data.root", tiny, "--out", tmp_path)
-    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
     assert code == 1 and f"a loader worker died reading {tiny}/JPEGImages/{name}.jpg" in stderr.splitlines()[-1]
 
 
 def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
-    read = SegmentationDataset.read
-    monkeypatch.setattr(
-        SegmentationDataset, "read",
-        lambda self, position: time.sleep(60) if get_worker_info() and position == 5 else read(self, position),
-    )  # fmt: skip
+    name = at_the_sixth_image(monkeypatch, tiny, lambda: time.sleep(60))
     flags = ["--train.workers", "1", "--train.loader_timeout", "3", "--data.root", tiny, "--out", tmp_path]
     start = time.monotonic()
     code, _, stderr = cli(train.main, *FLAGS, *flags)
-    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
     assert code == 1 and "no batch came in 3 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
     assert time.monotonic() - start < 30
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -76,28 +77,10 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """What is trained: the method, its network and the weights of its losses (0 = not used)."""
+    """What is trained. Each method's own dataclass, beside its code, adds its settings."""
 
     name: str = "cc4s"
     """a method of methods/__init__.py"""
-    network: Literal["baseline", "random_walk"] = "random_walk"
-    """ASPP head without the walk, or the random-walk network"""
-    soft_entropy: NonNegativeFloat = 0.0
-    """weight of the soft entropy"""
-    consistency: NonNegativeFloat = 0.0
-    """weight of the consistency between the image and a view of it"""
-    consistency_on: Literal["eigenspace", "x", "z"] = "eigenspace"
-    """compare transition matrices, or features before (x) or after (z) the walk by mean squared error"""
-    view: Literal["flip", "crop", "random"] = "flip"
-    """the view: mirrored, a crop of rows and columns, or either at random"""
-    transition_axis: Literal["query", "key"] = "query"
-    """axis of the softmax that makes S(E) of the energy"""
-    kl: Literal["entries", "rows"] = "entries"
-    """the divergence is a mean over all N^2 entries, or over N distributions"""
-    trace: NonNegativeFloat = 0.01
-    """weight of the trace term within the eigenspace consistency"""
-    colour: NonNegativeFloat = 0.0
-    """weight of the colour constraint"""
 
 
 @dataclass
@@ -270,11 +253,18 @@ class PredictConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def parse(config_class: type, description: str, argv: list[str] | None = None, positional: bool = False) -> Any:
+def parse(
+    config_class: type,
+    description: str,
+    argv: list[str] | None = None,
+    positional: bool = False,
+    methods: dict[str, type[MethodConfig]] | None = None,
+) -> Any:
     """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags, in order.
 
     A field called `preset` goes before everything else as configs/evaluate/NAME.yaml. A flag of a bool may stand alone,
-    for true. positional: fields without a default are arguments without a flag.
+    for true. positional: fields without a default are arguments without a flag. methods: what a field called `method` may
+    be, by its `name`.
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
     argv = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -282,7 +272,9 @@ def parse(config_class: type, description: str, argv: list[str] | None = None, p
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
     )
-    parser.add_class_arguments(config_class, as_positional=positional)
+    parser.add_class_arguments(config_class, as_positional=positional, skip={"method"} if methods else None)
+    if methods:
+        parser.add_class_arguments(methods[_method_name(argv, methods)], "method")
     defaults = parser.get_defaults()
     keys = [key for key, _ in defaults.items() if key != "config"]
     fields = config_class.__dataclass_fields__
@@ -348,6 +340,23 @@ def _preset_name(argv: list[str]) -> str:
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         if argument == "--preset" or argument.startswith("--preset="):
             name = argument.partition("=")[2] or following
+    return name
+
+
+def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
+    """What the files and flags say of method.name, or the default. Raises UserError where `methods` has no such one."""
+    name = MethodConfig.name
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, _, value = argument.partition("=")
+        if flag == "--method.name":
+            name = value or following
+        elif flag == "--config":
+            try:
+                name = yaml.safe_load(Path(value or following).read_text(encoding="utf-8"))["method"]["name"]
+            except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+                continue  # the file does not name one; what else is wrong with it, the parser says
+    if name not in methods:
+        raise UserError(f"method.name {name}: choose {', '.join(methods)}")
     return name
 
 

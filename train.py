@@ -40,7 +40,7 @@ from engine.pictures import evenly, picture_grid
 from engine.report import training_report
 from engine.run_folder import Log, read_unfinished, start
 from errors import Failure, UserError, run
-from methods import build_method
+from methods import SETTINGS, build_method
 from methods.base import Method
 from models.resnet import load_weights as load_backbone
 
@@ -50,7 +50,7 @@ PICTURES = 6  # rows of the picture grid
 def main() -> int:
     """The command line above; returns the exit code. Raises UserError for what is wrong with it, Failure for what goes wrong on
     the way."""
-    config = parse(Config, __doc__)
+    config = parse(Config, __doc__, methods=SETTINGS)
     with distributed.joined(config.train.device) as process:
         config.train.precision = distributed.pick_precision(process.device, config.train.precision)
         return train(config, process)
@@ -72,7 +72,7 @@ def train(config: Config, process: distributed.Process) -> int:
     method = build_method(config.method, config.model, len(classes))
     method.check_crop(config.data.crop)
     check_batch(settings, process, method.fewest_images)
-    require_superpixels(config, method, train_set, process)
+    use_superpixels(config, method, train_set, process)
     if unfinished:
         load_weights(method, unfinished, out / "last.pt", classes)
     elif config.init is not None:
@@ -258,22 +258,23 @@ def build_datasets(config: Config, process: distributed.Process) -> tuple[Segmen
     train_index = open_index(data.root, data.train_split, data.labels)
     val_index = open_index(data.root, data.val_split, data.truth)
     augment = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip, data.blur)
-    folder = under(Path(data.root), data.superpixels)
-    wanted = config.method.soft_entropy or config.method.colour
-    superpixels = Superpixels(folder) if wanted and folder.is_dir() else None
-    return SegmentationDataset(train_index, augment, superpixels, config.train.seed), SegmentationDataset(val_index)
+    return SegmentationDataset(train_index, augment, seed=config.train.seed), SegmentationDataset(val_index)
 
 
-def require_superpixels(config: Config, method: Method, train_set: SegmentationDataset, process: distributed.Process) -> None:
-    """Raises UserError where `method` cannot do without superpixels that are missing, and says so where it can."""
-    if train_set.superpixels is not None:
-        train_set.superpixels.check(train_set.index.names)
+def use_superpixels(config: Config, method: Method, train_set: SegmentationDataset, process: distributed.Process) -> None:
+    """Has `train_set` read the superpixels that `method` takes. Raises UserError where it cannot do without what is missing,
+    and says so where it can."""
+    if not method.takes_superpixels:
         return
     folder = under(Path(config.data.root), config.data.superpixels)
+    if folder.is_dir():
+        train_set.superpixels = Superpixels(folder)
+        train_set.superpixels.check(train_set.index.names)
+        return
     remedy = f"python -m tools.superpixels {config.data.root} --split {config.data.train_split} --out {folder}"
     if method.needs_edges:
         raise UserError(f"superpixels {folder} not found, which the colour constraint needs: run {remedy}")
-    if config.method.soft_entropy and process.is_main:
+    if process.is_main:
         print(f"note: no superpixels at {folder}: the soft entropy counts every pixel ({remedy} makes them)")
 
 

@@ -29,11 +29,12 @@ from tqdm import tqdm
 
 from benchmarks import textbook
 from benchmarks.measure import alone, conditions, repeat
-from config import MethodConfig, ModelConfig, TrainConfig, parse
+from config import ModelConfig, TrainConfig, parse
 from datasets.segmentation import to_device
 from engine import distributed
 from errors import run
 from methods import build_method
+from methods.cc4s import CC4SConfig
 from train import build_optimizer
 
 STAGES = ("baseline", "ur", "ss", "ss_stage2")
@@ -113,7 +114,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
     settings = yaml.safe_load((Path(__file__).parent.parent / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
-    method_config = MethodConfig(**settings["method"])
+    method_config = CC4SConfig(**settings["method"])
     method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), CLASSES).to(device)
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk
@@ -142,7 +143,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     return repeat(step, config.steps, WARM, device)
 
 
-def floor(method: torch.nn.Module, config: MethodConfig, images: torch.Tensor) -> torch.Tensor:
+def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> torch.Tensor:
     """The network without walk and losses; the mean of its logits at stride 8 stands in for a loss."""
     network = method.network
     if config.network == "baseline":

@@ -1,4 +1,4 @@
-"""CC4S's formulas written as the paper writes them, with every matrix in full: what the fast paths are measured against.
+"""CC4S's and BLPSeg's formulas as the papers write them, with every matrix in full: what the fast paths are measured against.
 
 Plain float32, channels first. The transition matrix P is held for the backward pass, the flip of the view's energies is two
 products with an N x N permutation matrix, the Laplacian is dense.
@@ -7,7 +7,7 @@ products with an N x N permutation matrix, the Laplacian is dense.
 import torch
 import torch.nn.functional as F
 
-from config import MethodConfig
+from methods.cc4s import CC4SConfig
 from models.cc4s import BaselineNet, RandomWalkNet
 
 
@@ -61,7 +61,7 @@ def colour_constraint(
     return 2 * torch.trace(mean.T @ laplacian @ mean) / weights.sum()
 
 
-def losses(network: torch.nn.Module, config: MethodConfig, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def losses(network: torch.nn.Module, config: CC4SConfig, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Named, weighted losses of a batch, as `methods.cc4s.CC4S.forward` gives them."""
     images, found = batch["image"], {}
     if isinstance(network, BaselineNet):
@@ -83,3 +83,18 @@ def losses(network: torch.nn.Module, config: MethodConfig, batch: dict[str, torc
     if config.colour:
         found["colour"] = config.colour * colour_constraint(logits, batch["superpixel"], batch["edges"], batch["edge_weights"])
     return found
+
+
+def local_aggregation(logits: torch.Tensor, features: torch.Tensor, sigma: float) -> torch.Tensor:
+    """BLPSeg's LAM: softmax of f^T f over the source positions, times the Gaussian, divided by its sum over them.
+
+    Without the 1e-7 that the released code adds to that sum. logits: (B, C, h, w); features: (B, D, h, w).
+    """
+    height, width = features.shape[-2:]
+    rows, columns = torch.arange(height, device=features.device), torch.arange(width, device=features.device)
+    place = torch.cartesian_prod(rows, columns).to(features.dtype)
+    flat = features.flatten(2)
+    near = torch.exp(-(place[:, None] - place).square().sum(dim=-1) / (2 * sigma**2))
+    similarity = (flat.mT @ flat).softmax(dim=1) * near
+    similarity = similarity / similarity.sum(dim=1, keepdim=True)
+    return (logits.flatten(2) @ similarity).view_as(logits)

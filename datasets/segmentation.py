@@ -53,9 +53,10 @@ class SegmentationDataset(Dataset):
 
     With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
     seed, whichever worker draws it. Without, by position, at the image's own size.
-    An item is a dict: `image` (3, H, W) uint8, `label` (H, W) uint8 (where the index has labels), `boundary`
-    (H, W) bool (with superpixels or an augmentation; True outside the image too), `tags` (C - 1,) float32 of 0 and 1 (where
-    the data set has them), and with superpixels `superpixel` (H, W) int32, `edges` (M, 2) int64, `edge_weights` (M,) float32.
+    An item is a dict: `image` (3, H, W) uint8; where the index has labels, `label` (H, W) uint8; where it has tags or labels,
+    `tags` (C - 1,) float32 of 0 and 1, the classes that the data set says the image shows, else those labelled in it (all of
+    it, not only the crop); with an augmentation, `outside` (H, W) bool, True where there is no image; with superpixels,
+    `superpixel` (H, W) int32, `boundary` (H, W) bool (True outside too), `edges` (M, 2) int64, `edge_weights` (M,) float32.
     """
 
     def __init__(
@@ -93,18 +94,18 @@ class SegmentationDataset(Dataset):
         cv2.setNumThreads(0)  # the workers are the parallelism
         epoch, position = key if isinstance(key, tuple) else (0, key)
         image, maps = self.read(position)
+        tags = self._tags(position, maps)
         if self.augment is not None:
-            # Without superpixels the only boundary is that of the image: what lies outside is padding.
-            maps.setdefault("boundary", np.zeros(image.shape[:2], np.uint8))
+            maps["outside"] = np.zeros(image.shape[:2], np.uint8)
             image, maps = self.augment(image, maps, np.random.default_rng((self.seed, epoch, position)))
 
         item = {"image": to_tensor(image)}
         if "label" in maps:
             item["label"] = torch.from_numpy(maps["label"])
-        if self.index.tags is not None:
-            item["tags"] = torch.from_numpy(self.index.tags[position]).float()
-        if "boundary" in maps:
-            item["boundary"] = torch.from_numpy(maps["boundary"]).bool()
+        if tags is not None:
+            item["tags"] = torch.from_numpy(tags).float()
+        for name in maps.keys() & {"outside", "boundary"}:
+            item[name] = torch.from_numpy(maps[name]).bool()
         if self.superpixels is not None:
             superpixel = maps["superpixel"].astype(np.int32)
             superpixel[superpixel == NO_SUPERPIXEL] = -1
@@ -115,6 +116,14 @@ class SegmentationDataset(Dataset):
                 "edge_weights": torch.from_numpy(weights),
             }
         return item
+
+    def _tags(self, position: int, maps: dict[str, np.ndarray]) -> np.ndarray | None:
+        """Which classes but the first the image shows, (C - 1,) bool."""
+        if self.index.tags is not None:
+            return self.index.tags[position]
+        if "label" not in maps:
+            return None
+        return np.bincount(maps["label"].reshape(-1), minlength=256)[1 : len(self.index.classes)] > 0
 
 
 def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:

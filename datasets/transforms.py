@@ -13,7 +13,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 # What lies outside the image: no label, no superpixel, and no entropy counted.
-PADDING = {"label": UNLABELLED, "superpixel": NO_SUPERPIXEL, "boundary": 1}
+PADDING = {"label": UNLABELLED, "superpixel": NO_SUPERPIXEL, "boundary": 1, "outside": 1}
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from config import Config, MethodConfig, ModelConfig
+from config import Config, ModelConfig
 from engine.published import convert, load_file
 from errors import Failure, UserError
-from methods import build_method
+from methods import SETTINGS, build_method
 from methods.base import Method
 from models.resnet import BACKBONES
 
@@ -71,7 +71,8 @@ def load_model(path: str | Path) -> Method:
 def model_of(content: dict, path: str | Path) -> Method:
     """`load_model` of a checkpoint's content that was read from `path`."""
     try:
-        method_config, model_config = MethodConfig(**content["config"]["method"]), ModelConfig(**content["config"]["model"])
+        settings = content["config"]["method"]
+        method_config, model_config = SETTINGS[settings["name"]](**settings), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: written by another version of this project ({error})") from error
     if model_config.backbone not in BACKBONES:

@@ -1,7 +1,10 @@
 """Loader workers: their batches, and what becomes of those that die or hang."""
 
+import atexit
+import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +50,7 @@ class Loaders:
     def __init__(self, train_set: SegmentationDataset, val_set: SegmentationDataset, settings: TrainConfig, process: Process):
         self.train_set, self.val_set = Watched(train_set, settings.workers), Watched(val_set, settings.workers)
         self.settings, self.process = settings, process
+        atexit.register(kill_workers)
 
     def training(self, steps: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
@@ -86,6 +90,15 @@ class Loaders:
             generator=torch.Generator(),  # else it draws from the one that the step's dropout comes from
             **how,
         )
+
+
+def kill_workers() -> None:
+    """Ends workers that still run when the program ends. They ignore the SIGTERM (`leave_to_main`) that multiprocessing sends
+    them then, and it would wait for ever for one that hangs."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def training_order(length: int, settings: TrainConfig, steps: int, first: int, process: Process) -> TrainingOrder:

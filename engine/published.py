@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import Config, MethodConfig, ModelConfig
+from config import Config, ModelConfig
 from datasets import CLASS_LISTS
 from errors import UserError
+from methods.blpseg import BLPSegConfig
+from methods.cc4s import CC4SConfig
 
 # Published name -> ours, by prefix; what has no prefix here is not used by the network.
 RANDOM_WALK = {
@@ -32,10 +34,11 @@ BASELINE = {
     "layer5.bn1.": "aspp.project.1.",
     "": "backbone.",
 }
+BLPSEG = {f"{part}.": f"{part}." for part in ("backbone", "ppm", "decoder", "seg_head", "scribble_head", "embed_proj")}
+UNUSED = ("backbone.layernorm.",)  # in the released state, but not in its forward pass
 
 # A weight that only that network has -> what it is called; these are recognised, but there is no such network here.
 OTHERS = {
-    "embed_proj.conv.weight": "BLPSeg's network",
     "head.b0.0.weight": "CISC-R's DeepLabv3+",
     "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
 }
@@ -77,9 +80,12 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
         if key in state:
             raise UserError(f"{path}: the weights of {name}, which this project does not build yet")
     if "PAM_Module.gamma" in state:
-        network, names, backbone, classifier = "random_walk", RANDOM_WALK, "model_sed.", "conv6.1.weight"
+        method, names, backbone, classifier = CC4SConfig(network="random_walk"), RANDOM_WALK, "model_sed.", "conv6.1.weight"
     elif "layer5.conv1.weight" in state:
-        network, names, backbone, classifier = "baseline", BASELINE, "", "layer5.conv1.weight"
+        method, names, backbone, classifier = CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"
+    elif "embed_proj.conv.weight" in state:
+        width = state["embed_proj.conv.weight"].shape[0]
+        method, names, backbone, classifier = BLPSegConfig(width=width), BLPSEG, "backbone.", "seg_head.4.weight"
     elif {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
     else:
@@ -87,14 +93,11 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
     classes = _classes(state[classifier].shape[0])
-    config = Config(
-        model=ModelConfig(backbone=_depth(state, backbone, path), weights="none", shrink=shrink),
-        method=MethodConfig(network=network),
-    )
+    config = Config(model=ModelConfig(backbone=_depth(state, backbone, path), weights="none", shrink=shrink), method=method)
     ours = {}
     for key, value in state.items():
         prefix = next((old for old in names if key.startswith(old)), None)
-        if prefix is not None:
+        if prefix is not None and not key.startswith(UNUSED):
             ours["network." + names[prefix] + key.removeprefix(prefix)] = value
     return {"config": asdict(config), "classes": classes, "method": ours}
 

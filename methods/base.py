@@ -3,14 +3,19 @@
 import torch
 from torch import nn
 
+from config import MethodConfig
+
 
 class Method(nn.Module):
     """A network with what trains it.
 
-    needs_edges: whether a batch without `edges` is an error. fewest_images: what a training pass needs at least.
-    `network.backbone` takes pretrained weights.
+    settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
+    data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
+    least. `network.backbone` takes pretrained weights.
     """
 
+    settings: type[MethodConfig]
+    takes_superpixels = False
     needs_edges = False
     fewest_images = 1
     network: nn.Module

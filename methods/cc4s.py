@@ -5,9 +5,12 @@ A stage of CC4S is a setting of the loss weights: see configs/cc4s.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
+from jsonargparse.typing import NonNegativeFloat
 from torch import nn
 
 from config import MethodConfig, ModelConfig
@@ -23,10 +26,38 @@ from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
 
 
+@dataclass
+class CC4SConfig(MethodConfig):
+    """CC4S: its network and the weights of its losses (0 = not used)."""
+
+    name: str = "cc4s"
+    """a method of methods/__init__.py"""
+    network: Literal["baseline", "random_walk"] = "random_walk"
+    """ASPP head without the walk, or the random-walk network"""
+    soft_entropy: NonNegativeFloat = 0.0
+    """weight of the soft entropy"""
+    consistency: NonNegativeFloat = 0.0
+    """weight of the consistency between the image and a view of it"""
+    consistency_on: Literal["eigenspace", "x", "z"] = "eigenspace"
+    """compare transition matrices, or features before (x) or after (z) the walk by mean squared error"""
+    view: Literal["flip", "crop", "random"] = "flip"
+    """the view: mirrored, a crop of rows and columns, or either at random"""
+    transition_axis: Literal["query", "key"] = "query"
+    """axis of the softmax that makes S(E) of the energy"""
+    kl: Literal["entries", "rows"] = "entries"
+    """the divergence is a mean over all N^2 entries, or over N distributions"""
+    trace: NonNegativeFloat = 0.01
+    """weight of the trace term within the eigenspace consistency"""
+    colour: NonNegativeFloat = 0.0
+    """weight of the colour constraint"""
+
+
 class CC4S(Method):
     """The baseline or random-walk network under the losses whose weights are not 0."""
 
-    def __init__(self, config: MethodConfig, model: ModelConfig, num_classes: int):
+    settings = CC4SConfig
+
+    def __init__(self, config: CC4SConfig, model: ModelConfig, num_classes: int):
         super().__init__()
         self.config = config
         if config.network == "baseline":
@@ -36,11 +67,12 @@ class CC4S(Method):
             self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
         else:
             self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
+        self.takes_superpixels = bool(config.soft_entropy or config.colour)
         self.needs_edges = config.colour > 0
         self.weights = {"cross_entropy": 1.0, "soft_entropy": config.soft_entropy, "colour": config.colour}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """batch: `image`, `label`; `boundary` (optional), and for the colour constraint `superpixel`, `edges`,
+        """batch: `image`, `label`, `outside`; `boundary` (optional), and for the colour constraint `superpixel`, `edges`,
         `edge_weights`, as datasets/segmentation.py makes them."""
         losses = {}
         images = batch["image"]
@@ -98,7 +130,7 @@ def _cross_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: s
 
 
 def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    boundary = batch["boundary"][some] if "boundary" in batch else torch.zeros_like(logits[:, 0], dtype=torch.bool)
+    boundary = batch["boundary" if "boundary" in batch else "outside"][some]
     return soft_entropy(logits, boundary), (~boundary).sum()
 
 

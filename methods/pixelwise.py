@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from models.cc4s import upsample
+from models.layers import upsample
 
 # A masked mean over the pixels of some images: logits (b, C, H, W) and which images of the batch they are ->
 # the mean, and the weight that it has among the others' means (a number of pixels, a sum of weights).
@@ -15,7 +15,9 @@ MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 HELD = {"cpu": 2**23, "cuda": 2**26}
 
 
-def pixelwise(means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+def pixelwise(
+    means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[int, int], align_corners: bool = True
+) -> dict[str, torch.Tensor]:
     """The named masked means over a whole batch, of logits (B, C, h, w) brought to `size` as the network's prediction is.
 
     Full-size logits, and what the losses make of them, exist for a few images at a time: their gradients are taken at once and
@@ -23,7 +25,7 @@ def pixelwise(means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[in
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
-        values = _Pixelwise.apply(logits.to(dtype), size, tuple(means.values()))
+        values = _Pixelwise.apply(logits.to(dtype), size, align_corners, tuple(means.values()))
     return dict(zip(means, values, strict=True))
 
 
@@ -31,7 +33,7 @@ class _Pixelwise(torch.autograd.Function):
     """Means and their gradients at (h, w), which are known within forward; backward adds them up."""
 
     @staticmethod
-    def forward(ctx, logits, size, means):
+    def forward(ctx, logits, size, align_corners, means):
         """logits: (B, C, h, w) floating point; size: (H, W); means: a tuple of `MaskedMean`. Returns as many scalars."""
         images, classes = logits.shape[:2]
         sums, weights = logits.new_zeros(2, len(means))
@@ -41,7 +43,7 @@ class _Pixelwise(torch.autograd.Function):
             some = slice(start, min(start + step, images))
             small = logits[some].detach().requires_grad_()
             with torch.enable_grad():
-                large = upsample(small, size)
+                large = upsample(small, size, align_corners)
                 for number, masked_mean in enumerate(means):
                     mean, weight = masked_mean(large, some)
                     (gradients[number][some],) = torch.autograd.grad(weight * mean, small, retain_graph=True)
@@ -58,4 +60,4 @@ class _Pixelwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_means):
         weights, *gradients = ctx.saved_tensors
-        return sum(g * d / w for g, d, w in zip(grad_means, gradients, weights, strict=True)), None, None
+        return sum(g * d / w for g, d, w in zip(grad_means, gradients, weights, strict=True)), None, None, None

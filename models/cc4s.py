@@ -1,18 +1,11 @@
 """The two networks of CC4S: the baseline with its ASPP head, and the random-walk network."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from models.layers import conv_bn_relu, upsample
 from models.random_walk import RandomWalk
 from models.resnet import channels, stride8_resnet
-
-
-def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the size, batch norm, ReLU."""
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class RandomWalkNet(nn.Module):
@@ -25,7 +18,7 @@ class RandomWalkNet(nn.Module):
     def __init__(self, backbone: str, num_classes: int, shrink: int = 1):
         super().__init__()
         self.backbone = stride8_resnet(backbone)
-        self.reduce = conv_bn_relu(channels(self.backbone), 512, 3)
+        self.reduce = conv_bn_relu(channels(self.backbone.layer4), 512, 3)
         self.walk = RandomWalk(512, shrink)
         self.refine = conv_bn_relu(512, 512, 3)
         self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(512, num_classes, 1))
@@ -56,7 +49,7 @@ class BaselineNet(nn.Module):
     def __init__(self, backbone: str, num_classes: int):
         super().__init__()
         self.backbone = stride8_resnet(backbone, layer4_dilations=(4, 8, 16))
-        self.aspp = ASPP(channels(self.backbone), num_classes)
+        self.aspp = ASPP(channels(self.backbone.layer4), num_classes)
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, h, w) logits at stride 8."""
@@ -81,8 +74,3 @@ class ASPP(nn.Module):
         """(B, D, h, w) -> (B, C, h, w) logits."""
         pooled = self.pooled(features).expand(-1, -1, *features.shape[-2:])
         return self.project(torch.cat([*(branch(features) for branch in self.branches), pooled], dim=1))
-
-
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits in float32 at least, bilinearly resized to `size` with their corners aligned."""
-    return F.interpolate(logits.to(torch.promote_types(logits.dtype, torch.float32)), size, mode="bilinear", align_corners=True)

@@ -1,4 +1,4 @@
-"""torchvision's ResNets made stride 8, under torchvision's own state-dict names."""
+"""torchvision's ResNets, made stride 8 or given a deep stem, under the state-dict names of published weights."""
 
 import http.client
 from collections import OrderedDict
@@ -10,14 +10,23 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from errors import UserError
+from models.layers import conv_bn_relu
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 STRIDE = 8
 
+# GluonCV's ImageNet weights of ResNets with this deep stem, as converted for timm (resnet50s.gluon_in1k and so on).
+_GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1"
+DEEP_STEM_WEIGHTS = {
+    "resnet50": f"{_GLUON}/gluon_resnet50_v1s-1762acc0.pth",
+    "resnet101": f"{_GLUON}/gluon_resnet101_v1s-60fe0cc1.pth",
+    "resnet152": f"{_GLUON}/gluon_resnet152_v1s-dcc41b81.pth",
+}
+
 
 def stride8_resnet(name: str, layer4_dilations: tuple[int, ...] = (4,)) -> nn.Sequential:
     """A ResNet of `BACKBONES` without pooling and classifier: (B, 3, H, W) -> (B, D, h, w),
-    D = `channels(net)`. Position i looks at pixel 8 i; h is k + 1 for H = 8 k + 1, and at most one more otherwise.
+    D = `channels(net.layer4)`. Position i looks at pixel 8 i; h is k + 1 for H = 8 k + 1, and at most one more otherwise.
 
     `layer3` and `layer4` keep stride 1 and are dilated instead: 2, and `layer4_dilations` block by block (its last
     value for the blocks beyond). Every block is dilated alike, the first included; bottlenecks stride on their 1x1
@@ -43,28 +52,57 @@ def _dilate(layer: nn.Sequential, dilations: tuple[int, ...]) -> None:
                     module.dilation = module.padding = (dilation, dilation)
 
 
-def channels(resnet: nn.Sequential) -> int:
-    """The width of the last stage: 512 for ResNet-18 and 34, 2048 for the deeper ones."""
-    last = resnet.layer4[-1]
+class Pyramid(nn.Sequential):
+    """A ResNet's modules: images (B, 3, H, W) -> the outputs of `layer1` to `layer4`."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for name, module in self.named_children():
+            images = module(images)
+            if name.startswith("layer"):
+                maps.append(images)
+        return maps
+
+
+def deep_stem_resnet(name: str) -> Pyramid:
+    """A ResNet of `BACKBONES` whose first convolution is three of 3x3 (64, 64 and 128 wide, the first of stride 2), as BLPSeg
+    has it: (B, 3, H, W) -> four maps of strides 4, 8, 16, 32, each ceil(H / stride) high, `channels(net.layer1)` ... wide."""
+    resnet = getattr(torchvision.models, name)(weights=None)
+    resnet.conv1 = nn.Sequential(
+        *conv_bn_relu(3, 64, 3, stride=2), *conv_bn_relu(64, 64, 3), nn.Conv2d(64, 128, 3, 1, 1, bias=False)
+    )
+    resnet.bn1 = nn.BatchNorm2d(128)
+    resnet.inplanes = 128  # what layer1 sees, which then needs a convolution beside its first block
+    resnet.layer1 = resnet._make_layer(type(resnet.layer1[0]), 64, len(resnet.layer1))
+    for module in [*resnet.conv1, *resnet.layer1.modules()]:
+        if isinstance(module, nn.Conv2d):  # as torchvision starts the others
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return Pyramid(OrderedDict((k, m) for k, m in resnet.named_children() if k not in ("avgpool", "fc")))
+
+
+def channels(layer: nn.Sequential) -> int:
+    """The width of a stage's output: of `layer4`, 512 for ResNet-18 and 34, 2048 for the deeper ones."""
+    last = layer[-1]
     return last.conv2.out_channels if isinstance(last, BasicBlock) else last.conv3.out_channels
 
 
 def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
-    """Fills `resnet`: weights is "none", "imagenet" (torchvision's default for `name`), one of torchvision's names
-    for it (such as IMAGENET1K_V1), or the path of a file with a state dict under torchvision's names.
+    """Fills `resnet`: weights is "none", "imagenet", one of torchvision's names for it (such as IMAGENET1K_V1), or the path of
+    a file with a state dict under its names.
 
+    "imagenet" is torchvision's default for `name`, or `DEEP_STEM_WEIGHTS` for a ResNet with a deep stem.
     Raises UserError where the download fails, the file cannot be read or does not fit.
     """
     if weights == "none":
         return
-    choices = torchvision.models.get_model_weights(name)
-    if weights == "imagenet" or weights in choices.__members__:
-        entry = choices.DEFAULT if weights == "imagenet" else choices[weights]
+    addresses = _addresses(resnet, name)
+    if weights in addresses:
+        address = addresses[weights]
         try:
-            state = entry.get_state_dict(progress=True, check_hash=True)
+            state = torch.hub.load_state_dict_from_url(address, map_location="cpu", check_hash=True, weights_only=True)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise UserError(
-                f"could not download {entry.url} ({error}): fetch it elsewhere and give its path as --model.weights FILE"
+                f"could not download {address} ({error}): fetch it elsewhere and give its path as --model.weights FILE"
             ) from error
     elif Path(weights).is_file():
         try:
@@ -72,9 +110,7 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
         except Exception as error:  # torch.load raises many kinds; each means that the file is no state dict
             raise UserError(f"{weights}: not a readable PyTorch state dict ({type(error).__name__})") from error
     else:
-        raise UserError(
-            f"--model.weights {weights}: no such file; choose none, imagenet, {', '.join(choices.__members__)} or a path"
-        )
+        raise UserError(f"--model.weights {weights}: no such file; choose {', '.join(['none', *addresses])} or a path")
     wanted = resnet.state_dict()
     # torchvision's files hold the classifier too, and old ones lack the batch counters.
     state = {key: value for key, value in state.items() if key in wanted} if isinstance(state, dict) else {}
@@ -83,3 +119,11 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
     if missing or wrong:
         raise UserError(f"{weights}: not the weights of a {name} (at {(missing + wrong)[0]})")
     resnet.load_state_dict(state, strict=False)
+
+
+def _addresses(resnet: nn.Sequential, name: str) -> dict[str, str]:
+    """What `load_weights` can download for a ResNet: the name of the weights -> address."""
+    if isinstance(resnet, Pyramid):
+        return {"imagenet": DEEP_STEM_WEIGHTS[name]} if name in DEEP_STEM_WEIGHTS else {}
+    choices = torchvision.models.get_model_weights(name)
+    return {"imagenet": choices.DEFAULT.url} | {key: entry.url for key, entry in choices.__members__.items()}

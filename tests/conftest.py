@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, MethodConfig, ModelConfig
+from config import Config, ModelConfig
 from datasets.demo import CLASSES, draw_demo
 from engine.checkpoint import save_checkpoint
 from errors import run
 from methods import build_method
+from methods.cc4s import CC4SConfig
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -38,7 +39,7 @@ def checkpoints(tmp_path_factory):
     """A folder of untrained checkpoints: of the data's classes, and of three."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, classes in (("seven.pt", CLASSES), ("three.pt", ("a", "b", "c"))):
-        config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
+        config = Config(method=CC4SConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
         save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)
     (folder / "garbage.pt").write_bytes(b"no checkpoint")
     return folder

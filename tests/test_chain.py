@@ -116,6 +116,22 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli):
 
 
 @pytest.mark.slow
+def test_blpseg_trains_evaluates_and_predicts(tiny, tmp_path):
+    out, small = tmp_path / "blpseg", [*SMALL, "--method.self_training_from", "1", "--method.threshold", "0.1"]
+    done = script("train_blpseg.sh", *small, OUT=out, DATA_ROOT=tiny)
+    assert done.returncode == 0, done.stderr
+    assert problems(out) == []
+    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(first["label_preference"] + first["scribble"])
+    done = script("evaluate.sh", "--preset", "blpseg", "--run.workers", "0", CHECKPOINT=out / "best.pt", DATA_ROOT=tiny)
+    assert done.returncode == 0 and "mIoU" in done.stdout, done.stderr
+    checkpoint, images = str(out / "best.pt"), str(tiny / "JPEGImages")
+    flags = ["--checkpoint", checkpoint, "--images", images, "--out", str(tmp_path / "masks"), "--run.workers", "0"]
+    done = subprocess.run([sys.executable, REPOSITORY / "predict.py", *flags], capture_output=True, text=True)
+    assert done.returncode == 0 and len(list((tmp_path / "masks").glob("*.png"))) == 11, done.stderr
+
+
+@pytest.mark.slow
 def test_accumulation_takes_the_same_images(tiny, tmp_path, cli):
     """Two parts of one image against one part of two: the same mean cross-entropy before the first update."""
     config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", "--data.root", tiny, "--data.labels", "SegmentationClass"]

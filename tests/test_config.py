@@ -7,14 +7,20 @@ import yaml
 
 from config import Config, EvaluateConfig, PredictConfig, parse
 from errors import UserError
+from methods import SETTINGS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def of_train(arguments):
+    """The configuration as train.py reads it."""
+    return parse(Config, "", arguments, methods=SETTINGS)
 
 
 def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("train: {lr: 0.5, steps: 7}\n")
-    config = parse(Config, "", ["--config", str(CONFIGS / "cc4s/ss.yaml"), "--config", str(file), "--train.lr", "0.25"])
+    config = of_train(["--config", str(CONFIGS / "cc4s/ss.yaml"), "--config", str(file), "--train.lr", "0.25"])
     assert (config.train.lr, config.train.steps, config.method.consistency) == (0.25, 7, 30)
 
 
@@ -22,8 +28,8 @@ def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
 @pytest.mark.parametrize("dataset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_stage_goes_with_every_dataset(stage, dataset):
     """As the scripts are used: a dataset's config comes last, and leaves the stage's losses and labels alone."""
-    alone = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
-    both = parse(Config, "", ["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
+    alone = of_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
+    both = of_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
     for section, values in yaml.safe_load(dataset.read_text()).items():
         for key, value in values.items():
             told = getattr(getattr(both, section), key)
@@ -31,8 +37,17 @@ def test_every_stage_goes_with_every_dataset(stage, dataset):
     assert (both.method, both.data.labels) == (alone.method, alone.data.labels)
 
 
+@pytest.mark.parametrize("dataset", ["context", "acdc", "camvid", "demo"])
+def test_blpseg_goes_with_every_dataset(dataset):
+    first, last = (["--config", str(CONFIGS / f"blpseg/{name}.yaml")] for name in ("voc", dataset))
+    published, ours = of_train(first), of_train([*first, *last])
+    assert type(ours.method) is SETTINGS["blpseg"] and ours.method.gamma == 2
+    assert ours.method.self_training_from != published.method.self_training_from
+    assert (ours.data.labels, ours.train.optimizer) == ("scribbles", "adamw")
+
+
 def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
-    config = parse(Config, "", ["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
+    config = of_train(["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
     assert type(config.train.batch_size) is int and type(config.data.scale[1]) is float
 
 
@@ -47,10 +62,13 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--train.seed", "-1"], "train.seed"),
     (["--train.epochs", "inf"], "train.epochs is inf"),
     (["--data.scale", "[2.0, 0.5]"], "the smaller scale comes first"),
+    (["--method.name", "cc5s"], "method.name cc5s: choose cc4s, blpseg"),
+    (["--method.name", "blpseg", "--method.soft_entropy", "1"], "unknown key method.soft_entropy"),
+    (["--method.gama", "1", "--method.name=blpseg"], "did you mean method.gamma?"),
 ])  # fmt: skip
 def test_mistakes_on_the_command_line_take_one_line(arguments, message):
     with pytest.raises(UserError) as caught:
-        parse(Config, "", arguments)
+        of_train(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -66,7 +84,7 @@ def test_mistakes_in_a_file_take_one_line(tmp_path, content, message):
     file = tmp_path / "config.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
-        parse(Config, "", ["--config", str(file)])
+        of_train(["--config", str(file)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

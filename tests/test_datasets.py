@@ -177,11 +177,19 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["edge_weights"].tolist() == [0.5] * 4
 
 
-def test_without_superpixels_what_lies_outside_the_image_is_boundary(tiny):
+def test_what_lies_outside_the_image_is_told(tiny):
     dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"), still(200))
     item = dataset[(0, 0)]
-    assert torch.equal(item["boundary"], item["label"] == UNLABELLED)
-    assert "superpixel" not in item
+    assert torch.equal(item["outside"], item["label"] == UNLABELLED)
+    assert not item.keys() & {"superpixel", "boundary"}
+
+
+def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(tiny):
+    dataset = SegmentationDataset(open_index(tiny, "train", "scribbles"), still(33))
+    for number in range(len(dataset)):
+        label = read_label(dataset.index.labels[number])
+        present = [float(c in label) for c in range(1, len(dataset.index.classes))]
+        assert dataset[(0, number)]["tags"].tolist() == present and sum(present) > 0
 
 
 def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from training import FLAGS
+from training import LOOP
 
 import evaluate
 from engine.provenance import share
@@ -31,10 +31,16 @@ def launch(processes, *command, restarts=0, **environment):
     )
 
 
-def steady(root, out):
+METHODS = {
+    "cc4s": ["--method.soft_entropy", "1", "--method.consistency", "30"],
+    "blpseg": ["--method.name", "blpseg", "--method.self_training_from", "2", "--method.threshold", "0.2"],
+}
+
+
+def steady(root, out, method="cc4s"):
     """Training of 6 images a step, with labels that are not spread evenly over them."""
-    flags = ["--train.batch_size", "6", "--method.consistency", "30", "--out", out, "--data.root", root]
-    return [REPOSITORY / "tests/steady.py", *FLAGS, *flags]
+    flags = ["--train.batch_size", "6", "--out", out, "--data.root", root]
+    return [REPOSITORY / "tests/steady.py", *LOOP, *METHODS[method], *flags]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,13 @@ def test_many_processes_train_as_one(processes, tiny, alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", alone)
     assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == processes
+
+
+def test_blpseg_trains_on_two_as_on_one(tiny, tmp_path):
+    for processes in (1, 2):
+        done = launch(processes, *steady(tiny, tmp_path / str(processes), "blpseg"))
+        assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "2", tmp_path / "1")
 
 
 def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny, tmp_path):

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config import Config, InferenceConfig, MethodConfig, ModelConfig
+from config import Config, InferenceConfig, ModelConfig
 from engine import checkpoint, distributed
 from engine.inference import predict_probabilities, window_starts
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from errors import UserError
 from methods import build_method
+from methods.cc4s import CC4SConfig
 
 # Inference
 
@@ -162,7 +163,7 @@ CLASSES = ("a", "b", "c")
 
 
 def make(**model):
-    config = Config(method=MethodConfig(soft_entropy=1.0), model=ModelConfig(**({"backbone": "resnet18"} | model)))
+    config = Config(method=CC4SConfig(soft_entropy=1.0), model=ModelConfig(**({"backbone": "resnet18"} | model)))
     return config, build_method(config.method, config.model, len(CLASSES))
 
 

@@ -7,18 +7,20 @@ import onnxruntime
 import pytest
 import torch
 
-from config import Config, MethodConfig, ModelConfig
+from config import Config, ModelConfig
 from engine.checkpoint import load_model, save_checkpoint
 from methods import build_method
+from methods.blpseg import BLPSegConfig
+from methods.cc4s import CC4SConfig
 from tools import export
 
 
-@pytest.fixture(params=["baseline", "random_walk"])
+@pytest.fixture(params=[CC4SConfig(network="baseline"), CC4SConfig(), BLPSegConfig()], ids=["baseline", "walk", "blpseg"])
 def checkpoint(request, tmp_path):
-    """A checkpoint of three classes whose walk is switched on, half the map's size."""
-    config = Config(method=MethodConfig(network=request.param), model=ModelConfig(backbone="resnet18", shrink=2))
+    """A checkpoint of three classes; its walk, if it has one, is switched on, half the map's size."""
+    config = Config(method=request.param, model=ModelConfig(backbone="resnet18", shrink=2))
     method = build_method(config.method, config.model, 3)
-    if request.param == "random_walk":
+    if hasattr(method.network, "walk"):
         torch.nn.init.constant_(method.network.walk.gamma, 0.7)
     save_checkpoint(tmp_path / "best.pt", method, config, ("road", "sky", "car"))
     return tmp_path / "best.pt"

@@ -2,10 +2,13 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch.utils.data import get_worker_info
 from training import FLAGS
 
@@ -84,6 +87,24 @@ def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_pa
     code, _, stderr = cli(train.main, *FLAGS, *flags)
     assert code == 1 and "no batch came in 3 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
     assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
+    hang = """if True:
+        import sys, time, training
+        from torch.utils.data import get_worker_info
+        from datasets.segmentation import SegmentationDataset as Data
+        read = Data.read
+        Data.read = lambda self, position: time.sleep(600) if get_worker_info() else read(self, position)
+        training.call(*sys.argv[1:3], sys.argv[3:])
+    """
+    flags = ["--train.workers", "2", "--train.loader_timeout", "2"]
+    paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", hang, tmp_path / "run", tiny, *flags],
+        capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 1 and "no batch came in 2 s" in done.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["--deterministic", "--method.consistency", "30"]])

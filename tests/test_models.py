@@ -10,7 +10,7 @@ from methods.views import crop_view, flip_view
 from models import random_walk
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.random_walk import RandomWalk, walk
-from models.resnet import BACKBONES, channels, load_weights, stride8_resnet
+from models.resnet import BACKBONES, channels, deep_stem_resnet, load_weights, stride8_resnet
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -19,7 +19,22 @@ def test_backbones_are_stride_8_under_torchvisions_names(name):
     theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in backbone.state_dict().items()} == theirs
     with torch.no_grad():
-        assert backbone(torch.zeros(1, 3, 65, 81)).shape == (1, channels(backbone), 9, 11)
+        assert backbone(torch.zeros(1, 3, 65, 81)).shape == (1, channels(backbone.layer4), 9, 11)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_deep_stems_give_four_maps(name):
+    """All but the stem and layer1's first block is torchvision's."""
+    backbone = deep_stem_resnet(name).eval()
+    theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
+    ours = {k: v.shape for k, v in backbone.state_dict().items()}
+    assert all(k.startswith(("conv1", "bn1", "layer1.0")) for k in ours.keys() ^ theirs.keys())
+    assert all(k.startswith(("bn1", "layer1.0")) for k in ours.keys() & theirs.keys() if ours[k] != theirs[k])
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 65, 81))
+    widths = [channels(getattr(backbone, f"layer{n}")) for n in range(1, 5)]
+    sizes = [(17, 21), (9, 11), (5, 6), (3, 3)]
+    assert [m.shape[1:] for m in maps] == [(width, *size) for width, size in zip(widths, sizes, strict=True)]
 
 
 def test_every_block_of_layers_3_and_4_is_dilated_alike():
@@ -63,6 +78,10 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
         load_weights(stride8_resnet("resnet18"), "resnet18", "imagenet")
     with pytest.raises(UserError, match="none, imagenet, IMAGENET1K_V1"):
         load_weights(stride8_resnet("resnet18"), "resnet18", "imgnet")
+    with pytest.raises(UserError, match=r"could not download https://.*gluon_resnet50_v1s.*--model.weights FILE"):
+        load_weights(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
+    with pytest.raises(UserError, match="choose none or a path"):
+        load_weights(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
 
 
 def dense_walk(query, key, value):

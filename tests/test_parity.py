@@ -12,7 +12,10 @@ from engine.checkpoint import load_model, model_of
 from engine.published import convert
 from errors import UserError
 from losses.eigenspace import eigenspace_consistency
+from losses.label_preference import label_preference
+from losses.scribble_cross_entropy import scribble_cross_entropy
 from losses.soft_entropy import soft_entropy
+from models.local_aggregation import local_aggregation
 from tools import convert_checkpoint
 
 
@@ -99,7 +102,28 @@ def test_soft_entropy(reference):
     assert soft_entropy(logits).item() == pytest.approx(float(case["entropy_plain"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cc4s_rw_resnet50", "cc4s_baseline_resnet50"])
+def test_blpseg_network(reference, fill):
+    case = np.load(reference / "blpseg_resnet50.npz")
+    network = network_of("blpseg_resnet50", fill, reference)
+    image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
+    with torch.no_grad():
+        assert_close(network(image), case["logits"])
+
+
+def test_blpseg_aggregation_and_losses(reference):
+    case = np.load(reference / "blpseg_parts.npz")
+    parts = {name: torch.from_numpy(case[name]) for name in case.files}
+    assert_close(local_aggregation(parts["lam_logits"], parts["lam_feature"], float(case["lam_sigma"])), case["lam_out"])
+    label, unlabelled = parts["scribble_label"], int(case["unlabelled_class"])
+    scribbles, outside = label.where(label != unlabelled, 255), label == int(case["ignore"])
+    logits, scribble_logits = parts["seg_logits"], parts["scribble_logits"]
+    loss = label_preference(logits, scribble_logits, scribbles, float(case["gamma"]))
+    assert loss.item() == pytest.approx(float(case["blp_loss"]), rel=1e-5)
+    loss, _ = scribble_cross_entropy(scribble_logits, scribbles, outside, float(case["unlabelled_weight"]))
+    assert loss.item() == pytest.approx(float(case["scribble_ce"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cc4s_rw_resnet50", "cc4s_baseline_resnet50", "blpseg_resnet50"])
 def test_published_files_load_as_they_are_and_converted(reference, fill, name, tmp_path, cli):
     file = tmp_path / "model_best.pth.tar"
     torch.save(published(name, fill, reference), file)
@@ -116,7 +140,6 @@ def test_published_files_load_as_they_are_and_converted(reference, fill, name, t
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("blpseg_resnet50", "BLPSeg"),
         ("cisc_r_deeplabv3plus_resnet50", "CISC-R"),
         ("recurseed_deeplabv3plus_resnet50", "RecurSeed"),
     ],

@@ -8,17 +8,25 @@ import pytest
 import torch
 import torchvision
 
-from config import MethodConfig, ModelConfig
+from config import ModelConfig
 from engine.checkpoint import load_model
-from engine.published import BASELINE, RANDOM_WALK, convert, load_file
+from engine.published import BASELINE, BLPSEG, RANDOM_WALK, convert, load_file
 from errors import UserError
 from methods import build_method
+from methods.blpseg import BLPSegConfig
+from methods.cc4s import CC4SConfig
+
+NETWORKS = {
+    "random_walk": (CC4SConfig(network="random_walk"), RANDOM_WALK),
+    "baseline": (CC4SConfig(network="baseline"), BASELINE),
+    "blpseg": (BLPSegConfig(), BLPSEG),
+}
 
 
 def released(network, backbone="resnet18", classes=21):
     """A released file's content, with our weights under the published names."""
-    names = {"random_walk": RANDOM_WALK, "baseline": BASELINE}[network]
-    method = build_method(MethodConfig(network=network), ModelConfig(backbone=backbone), classes)
+    settings, names = NETWORKS[network]
+    method = build_method(settings, ModelConfig(backbone=backbone), classes)
     state = {}
     for key, value in method.network.state_dict().items():
         old, new = next((old, new) for old, new in names.items() if key.startswith(new))
@@ -26,7 +34,7 @@ def released(network, backbone="resnet18", classes=21):
     return {"epoch": 7, "state_dict": state, "best_pred": np.float64(0.71), "optimizer": {"lr": 0.1}}, method
 
 
-@pytest.mark.parametrize("network", ["random_walk", "baseline"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("backbone", "classes"), [("resnet18", 21), ("resnet34", 60), ("resnet101", 5)])
 def test_depth_classes_and_weights_are_found(network, backbone, classes):
     content, method = released(network, backbone, classes)

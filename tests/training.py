@@ -11,11 +11,12 @@ import engine.checkpoint
 import train
 from errors import run
 
-FLAGS = [
+LOOP = [
     "--model.backbone", "resnet18", "--model.weights", "none", "--data.crop", "33", "--train.batch_size", "2",
     "--train.workers", "0", "--train.precision", "fp32", "--train.steps", "4", "--train.log_every", "1",
-    "--train.val_steps", "2", "--method.soft_entropy", "1", "--train.lr", "0.01",
+    "--train.val_steps", "2", "--train.lr", "0.01",
 ]  # fmt: skip
+FLAGS = [*LOOP, "--method.soft_entropy", "1"]
 
 
 def call(out: Path, root: Path, flags: tuple[str, ...] = (), log: Path | None = None) -> None:

@@ -1,6 +1,7 @@
-"""The eigenspace loss and the walk alone, forward and backward, over the number of positions N: seconds and memory.
+"""What compares all pairs of N positions: the eigenspace loss, the walk and the local aggregation alone, forward and backward,
+over N: seconds and memory.
 
-    python -m benchmarks.eigenspace [--device cuda] [--out eigenspace.json] [--plot docs/performance.png]
+    python -m benchmarks.pairs [--device cuda] [--out pairs.json] [--plot docs/performance.png]
 
 Each measurement is a process of its own, as in `benchmarks.steps`. The textbook is run as far as its matrices fit into
 `limit` bytes.
@@ -8,6 +9,7 @@ Each measurement is a process of its own, as in `benchmarks.steps`. The textbook
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,14 +25,17 @@ from config import parse
 from engine import distributed
 from errors import run
 from losses.eigenspace import eigenspace_consistency
+from models.local_aggregation import local_aggregation
 from models.random_walk import walk
 
 SIDES = (20, 30, 40, 59, 80, 120)  # N = 400 to 14,400; 59 x 59 is a crop of 465
 WIDTH, VALUES = 64, 512  # of queries and keys; of the walk's values
+PATCH, CLASSES, SIGMA = 256, 21, 6.0  # of the local aggregation
+MATRICES = {"eigenspace": 8, "walk": 3, "aggregation": 6}  # N x N matrices that the textbook holds of an image, about
 
 
 @dataclass
-class EigenspaceConfig:
+class PairsConfig:
     """What is measured."""
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
@@ -49,20 +54,19 @@ class EigenspaceConfig:
 
 def main() -> None:
     """The command line above."""
-    config = parse(EigenspaceConfig, __doc__)
+    config = parse(PairsConfig, __doc__)
     rows = []
-    turns = [(side, what, way) for side in SIDES for what in ("eigenspace", "walk") for way in ("textbook", "fast")]
+    turns = [(side, what, way) for side in SIDES for what in MATRICES for way in ("textbook", "fast")]
     for side, what, way in tqdm(turns, unit="run", leave=False):
-        matrices = 8 if what == "eigenspace" else 3
-        if way == "textbook" and matrices * 4 * config.batch * side**4 > config.limit:
+        if way == "textbook" and MATRICES[what] * 4 * config.batch * side**4 > config.limit:
             continue
         measured = alone(measure, config, side, what, way)
         seconds = statistics.median(measured["seconds"])
         rows.append({"what": what, "way": way, "N": side**2, "seconds": seconds, "memory": measured["memory"]})
-    under = conditions(distributed.pick_device(config.device)) | {"batch": config.batch, "d": WIDTH, "D": VALUES}
+    under = conditions(distributed.pick_device(config.device)) | {"batch": config.batch}
     print(", ".join(f"{name} {value}" for name, value in under.items()))
     print("| | N | textbook, s | fast, s | textbook, MB | fast, MB |\n|---|---|---|---|---|---|")
-    for what in ("eigenspace", "walk"):
+    for what in MATRICES:
         for side in SIDES:
             found = {row["way"]: row for row in rows if row["what"] == what and row["N"] == side**2}
             seconds = [f"{found[way]['seconds']:.3f}" if way in found else "-" for way in ("textbook", "fast")]
@@ -74,41 +78,53 @@ def main() -> None:
         draw(rows, config.plot)
 
 
-def measure(config: EigenspaceConfig, side: int, what: str, way: str) -> dict:
+def measure(config: PairsConfig, side: int, what: str, way: str) -> dict:
     """Seconds and memory of forward and backward passes of one loss in one way."""
     device = distributed.pick_device(config.device)
     generator = torch.Generator().manual_seed(0)
 
-    def features(width: int) -> torch.Tensor:
-        made = torch.randn(config.batch, width, side, side, generator=generator) / WIDTH**0.25
-        return made.to(device, memory_format=torch.channels_last)
+    def features(width: int, scale: float) -> torch.Tensor:
+        made = torch.randn(config.batch, width, side, side, generator=generator) * scale
+        return made.to(device, memory_format=torch.channels_last).requires_grad_()
 
-    query, key, view_query, view_key = (features(WIDTH) for _ in range(4))
-    value = features(VALUES)
-    learned = (query.requires_grad_(), key.requires_grad_(), *([value.requires_grad_()] if what == "walk" else []))
+    if what == "aggregation":
+        learned = features(CLASSES, 1), features(PATCH, PATCH**-0.25)
+    else:
+        learned = features(WIDTH, WIDTH**-0.25), features(WIDTH, WIDTH**-0.25)
+    if what == "walk":
+        learned += (features(VALUES, 1),)
+    view = [features(WIDTH, WIDTH**-0.25).detach() for _ in range(2)] if what == "eigenspace" else []
+    forward = FORWARD[what, way]
+    return repeat(lambda: torch.autograd.grad(forward(*learned, *view), learned), config.repeats, 1, device)
 
-    def flat(image_map: torch.Tensor) -> torch.Tensor:
-        return image_map.flatten(2).mT
 
-    def result() -> torch.Tensor:
-        if what == "walk" and way == "fast":
-            return walk(query, key, value).sum()
-        if what == "walk":
-            return ((flat(query) @ flat(key).mT).softmax(dim=-1) @ flat(value)).sum()
-        if way == "fast":
-            mirrored = (flat(view.flip(-1)) for view in (view_query, view_key))
-            return eigenspace_consistency(flat(query), flat(key), *mirrored)
-        mirror = textbook.mirror_matrix(side, side, device).float()
-        view_energy = mirror @ (flat(view_query) @ flat(view_key).mT) @ mirror
-        return textbook.eigenspace_consistency(flat(query) @ flat(key).mT, view_energy)
+def flat(image_map: torch.Tensor) -> torch.Tensor:
+    """(B, D, h, w) -> (B, N, D)."""
+    return image_map.flatten(2).mT
 
-    return repeat(lambda: torch.autograd.grad(result(), learned), config.repeats, 1, device)
+
+def textbook_eigenspace(query: torch.Tensor, key: torch.Tensor, *view: torch.Tensor) -> torch.Tensor:
+    mirror = textbook.mirror_matrix(*query.shape[-2:], query.device).float()
+    view_query, view_key = map(flat, view)
+    return textbook.eigenspace_consistency(flat(query) @ flat(key).mT, mirror @ (view_query @ view_key.mT) @ mirror)
+
+
+FORWARD: dict[tuple[str, str], Callable[..., torch.Tensor]] = {
+    ("eigenspace", "textbook"): textbook_eigenspace,
+    ("eigenspace", "fast"): lambda query, key, *view: eigenspace_consistency(
+        flat(query), flat(key), *(flat(part.flip(-1)) for part in view)
+    ),
+    ("walk", "textbook"): lambda query, key, value: ((flat(query) @ flat(key).mT).softmax(dim=-1) @ flat(value)).sum(),
+    ("walk", "fast"): lambda query, key, value: walk(query, key, value).sum(),
+    ("aggregation", "textbook"): lambda logits, features: textbook.local_aggregation(logits, features, SIGMA).sum(),
+    ("aggregation", "fast"): lambda logits, features: local_aggregation(logits, features, SIGMA).sum(),
+}
 
 
 def draw(rows: list[dict], path: str) -> None:
     """Time and memory over N, both axes logarithmic."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    colours = {"eigenspace": "tab:blue", "walk": "tab:orange"}
+    colours = {"eigenspace": "tab:blue", "walk": "tab:orange", "aggregation": "tab:green"}
     for panel, quantity, unit, name in ((panels[0], "seconds", 1, "seconds"), (panels[1], "memory", 1e6, "MB")):
         for what, colour in colours.items():
             for way, style in (("fast", "-o"), ("textbook", "--s")):

@@ -1,0 +1,90 @@
+"""BLPSeg (IEEE TIP 2023): a head that learns which pixels people label balances the loss of the head that segments; local
+aggregation; the network's own certain predictions as labels later on."""
+
+from dataclasses import dataclass
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from config import MethodConfig, ModelConfig
+from losses.label_preference import label_preference
+from losses.partial_cross_entropy import IGNORE_INDEX
+from losses.scribble_cross_entropy import scribble_cross_entropy
+from methods.base import Method
+from methods.pixelwise import pixelwise
+from models.blpseg import BLPSegNet
+
+
+@dataclass
+class BLPSegConfig(MethodConfig):
+    """BLPSeg: what balances its loss, and when it begins to label by itself."""
+
+    name: str = "blpseg"
+    """a method of methods/__init__.py"""
+    gamma: NonNegativeFloat = 2.0
+    """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy"""
+    sigma: NonNegativeFloat = 6.0
+    """of the local aggregation's Gaussian, in steps of 4 pixels; 0 does without the module"""
+    width: PositiveInt = 256
+    """channels of decoder, heads and patch embedding"""
+    unlabelled_weight: NonNegativeFloat = 0.02
+    """weight of an unlabelled pixel in the scribble head's loss"""
+    self_training_from: NonNegativeInt | None = 10_000
+    """step from which the network's own certain predictions are labels too; null: never"""
+    threshold: ClosedUnitInterval = 0.9
+    """least probability of such a label"""
+
+
+class BLPSeg(Method):
+    """UPerNet with a segmentation head under the balanced loss and a scribble head under a weighted cross-entropy."""
+
+    settings = BLPSegConfig
+    fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
+
+    def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
+        super().__init__()
+        self.config = config
+        self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
+        self.num_classes = num_classes
+        self.self_training = False
+
+    def begin_step(self, step: int, epoch: float) -> None:
+        start = self.config.self_training_from
+        self.self_training = start is not None and step >= start
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """batch: `image`, `label`, `outside` and `tags`, as datasets/segmentation.py makes them."""
+        config, classes, images = self.config, self.num_classes, batch["image"]
+        features = self.network.features(images)
+        logits = torch.cat([self.network.segment(images, features), self.network.scribble(features).float()], dim=1)
+
+        def balanced(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, scribble_logits = logits.split((classes, classes + 1), dim=1)
+            label, outside = batch["label"][some], batch["outside"][some]
+            if self.self_training:
+                label = self_training_labels(logits, label, outside, batch["tags"][some], config.threshold)
+            return label_preference(logits, scribble_logits, label, config.gamma), logits.new_tensor(len(label))
+
+        def scribble(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            label, outside = batch["label"][some], batch["outside"][some]
+            return scribble_cross_entropy(logits[:, classes:], label, outside, config.unlabelled_weight)
+
+        return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)
+
+
+@torch.no_grad()
+def self_training_labels(
+    logits: torch.Tensor, label: torch.Tensor, outside: torch.Tensor, tags: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """The labels, and at unlabelled pixels the most likely class where its probability is over `threshold` (BLPSeg).
+
+    logits: (B, C, H, W). label: (B, H, W) int64, 255 = unlabelled. outside: (B, H, W) bool, where there is no image.
+    tags: (B, C - 1), 0 at classes that the image does not show; class 0 is always possible. Returns (B, H, W) int64.
+    """
+    possible = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)[:, :, None, None]
+    probability, own = (logits.softmax(dim=1) * possible).max(dim=1)
+    own = own.masked_fill((probability <= threshold) | outside, IGNORE_INDEX)
+    return torch.where(label == IGNORE_INDEX, own, label)

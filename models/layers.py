@@ -1,0 +1,18 @@
+"""What several networks are made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias that keeps the size (or divides it by `stride`), batch norm, ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def upsample(maps: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
+    """Maps (B, C, h, w) in float32 at least, bilinearly resized to `size`."""
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    return F.interpolate(maps.to(dtype), size, mode="bilinear", align_corners=align_corners)

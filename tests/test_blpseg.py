@@ -1,0 +1,203 @@
+"""BLPSeg: its losses and local aggregation against naive ones, self-training, and what its parts leave alone."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import textbook
+from config import ModelConfig
+from losses.label_preference import label_preference
+from losses.scribble_cross_entropy import scribble_cross_entropy
+from methods import build_method, pixelwise
+from methods.blpseg import BLPSegConfig, self_training_labels
+from models import random_walk
+from models.local_aggregation import PatchEmbedding, local_aggregation
+
+MODEL = ModelConfig(backbone="resnet18", weights="none")
+CLASSES = 3
+
+
+@pytest.fixture
+def case():
+    """Logits of both heads and labels of two classes on a fifth of two images' pixels; the third image has none."""
+    generator = torch.Generator().manual_seed(0)
+    logits, scribble_logits = (
+        torch.randn(3, c, 5, 6, generator=generator, dtype=torch.float64).requires_grad_() for c in (CLASSES, CLASSES + 1)
+    )
+    label = torch.full((3, 5, 6), 255)
+    label[:2, 1, 1:4], label[1, 3, :3] = 1, 2
+    outside = torch.zeros(3, 5, 6, dtype=torch.bool)
+    outside[:, :, 5] = True
+    return logits, scribble_logits, label, outside
+
+
+def naive_label_preference(logits, scribble_logits, label, gamma):
+    total = 0
+    for image in range(len(logits)):
+        top = bottom = 0
+        for y in range(logits.shape[2]):
+            for x in range(logits.shape[3]):
+                c = int(label[image, y, x])
+                if c != 255:
+                    p = logits[image, :, y, x].softmax(0)[c]
+                    q = scribble_logits[image, :, y, x].softmax(0)[c]
+                    w = (1 - p.detach() * q.detach()) ** gamma
+                    top, bottom = top - w * p.log(), bottom + w
+        total = total + (top / bottom if bottom else 0)
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("gamma", [0, 2])
+def test_label_preference_in_value_and_gradient(case, gamma):
+    logits, scribble_logits, label, _ = case
+    got, want = label_preference(*case[:3], gamma), naive_label_preference(logits, scribble_logits, label, gamma)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (got, want)))
+    assert not label_preference(logits.detach(), scribble_logits, label, gamma).requires_grad, "no gradient to the other head"
+
+
+def test_known_pixels_that_people_like_count_less(case):
+    logits, scribble_logits, label, _ = case
+    sure = torch.zeros_like(logits)
+    sure[0, 1, 1, 1] = 100  # known, and, below, liked: its share goes to the others
+    liked = scribble_logits.detach().clone()
+    liked[0, 1, 1, 1] = 100
+    assert label_preference(sure, liked, label, 2) > label_preference(sure, torch.zeros_like(liked), label, 2)
+
+
+def test_no_label_at_all_is_zero_with_zero_gradient(case):
+    logits, scribble_logits, _, _ = case
+    loss = label_preference(logits, scribble_logits, torch.full((3, 5, 6), 255), 2)
+    assert loss == 0 and (torch.autograd.grad(loss, logits)[0] == 0).all()
+    loss, weight = scribble_cross_entropy(scribble_logits, torch.full((3, 5, 6), 255), torch.ones(3, 5, 6).bool(), 0.02)
+    assert loss == weight == 0 and (torch.autograd.grad(loss, scribble_logits)[0] == 0).all()
+
+
+def test_scribble_cross_entropy_in_value_and_gradient(case):
+    _, scribble_logits, label, outside = case
+    top = bottom = 0
+    for place in (~outside).nonzero():
+        image, y, x = place.tolist()
+        c = min(int(label[image, y, x]), CLASSES)
+        w = 0.02 if c == CLASSES else 1
+        top, bottom = top - w * scribble_logits[image, :, y, x].log_softmax(0)[c], bottom + w
+    got, weight = scribble_cross_entropy(scribble_logits, label, outside, 0.02)
+    torch.testing.assert_close(got, top / bottom)
+    assert weight.item() == pytest.approx(bottom)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, scribble_logits)[0] for loss in (got, top / bottom)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 9), (1, 5), (12, 4)])
+@pytest.mark.parametrize("held", [1, 10**9])
+def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held):
+    monkeypatch.setitem(random_walk.HELD, "cpu", held)
+    generator = torch.Generator().manual_seed(0)
+    logits, features = (
+        torch.randn(2, c, height, width, generator=generator, dtype=torch.float64).requires_grad_() for c in (CLASSES, 4)
+    )
+    got, want = local_aggregation(logits, features, 2.5), textbook.local_aggregation(logits, features, 2.5)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn(got.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad((m * weight).sum(), (logits, features)) for m in (got, want)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_local_aggregation_of_large_energies_and_maps_stays_finite_and_a_mean():
+    logits = torch.rand(1, 1, 3, 400)
+    features = torch.randn(1, 8, 3, 400) * 100
+    got = local_aggregation(logits, features, 6.0)
+    assert got.isfinite().all() and got.min() >= logits.min() - 1e-5 and got.max() <= logits.max() + 1e-5
+
+
+def test_a_far_position_counts_less():
+    logits = torch.zeros(1, 1, 1, 30)
+    logits[..., 0] = 1
+    got = local_aggregation(logits, torch.zeros(1, 2, 1, 30), 6.0)[0, 0, 0]
+    assert (got.diff() < 0).all() and got[20] / got[0] == pytest.approx(math.exp(-(20**2) / 72), rel=1.0)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (65, 50), (33, 95)])
+def test_every_size_has_a_patch_for_each_position(size):
+    method = build_method(BLPSegConfig(), MODEL, CLASSES).eval()
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert method.network.features(images).shape[-2:] == PatchEmbedding(8)(images).shape[-2:]
+        assert method.predict(images).shape == (1, CLASSES, *size)
+
+
+def batch(size=64):
+    generator = torch.Generator().manual_seed(0)
+    label = torch.full((2, size, size), 255)
+    label[:, 10:20, 10:50] = 1
+    outside = torch.zeros(2, size, size, dtype=torch.bool)
+    outside[:, :, -8:] = True
+    return {
+        "image": torch.randn(2, 3, size, size, generator=generator),
+        "label": label, "outside": outside, "tags": torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [
+    BLPSegConfig(), BLPSegConfig(gamma=0, sigma=0), BLPSegConfig(self_training_from=0, threshold=0.1),
+])  # fmt: skip
+def test_losses_are_finite_and_reach_every_weight(config):
+    method = build_method(config, MODEL, CLASSES).train()
+    method.begin_step(0, 0.0)
+    losses = method(batch())
+    assert set(losses) == {"label_preference", "scribble"}
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_the_scribble_head_leaves_the_decoder_alone():
+    method = build_method(BLPSegConfig(), MODEL, CLASSES).train()
+    method(batch())["scribble"].backward()
+    reached = {name.split(".")[1] for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {"scribble_head"}
+
+
+def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
+    """And those of the formulas on whole logits."""
+    method = build_method(BLPSegConfig(self_training_from=0, threshold=0.335), MODEL, CLASSES).eval().double()
+    method.begin_step(0, 0.0)
+    given = batch() | {"image": batch()["image"].double()}
+    found = {}
+    for held in (1, 10**9):
+        monkeypatch.setitem(pixelwise.HELD, "cpu", held)
+        losses = method(given)
+        found[held] = [*losses.values(), *torch.autograd.grad(sum(losses.values()), list(method.parameters()))]
+    for one, all_ in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, all_)
+    features = method.network.features(given["image"])
+    large = F.interpolate(method.network.scribble(features), (64, 64), mode="bilinear", align_corners=False)
+    label = self_training_labels(method.predict(given["image"]), given["label"], given["outside"], given["tags"], 0.335)
+    assert (label != given["label"]).any()
+    want = label_preference(method.predict(given["image"]), large, label, 2)
+    torch.testing.assert_close(losses["label_preference"], want)
+    want, _ = scribble_cross_entropy(large, given["label"], given["outside"], 0.02)
+    torch.testing.assert_close(losses["scribble"], want)
+
+
+def test_self_training_labels():
+    logits = torch.zeros(1, CLASSES, 1, 5)
+    logits[0, :, 0, :] = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0, 9, 0], [1, 0, 0]]).T
+    label = torch.tensor([[[2, 255, 255, 255, 255]]])
+    outside = torch.tensor([[[False, False, False, True, False]]])
+    got = self_training_labels(logits, label, outside, torch.tensor([[1.0, 0.0]]), 0.9)
+    scribble, certain, no_tag, no_image, uncertain = got.flatten().tolist()
+    assert (scribble, certain, no_tag, no_image, uncertain) == (2, 1, 255, 255, 255)
+
+
+def test_self_training_begins_at_its_step():
+    method = build_method(BLPSegConfig(self_training_from=5), MODEL, CLASSES)
+    begun = []
+    for step in (0, 4, 5, 6):
+        method.begin_step(step, 0.0)
+        begun.append(method.self_training)
+    assert begun == [False, False, True, True]
+    never = build_method(BLPSegConfig(self_training_from=None), MODEL, CLASSES)
+    never.begin_step(10**6, 0.0)
+    assert not never.self_training

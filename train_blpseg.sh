@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# BLPSeg: a balanced loss on scribbles, local aggregation, self-training. Any flag of train.py may follow, such as
+# --config configs/blpseg/acdc.yaml (as is, it is the schedule of PASCAL VOC).
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+
+DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
+TRAIN_SPLIT=${TRAIN_SPLIT:-train}                              # ImageSets/Segmentation/NAME.txt
+SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}                   # label PNGs of the training split
+OUT=${OUT:-runs/blpseg}
+LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
+
+$LAUNCH train.py --config configs/blpseg/voc.yaml \
+    --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
+    --data.labels "$SCRIBBLES" --out "$OUT" "$@"

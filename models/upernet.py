@@ -7,6 +7,26 @@ from torch import nn
 from models.layers import conv_bn_relu
 
 
+class MeanOfParts(nn.Module):
+    """nn.AdaptiveAvgPool2d as two products with matrices of zeros and ones, which export at any size and whose gradient is
+    deterministic on a GPU; torch's has neither."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D, h, w) -> (B, D, size, size)."""
+        rows, columns = (self._parts(length, features) for length in features.shape[-2:])
+        return rows @ features @ columns.mT / (rows.sum(dim=1)[:, None] * columns.sum(dim=1))
+
+    def _parts(self, length: int, like: torch.Tensor) -> torch.Tensor:
+        """(size, length): 1 where a place is in a part; parts overlap by a place where `length` does not divide."""
+        part, place = (torch.arange(count, device=like.device) for count in (self.size, length))
+        start, end = part * length // self.size, -(-(part + 1) * length // self.size)
+        return ((place >= start[:, None]) & (place < end[:, None])).to(like.dtype)
+
+
 class PyramidPooling(nn.Module):
     """The features beside their means over 1x1, 2x2, 3x3 and 6x6 parts of the map, brought to `outputs` channels (Zhao et al.,
     PSPNet, CVPR 2017)."""
@@ -14,7 +34,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, inputs: int, outputs: int, sizes: tuple[int, ...] = (1, 2, 3, 6)):
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            nn.Sequential(MeanOfParts(size), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
             for size in sizes
         )
         self.bottleneck = nn.Sequential(*conv_bn_relu(inputs + len(sizes) * outputs, outputs, 1), nn.Dropout2d(0.1))

@@ -11,6 +11,7 @@ from models import random_walk
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.random_walk import RandomWalk, walk
 from models.resnet import BACKBONES, channels, deep_stem_resnet, load_weights, stride8_resnet
+from models.upernet import MeanOfParts
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -82,6 +83,13 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
         load_weights(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
     with pytest.raises(UserError, match="choose none or a path"):
         load_weights(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (6, 12), (7, 50)])
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_means_of_parts_are_adaptive_pooling(size, parts):
+    features = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(MeanOfParts(parts)(features), torch.nn.functional.adaptive_avg_pool2d(features, parts))
 
 
 def dense_walk(query, key, value):

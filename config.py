@@ -68,7 +68,7 @@ class ModelConfig:
     """The network."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
-    """torchvision ResNet, made stride 8"""
+    """torchvision ResNet: of stride 8 (CC4S), or with a deep stem and stride 32 (BLPSeg)"""
     weights: str = "imagenet"
     """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
     shrink: PositiveInt = 1

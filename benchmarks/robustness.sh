@@ -24,7 +24,6 @@ for labels in all shrink_0.5 shrink_0 drop_0.3 drop_0.5; do
     for stage in baseline UR; do
         run=$OUT_ROOT/${stage,,}_$labels
         if [ -f "$run/evaluation/metrics.json" ]; then continue; fi
-        rm -rf "$run" # one that was stopped half way
         SCRIBBLES=$folder OUT=$run bash "train_seg_$stage.sh" "$@"
         CHECKPOINT=$run/best.pt bash evaluate.sh
     done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on real data (ACDC, human scribbles), a few dozen steps a stage: losses stay finite and every file of
+# The whole chain and BLPSeg on real data (ACDC, human scribbles), a few dozen steps a stage: losses stay finite and every file of
 # the contract is written. Every eighth image of both splits. Not a measure of quality.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,5 +20,6 @@ OUT=$work/ss INIT=$work/ur/best.pt bash train_seg_SS.sh "${flags[@]}"
 OUT=$work/ur_stage2 INIT=$work/ur/best.pt THRESHOLD=0.5 bash train_seg_UR_stage2.sh "${flags[@]}"
 OUT=$work/ss_stage2 INIT=$work/ss/best.pt THRESHOLD=0.5 bash train_seg_SS_stage2.sh "${flags[@]}"
 CHECKPOINT=$work/ss_stage2/best.pt bash evaluate.sh --inference.flip
+OUT=$work/blpseg bash train_blpseg.sh --config configs/blpseg/acdc.yaml "${flags[@]:2}" --method.self_training_from 12
 grep -q 'labels: .*/pseudo_labels$' "$work/ss_stage2/config.yaml"
-python tests/check_run.py "$work"/{baseline,ur,ss,ur_stage2,ss_stage2}
+python tests/check_run.py "$work"/{baseline,ur,ss,ur_stage2,ss_stage2,blpseg}

@@ -139,13 +139,15 @@ def batch(size=64):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("config", [
     BLPSegConfig(), BLPSegConfig(gamma=0, sigma=0), BLPSegConfig(self_training_from=0, threshold=0.1),
 ])  # fmt: skip
-def test_losses_are_finite_and_reach_every_weight(config):
+def test_losses_are_finite_and_reach_every_weight(config, half):
     method = build_method(config, MODEL, CLASSES).train()
     method.begin_step(0, 0.0)
-    losses = method(batch())
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        losses = method(batch())
     assert set(losses) == {"label_preference", "scribble"}
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())

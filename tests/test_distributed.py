@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from training import LOOP
+from training import BLPSEG, LOOP, UR
 
 import evaluate
 from engine.provenance import share
@@ -32,8 +32,8 @@ def launch(processes, *command, restarts=0, **environment):
 
 
 METHODS = {
-    "cc4s": ["--method.soft_entropy", "1", "--method.consistency", "30"],
-    "blpseg": ["--method.name", "blpseg", "--method.self_training_from", "2", "--method.threshold", "0.2"],
+    "cc4s": [*UR, "--method.consistency", "30"],
+    "blpseg": BLPSEG,
 }
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from training import FLAGS, call, call_and_die
+from training import BLPSEG, FLAGS, UR, call, call_and_die
 
 import engine.checkpoint
 import train
@@ -64,6 +64,22 @@ def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time
     assert_same_end(tmp_path / "run", whole)
 
 
+def test_self_training_goes_on_to_the_same_weights(processes, tiny, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    codes = []
+    for work, *arguments in (
+        (call, whole, tiny, BLPSEG),
+        (call_and_die, run, tiny, "stepping", 3, BLPSEG),
+        (call, run, tiny, BLPSEG),
+    ):
+        child = processes.Process(target=work, args=arguments)
+        child.start()
+        child.join()
+        codes.append(child.exitcode)
+    assert codes == [0, -signal.SIGKILL, 0]
+    assert_same_end(run, whole)
+
+
 def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
     seconds = random.Random(0)
     kills, chain = 0, 0
@@ -87,7 +103,7 @@ def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path, number):
     out, log = tmp_path / "run", tmp_path / "log"
-    child = processes.Process(target=call, args=(out, tiny, (), log))
+    child = processes.Process(target=call, args=(out, tiny, UR, log))
     child.start()
     while not (out / "metrics.jsonl").is_file() or '"step": 1' not in (out / "metrics.jsonl").read_text():
         time.sleep(0.01)

@@ -16,21 +16,23 @@ LOOP = [
     "--train.workers", "0", "--train.precision", "fp32", "--train.steps", "4", "--train.log_every", "1",
     "--train.val_steps", "2", "--train.lr", "0.01",
 ]  # fmt: skip
-FLAGS = [*LOOP, "--method.soft_entropy", "1"]
+UR = ("--method.soft_entropy", "1")
+BLPSEG = ("--method.name", "blpseg", "--method.width", "16", "--method.self_training_from", "2", "--method.threshold", "0.2")
+FLAGS = [*LOOP, *UR]
 
 
-def call(out: Path, root: Path, flags: tuple[str, ...] = (), log: Path | None = None) -> None:
+def call(out: Path, root: Path, flags: tuple[str, ...] = UR, log: Path | None = None) -> None:
     """train.py as a user's command; what it prints goes to `log`."""
     if log:
         stream = open(log, "a")  # noqa: SIM115, the process ends with it
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     torch.set_num_threads(1)
-    sys.argv = ["train.py", *FLAGS, "--data.root", str(root), "--out", str(out), *flags]
+    sys.argv = ["train.py", *LOOP, "--data.root", str(root), "--out", str(out), *flags]
     run(train.main)
 
 
-def call_and_die(out: Path, root: Path, where: str, time: int) -> None:
+def call_and_die(out: Path, root: Path, where: str, time: int, flags: tuple[str, ...] = UR) -> None:
     """train.py, killed when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (best.pt
     named, last.pt not, or both), `validating` or `stepping`."""
     owner, name = {
@@ -50,4 +52,4 @@ def call_and_die(out: Path, root: Path, where: str, time: int) -> None:
         return result
 
     setattr(owner, name, counted)
-    call(out, root)
+    call(out, root, flags)

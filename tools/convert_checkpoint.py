@@ -2,8 +2,8 @@
 
     python -m tools.convert_checkpoint FILE [--out runs/published/best.pt] [--shrink 2]
 
-Recognises CC4S's random-walk and baseline networks. evaluate.py, predict.py and --init read such files as they are, too;
-converting is for --shrink, which the weights do not tell, and for classes by name.
+Recognises CC4S's random-walk and baseline networks and BLPSeg's. evaluate.py, predict.py and --init read such files as they
+are, too; converting is for --shrink, which the weights do not tell, and for classes by name.
 """
 
 from dataclasses import dataclass

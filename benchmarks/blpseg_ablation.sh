@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What each part of BLPSeg adds, on any data set: cross-entropy alone, + the balanced loss, + local aggregation, + self-training.
+# Every run is evaluated; ends with the table. Started again, it goes on where it was.
+#
+#     DATA_ROOT=/data/acdc OUT_ROOT=runs/blpseg_acdc bash benchmarks/blpseg_ablation.sh --config configs/blpseg/acdc.yaml --train.seed 0
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+: "${DATA_ROOT:?the data set}" "${OUT_ROOT:?the folder for the runs}"
+export DATA_ROOT
+
+row() { # NAME [flags]
+    local run=$OUT_ROOT/$1
+    shift
+    OUT=$run bash train_blpseg.sh "$@"
+    CHECKPOINT=$run/best.pt bash evaluate.sh
+}
+
+row cross_entropy "$@" --method.gamma 0 --method.sigma 0 --method.self_training_from null
+row balanced "$@" --method.sigma 0 --method.self_training_from null
+row aggregated "$@" --method.self_training_from null
+row self_trained "$@"
+python -m tools.compare "$OUT_ROOT" --data.root "$DATA_ROOT"

@@ -122,7 +122,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     if way != "textbook":
         method.to(memory_format=torch.channels_last)
     if device.type == "cuda":
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        batch = {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
     optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
     losses: dict[str, Callable[[dict], torch.Tensor]] = {
         "textbook": lambda batch: sum(textbook.losses(method.network, method_config, batch).values()),
@@ -173,6 +173,7 @@ def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
         "superpixel": torch.stack([grid + number * side * side for number in range(images)]),
         "edges": torch.cat([edges + number * side * side for number in range(images)]),
         "edge_weights": torch.rand(images * len(edges), generator=generator),
+        "superpixel_count": images * side * side,
     }
 
 

@@ -155,7 +155,8 @@ def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A batch of items: images (channels last) and maps stacked; superpixel ids made distinct across the batch, the edge
     lists joined. `to_device` makes of it what a method takes.
 
-    `superpixel` (B, H, W) int32, -1 = none; `edges` (M, 2) int64 pairs of its ids; `edge_weights` (M,) float32.
+    `superpixel` (B, H, W) int32, -1 = none; `superpixel_count`, over all ids (an int, so that no device has to be asked for
+    it); `edges` (M, 2) int64 pairs of ids; `edge_weights` (M,) float32.
     """
     batch = default_collate([{k: v for k, v in item.items() if k != "image" and not k.startswith("edge")} for item in items])
     batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
@@ -168,13 +169,16 @@ def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
             first += count
         batch["edges"] = torch.cat(edges)
         batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
+        batch["superpixel_count"] = first
     return batch
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """A batch of `collate` as methods take it: on `device`, `image` (B, 3, H, W) float32 normalised and channels last, `label`
     (B, H, W) int64. Images and labels travel as bytes."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    batch = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }
     return batch | {"image": normalise(batch["image"]), "label": batch["label"].long()}
 
 

@@ -9,7 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 from config import MethodConfig, ModelConfig
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
-from losses.scribble_cross_entropy import scribble_cross_entropy
+from losses.scribble_cross_entropy import scribble_cross_entropy, scribble_weights
 from methods.base import Method
 from methods.pixelwise import pixelwise
 from models.blpseg import BLPSegNet
@@ -67,7 +67,8 @@ class BLPSeg(Method):
 
         def scribble(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
             label, outside = batch["label"][some], batch["outside"][some]
-            return scribble_cross_entropy(logits[:, classes:], label, outside, config.unlabelled_weight)
+            weight = scribble_weights(label, outside, config.unlabelled_weight).sum()
+            return scribble_cross_entropy(logits[:, classes:], label, outside, config.unlabelled_weight), weight
 
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
 

@@ -72,8 +72,8 @@ class CC4S(Method):
         self.weights = {"cross_entropy": 1.0, "soft_entropy": config.soft_entropy, "colour": config.colour}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """batch: `image`, `label`, `outside`; `boundary` (optional), and for the colour constraint `superpixel`, `edges`,
-        `edge_weights`, as datasets/segmentation.py makes them."""
+        """batch: `image`, `label`, `outside`; `boundary` (optional), and for the colour constraint `superpixel`,
+        `superpixel_count`, `edges`, `edge_weights`, as datasets/segmentation.py makes them."""
         losses = {}
         images = batch["image"]
         if self.config.consistency:
@@ -136,9 +136,10 @@ def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: sl
 
 def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the batch's edges, those of other images drop out, since their superpixels have no pixel in these."""
-    superpixel, edges, edge_weights = batch["superpixel"][some], batch["edges"], batch["edge_weights"]
-    weights = present_edges(superpixel_areas(superpixel, edges), edges, edge_weights)
-    return colour_constraint(logits, superpixel, edges, edge_weights), weights.sum()
+    superpixel, count = batch["superpixel"][some], batch["superpixel_count"]
+    edges, edge_weights = batch["edges"], batch["edge_weights"]
+    weights = present_edges(superpixel_areas(superpixel, count), edges, edge_weights)
+    return colour_constraint(logits, superpixel, edges, edge_weights, count), weights.sum()
 
 
 MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour": _colour}

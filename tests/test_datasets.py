@@ -175,6 +175,7 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["superpixel"].shape == (4, 65, 65) and batch["superpixel"].dtype == torch.int32
     assert batch["edges"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert batch["edge_weights"].tolist() == [0.5] * 4
+    assert batch["superpixel_count"] == 8
 
 
 def test_what_lies_outside_the_image_is_told(tiny):

@@ -79,8 +79,8 @@ class ModelConfig:
 class MethodConfig:
     """What is trained. Each method's own dataclass, beside its code, adds its settings."""
 
-    name: str = "cc4s"
-    """a method of methods/__init__.py"""
+    name: str
+    """which method; its own settings follow"""
 
 
 @dataclass
@@ -132,6 +132,7 @@ class TrainConfig:
 class Config:
     """One stage of training."""
 
+    method: MethodConfig
     out: str = "runs/train"
     """run folder: config.yaml, run.json, last.pt, best.pt, metrics.jsonl, TensorBoard events; a run that stopped goes on"""
     init: str | None = None
@@ -146,7 +147,6 @@ class Config:
     """torch.compile the backbone; without a compiler it runs as it is"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -292,8 +292,12 @@ def parse(
     if "preset" in fields and _preset_name(argv) != namespace.preset:
         raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")
     for name, entry in fields.items():
-        if is_dataclass(entry.default_factory) and not isinstance(namespace[name], Namespace):
+        if is_dataclass(entry.type) and not isinstance(namespace[name], Namespace):
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
+    if methods and namespace.method.name != _method_name(argv, methods):
+        raise UserError(
+            f"method.name {namespace.method.name}: name the method by --method.name, or in a --config under method:"
+        )
     values = vars(parser.instantiate(namespace))
     return _plain(config_class(**{name: values[name] for name in fields}))
 
@@ -345,7 +349,7 @@ def _preset_name(argv: list[str]) -> str:
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
     """What the files and flags say of method.name, or the default. Raises UserError where `methods` has no such one."""
-    name = MethodConfig.name
+    name = next(iter(methods))
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, _, value = argument.partition("=")
         if flag == "--method.name":
@@ -355,7 +359,7 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
                 name = yaml.safe_load(Path(value or following).read_text(encoding="utf-8"))["method"]["name"]
             except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
                 continue  # the file does not name one; what else is wrong with it, the parser says
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         raise UserError(f"method.name {name}: choose {', '.join(methods)}")
     return name
 

@@ -80,6 +80,7 @@ def train(config: Config, process: distributed.Process) -> int:
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
+    method.check_steps(steps)
     if process.is_main:
         for fault in list_faults(train_set.index, val_set.index):
             print(f"note: {fault}")

@@ -1,5 +1,6 @@
 """The joint transform: one random affine for the image and every map that belongs to it."""
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -72,5 +73,13 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 def normalise(image: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) uint8 RGB -> float32 of about zero mean and unit variance, on its device and in its memory format."""
-    mean, deviation = (torch.from_numpy(255 * values).to(image.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, deviation = _statistics(image.device)
     return image.float().sub_(mean).div_(deviation)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of a byte, (3, 1, 1) each; kept, since copying them to a GPU would make every step wait."""
+    with torch.inference_mode(False):  # what is made in inference mode cannot be used in training
+        mean, deviation = (torch.from_numpy(255 * values).to(device).view(3, 1, 1) for values in (MEAN, STD))
+    return mean, deviation

@@ -86,7 +86,8 @@ def model_of(content: dict, path: str | Path) -> Method:
 def describe(config: dict) -> str:
     """A configuration's network in a few words."""
     method, model = config.get("method", {}), config.get("model", {})
-    return f"{method.get('name')}, {method.get('network')}, {model.get('backbone')}"
+    named = [method.get("name"), method.get("network"), model.get("backbone")]
+    return ", ".join(str(value) for value in named if value is not None)
 
 
 def fingerprint(path: str | Path) -> str:

@@ -21,7 +21,8 @@ class Method(nn.Module):
     network: nn.Module
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch -> named scalar losses, already weighted; their sum is minimised."""
+        """A batch, as `datasets.segmentation.to_device` gives it -> named scalar losses, already weighted, whose sum is
+        minimised."""
         raise NotImplementedError
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -30,6 +31,9 @@ class Method(nn.Module):
 
     def check_crop(self, crop: int) -> None:
         """Raises UserError where training on crops of this side (pixels) is not possible; called before training."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raises UserError where a run of so many steps is too short for what is asked for; called before training."""
 
     def begin_step(self, step: int, epoch: float) -> None:
         """Called before a step's forward passes; for schedules inside a method."""

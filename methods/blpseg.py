@@ -7,6 +7,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from config import MethodConfig, ModelConfig
+from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
 from losses.scribble_cross_entropy import scribble_cross_entropy, scribble_weights
@@ -20,7 +21,7 @@ class BLPSegConfig(MethodConfig):
     """BLPSeg: what balances its loss, and when it begins to label by itself."""
 
     name: str = "blpseg"
-    """a method of methods/__init__.py"""
+    """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     gamma: NonNegativeFloat = 2.0
     """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy"""
     sigma: NonNegativeFloat = 6.0
@@ -48,6 +49,14 @@ class BLPSeg(Method):
         self.num_classes = num_classes
         self.self_training = False
 
+    def check_steps(self, steps: int) -> None:
+        start = self.config.self_training_from
+        if start is not None and start >= steps:
+            raise UserError(
+                f"method.self_training_from is {start}, but training ends after {steps} steps: give an earlier step, more "
+                "--train.epochs, or null to do without self-training"
+            )
+
     def begin_step(self, step: int, epoch: float) -> None:
         start = self.config.self_training_from
         self.self_training = start is not None and step >= start
@@ -56,14 +65,14 @@ class BLPSeg(Method):
         """batch: `image`, `label`, `outside` and `tags`, as datasets/segmentation.py makes them."""
         config, classes, images = self.config, self.num_classes, batch["image"]
         features = self.network.features(images)
-        logits = torch.cat([self.network.segment(images, features), self.network.scribble(features).float()], dim=1)
+        logits = torch.cat([self.network.segment(images, features), self.network.scribble(features)], dim=1)
 
         def balanced(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
             logits, scribble_logits = logits.split((classes, classes + 1), dim=1)
             label, outside = batch["label"][some], batch["outside"][some]
             if self.self_training:
                 label = self_training_labels(logits, label, outside, batch["tags"][some], config.threshold)
-            return label_preference(logits, scribble_logits, label, config.gamma), logits.new_tensor(len(label))
+            return label_preference(logits, scribble_logits, label, config.gamma), logits.new_full((), len(label))
 
         def scribble(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
             label, outside = batch["label"][some], batch["outside"][some]

@@ -31,7 +31,7 @@ class CC4SConfig(MethodConfig):
     """CC4S: its network and the weights of its losses (0 = not used)."""
 
     name: str = "cc4s"
-    """a method of methods/__init__.py"""
+    """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     network: Literal["baseline", "random_walk"] = "random_walk"
     """ASPP head without the walk, or the random-walk network"""
     soft_entropy: NonNegativeFloat = 0.0

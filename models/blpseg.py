@@ -28,6 +28,9 @@ class BLPSegNet(nn.Module):
         self.seg_head = _head(width, num_classes)
         self.scribble_head = _head(width, num_classes + 1)
         self.embed_proj = PatchEmbedding(width) if sigma else None
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4))."""

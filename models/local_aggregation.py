@@ -19,9 +19,9 @@ class PatchEmbedding(nn.Module):
         self.conv = nn.Conv2d(width, width, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4)); patches that reach over the border see its last pixels again."""
+        """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4)); what a patch sees beyond the border is 0."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
         patches = self.proj(images)
         return self.conv(self.norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 

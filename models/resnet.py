@@ -117,7 +117,8 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in state if state[key].shape != wanted[key].shape]
     if missing or wrong:
-        raise UserError(f"{weights}: not the weights of a {name} (at {(missing + wrong)[0]})")
+        kind = f"{name} with BLPSeg's deep stem" if isinstance(resnet, Pyramid) else name
+        raise UserError(f"{weights}: not the weights of a {kind} (at {(missing + wrong)[0]})")
     resnet.load_state_dict(state, strict=False)
 
 

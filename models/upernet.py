@@ -8,7 +8,7 @@ from models.layers import conv_bn_relu
 
 
 class MeanOfParts(nn.Module):
-    """nn.AdaptiveAvgPool2d as two products with matrices of zeros and ones, which export at any size and whose gradient is
+    """nn.AdaptiveAvgPool2d as two products with small matrices, which export at any size and whose gradient is
     deterministic on a GPU; torch's has neither."""
 
     def __init__(self, size: int):
@@ -17,14 +17,17 @@ class MeanOfParts(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, h, w) -> (B, D, size, size)."""
-        rows, columns = (self._parts(length, features) for length in features.shape[-2:])
-        return rows @ features @ columns.mT / (rows.sum(dim=1)[:, None] * columns.sum(dim=1))
+        dtype = torch.promote_types(features.dtype, torch.float32)  # half precision would round sums of many
+        rows, columns = (self._parts(length, features.device).to(dtype) for length in features.shape[-2:])
+        with torch.autocast(features.device.type, enabled=False):
+            return (rows @ features.to(dtype) @ columns.mT).to(features.dtype)
 
-    def _parts(self, length: int, like: torch.Tensor) -> torch.Tensor:
-        """(size, length): 1 where a place is in a part; parts overlap by a place where `length` does not divide."""
-        part, place = (torch.arange(count, device=like.device) for count in (self.size, length))
+    def _parts(self, length: int, device: torch.device) -> torch.Tensor:
+        """(size, length): each part's weights, equal and of sum 1; parts overlap by a place where `length` does not divide."""
+        part, place = (torch.arange(count, device=device) for count in (self.size, length))
         start, end = part * length // self.size, -(-(part + 1) * length // self.size)
-        return ((place >= start[:, None]) & (place < end[:, None])).to(like.dtype)
+        inside = (place >= start[:, None]) & (place < end[:, None])
+        return inside / inside.sum(dim=1, keepdim=True)
 
 
 class PyramidPooling(nn.Module):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks import textbook
 from config import ModelConfig
+from errors import UserError
 from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
 from methods import build_method, pixelwise
@@ -114,7 +115,8 @@ def test_a_far_position_counts_less():
     logits = torch.zeros(1, 1, 1, 30)
     logits[..., 0] = 1
     got = local_aggregation(logits, torch.zeros(1, 2, 1, 30), 6.0)[0, 0, 0]
-    assert (got.diff() < 0).all() and got[20] / got[0] == pytest.approx(math.exp(-(20**2) / 72), rel=1.0)
+    near = [[math.exp(-((a - b) ** 2) / 72) for a in range(30)] for b in range(30)]
+    assert got.tolist() == pytest.approx([row[0] / sum(row) for row in near], rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (65, 50), (33, 95)])
@@ -183,13 +185,24 @@ def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
 
 
 def test_self_training_labels():
-    logits = torch.zeros(1, CLASSES, 1, 5)
-    logits[0, :, 0, :] = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0, 9, 0], [1, 0, 0]]).T
-    label = torch.tensor([[[2, 255, 255, 255, 255]]])
-    outside = torch.tensor([[[False, False, False, True, False]]])
-    got = self_training_labels(logits, label, outside, torch.tensor([[1.0, 0.0]]), 0.9)
-    scribble, certain, no_tag, no_image, uncertain = got.flatten().tolist()
-    assert (scribble, certain, no_tag, no_image, uncertain) == (2, 1, 255, 255, 255)
+    rows = {
+        "a scribble wins": ([9.0, 0, 0], 2, False, 2),
+        "certain": ([0, 9, 0], 255, False, 1),
+        "certainly the first class, which has no tag": ([9, 0, 0], 255, False, 0),
+        "not in the tags": ([0, 0, 9], 255, False, 255),
+        "no image": ([0, 9, 0], 255, True, 255),
+        "uncertain": ([1, 0, 0], 255, False, 255),
+    }
+    logits, label, outside, want = (torch.tensor(column) for column in zip(*rows.values(), strict=True))
+    got = self_training_labels(logits.T[None, :, None], label[None, None], outside[None, None], torch.tensor([[1.0, 0.0]]), 0.9)
+    assert dict(zip(rows, got.flatten().tolist(), strict=True)) == dict(zip(rows, want.tolist(), strict=True))
+
+
+def test_self_training_after_the_end_is_refused():
+    with pytest.raises(UserError, match="self_training_from is 600, but training ends after 600 steps"):
+        build_method(BLPSegConfig(self_training_from=600), MODEL, CLASSES).check_steps(600)
+    for start in (599, None):
+        build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_steps(600)
 
 
 def test_self_training_begins_at_its_step():

@@ -73,7 +73,15 @@ def test_mistakes_on_the_command_line_take_one_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("argument", ['--method={"name": "blpseg"}', '--config={"method": {"name": "blpseg"}}'])
+def test_a_method_named_where_it_is_not_looked_for_is_told(argument):
+    with pytest.raises(UserError, match=r"method\.name blpseg: name the method by --method\.name"):
+        of_train([argument])
+
+
 @pytest.mark.parametrize("content, message", [
+    ("method: {name: [a]}", "choose cc4s, blpseg"),
+    ("method: 3", "method"),
     ("data: {crpo: 3}", "did you mean data.crop?"),
     ("dta: {crop: 3}", "unknown key dta"),
     ("data: 3", "data is a section"),

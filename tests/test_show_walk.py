@@ -1,5 +1,7 @@
 """tools.show_walk: the transition rows it draws are those of the walk."""
 
+import re
+
 import torch
 from PIL import Image
 
@@ -23,8 +25,12 @@ def test_transition_rows_are_rows_of_the_dense_matrix(checkpoints):
 def test_the_picture_is_drawn_and_mistakes_are_told(checkpoints, tiny, tmp_path, cli):
     image = tiny / "JPEGImages/demo_0000.jpg"
     common = ["--checkpoint", checkpoints / "seven.pt", "--before", checkpoints / "seven.pt", "--image", image]
-    code, _, error = cli(show_walk.main, *common, "--points", "[[20, 30], [100, 90]]", "--out", tmp_path / "walk.png")
+    code, told, error = cli(show_walk.main, *common, "--points", "[[20, 30], [100, 90]]", "--out", tmp_path / "walk.png")
     assert code == 0, error
+    before, after = re.search(r"mean entropy ([\d.]+) before, ([\d.]+) after", told).groups()
+    assert before == after and 0 < float(before) <= 1
+    spreads = re.findall(r"spread over (\d+) of (\d+) positions, (\d+)%", told)
+    assert len(spreads) == 2 and all(1 <= int(a) <= int(b) and 0 <= int(c) <= 100 for a, b, c in spreads)
     with Image.open(tmp_path / "walk.png") as picture:
         assert picture.width > 5 * 190
     code, _, error = cli(show_walk.main, *common, "--points", "[[20, 300]]", "--out", tmp_path / "other.png")

@@ -4,7 +4,8 @@
         --points "[[40, 60], [90, 30]]" --out walk.png
 
 Draws two rows: the image with its points, both predictions and both entropies; and from each point the row of the transition
-matrix, the probabilities of the next position, over the darkened image.
+matrix, the probabilities of the next position, over the darkened image. Prints the mean entropies, over how many positions each
+row spreads (the exponential of its entropy), and how much of it stays in the class predicted at its point.
 """
 
 import math
@@ -60,12 +61,12 @@ def main() -> None:
         probabilities = [predict_probabilities(method.predict, tensor, InferenceConfig()) for method in (before, after)]
         rows = transition_rows(after.network, tensor, config.points)
     predictions = [most_likely(one).byte().numpy() for one in probabilities]
-    entropies = [heat(torch.special.entr(one).sum(dim=0).numpy() / math.log(len(one))) for one in probabilities]
+    entropies = [torch.special.entr(one).sum(dim=0).numpy() / math.log(len(one)) for one in probabilities]
     marked = image.copy()
     for point in config.points:
         cv2.circle(marked, point, 3, (255, 255, 255), -1)
         cv2.circle(marked, point, 2, (220, 30, 30), -1)
-    first = [marked, predictions[0], predictions[1], entropies[0], entropies[1]]
+    first = [marked, *predictions, *map(heat, entropies)]
     second = [over(image, row, point) for row, point in zip(rows, config.points, strict=True)]
     columns = max(len(first), len(second))
     first += [None] * (columns - len(first))
@@ -73,7 +74,12 @@ def main() -> None:
     names = ["image, predictions before and after, entropy before and after", "where the walk goes from each point"]
     with whole(Path(config.out)) as temporary:
         picture_grid([first, second], [""] * columns, colour_map(), names).save(temporary, "PNG")
-    print(config.out)
+    print(f"{config.out}: mean entropy {entropies[0].mean():.3f} before, {entropies[1].mean():.3f} after, of at most 1")
+    for (x, y), row in zip(config.points, rows, strict=True):
+        spread = math.exp(-(row * np.log(row.clip(min=1e-30))).sum())
+        classes = cv2.resize(predictions[1], row.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        same = row[classes == predictions[1][y, x]].sum()
+        print(f"from ({x}, {y}): spread over {spread:.0f} of {row.size} positions, {same:.0%} in the class predicted there")
 
 
 def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[tuple[int, int], ...]) -> list[np.ndarray]:

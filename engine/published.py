@@ -84,14 +84,15 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     elif "layer5.conv1.weight" in state:
         method, names, backbone, classifier = CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"
     elif "embed_proj.conv.weight" in state:
-        width = state["embed_proj.conv.weight"].shape[0]
-        method, names, backbone, classifier = BLPSegConfig(width=width), BLPSEG, "backbone.", "seg_head.4.weight"
+        method, names, backbone, classifier = BLPSegConfig(), BLPSEG, "backbone.", "seg_head.4.weight"
     elif {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
     else:
         raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
+    if isinstance(method, BLPSegConfig):
+        method.width = state[classifier].shape[1]
     classes = _classes(state[classifier].shape[0])
     config = Config(model=ModelConfig(backbone=_depth(state, backbone, path), weights="none", shrink=shrink), method=method)
     ours = {}

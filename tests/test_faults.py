@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
         capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 1 and "no batch came in 2 s" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_the_workers_of_a_tool_that_is_killed_end_with_it():
+    program = """if True:
+        import time
+        from tools.batch import parallel
+        with parallel(2, 2) as mapping:
+            print(*mapping(eval, ["__import__('os').getpid()"] * 2), flush=True)
+            time.sleep(600)
+    """
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    pids = {int(pid) for pid in process.stdout.readline().split()}
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + 20
+    while alive := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < limit, f"workers {alive} live on"
+        time.sleep(0.1)
+    assert pids
 
 
 @pytest.mark.parametrize("flags", [[], ["--deterministic", "--method.consistency", "30"]])

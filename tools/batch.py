@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -69,12 +70,22 @@ def parallel(workers: int, count: int) -> Iterator[Callable]:
         return
     # Forking would copy the locks that other threads of this process may hold.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         try:
             yield partial(pool.map, chunksize=max(1, min(16, count // (4 * workers))))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """For a worker: ends it when the program that started it is killed, of which it would learn nothing otherwise."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _attempt(work: Callable[[str, T], Any], named: tuple[str, T]) -> tuple[str, Any, str | None]:

@@ -63,6 +63,7 @@ def main() -> None:
         measured = alone(measure, config, side, what, way)
         seconds = statistics.median(measured["seconds"])
         rows.append({"what": what, "way": way, "N": side**2, "seconds": seconds, "memory": measured["memory"]})
+        tqdm.write(f"{what}, {way}, N {side**2}: {seconds:.3f} s, {measured['memory'] / 1e6:.0f} MB")
     under = conditions(distributed.pick_device(config.device)) | {"batch": config.batch}
     print(", ".join(f"{name} {value}" for name, value in under.items()))
     print("| | N | textbook, s | fast, s | textbook, MB | fast, MB |\n|---|---|---|---|---|---|")

@@ -56,16 +56,16 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_training(run, alone):
+def assert_same_training(run, alone, weights=1e-5, losses=1e-5):
     got, want = (torch.load(folder / "last.pt", weights_only=True)["method"] for folder in (run, alone))
     for key, value in want.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[key], value, rtol=weights, atol=weights)
     assert len(lines(run)) == len(lines(alone))
     for ours, theirs in zip(lines(run), lines(alone), strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             # A pixel on the edge between two classes may change sides by the weights' rounding.
-            assert ours[key] == pytest.approx(value, rel=1e-5, abs=1e-3 if key.startswith("val_") else 1e-6), key
+            assert ours[key] == pytest.approx(value, rel=losses, abs=1e-3 if key.startswith("val_") else 1e-6), key
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -80,7 +80,8 @@ def test_blpseg_trains_on_two_as_on_one(tiny, tmp_path):
     for processes in (1, 2):
         done = launch(processes, *steady(tiny, tmp_path / str(processes), "blpseg"))
         assert done.returncode == 0, done.stderr
-    assert_same_training(tmp_path / "2", tmp_path / "1")
+    # A small rate: with batch norm frozen from the start it would diverge, and its local aggregation turn rounding into more.
+    assert_same_training(tmp_path / "2", tmp_path / "1", weights=1e-6, losses=1e-4)
 
 
 def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny, tmp_path):

@@ -17,7 +17,10 @@ LOOP = [
     "--train.val_steps", "2", "--train.lr", "0.01",
 ]  # fmt: skip
 UR = ("--method.soft_entropy", "1")
-BLPSEG = ("--method.name", "blpseg", "--method.width", "16", "--method.self_training_from", "2", "--method.threshold", "0.2")
+BLPSEG = (
+    "--method.name", "blpseg", "--method.width", "16", "--method.self_training_from", "2", "--method.threshold", "0.2",
+    "--train.lr", "0.0001",
+)  # fmt: skip
 FLAGS = [*LOOP, *UR]
 
 

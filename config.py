@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -274,7 +275,8 @@ def parse(
     )
     parser.add_class_arguments(config_class, as_positional=positional, skip={"method"} if methods else None)
     if methods:
-        parser.add_class_arguments(methods[_method_name(argv, methods)], "method")
+        method = _method_name(argv, methods)
+        parser.add_class_arguments(methods[method], "method")
     defaults = parser.get_defaults()
     keys = [key for key, _ in defaults.items() if key != "config"]
     fields = config_class.__dataclass_fields__
@@ -294,7 +296,7 @@ def parse(
     for name, entry in fields.items():
         if is_dataclass(entry.type) and not isinstance(namespace[name], Namespace):
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
-    if methods and namespace.method.name != _method_name(argv, methods):
+    if methods and namespace.method.name != method:
         raise UserError(
             f"method.name {namespace.method.name}: name the method by --method.name, or in a --config under method:"
         )
@@ -338,25 +340,28 @@ def _plain(value: Any) -> Any:
     return value if plain is None else plain(value)
 
 
+def _flags(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Each flag with its value, as in --flag=value or --flag value; a flag that stands alone, with what follows it."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            yield flag, value if equals else following
+
+
 def _preset_name(argv: list[str]) -> str:
     """What --preset says, or the default."""
-    name = "fast"
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
-        if argument == "--preset" or argument.startswith("--preset="):
-            name = argument.partition("=")[2] or following
-    return name
+    return ([value for flag, value in _flags(argv) if flag == "--preset"] or ["fast"])[-1]
 
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
-    """What the files and flags say of method.name, or the default. Raises UserError where `methods` has no such one."""
+    """What the files and flags say of method.name, or the first of `methods`. Raises UserError where they have no such one."""
     name = next(iter(methods))
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
-        flag, _, value = argument.partition("=")
+    for flag, value in _flags(argv):
         if flag == "--method.name":
-            name = value or following
+            name = value
         elif flag == "--config":
             try:
-                name = yaml.safe_load(Path(value or following).read_text(encoding="utf-8"))["method"]["name"]
+                name = yaml.safe_load(Path(value).read_text(encoding="utf-8"))["method"]["name"]
             except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
                 continue  # the file does not name one; what else is wrong with it, the parser says
     if not isinstance(name, str) or name not in methods:

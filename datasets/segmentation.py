@@ -123,7 +123,7 @@ class SegmentationDataset(Dataset):
             return self.index.tags[position]
         if "label" not in maps:
             return None
-        return np.bincount(maps["label"].reshape(-1), minlength=256)[1 : len(self.index.classes)] > 0
+        return present_ids(maps["label"])[1 : len(self.index.classes)]
 
 
 def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
@@ -138,13 +138,17 @@ def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.nd
 
 def check_ids(label: np.ndarray, num_classes: int, path: Path) -> None:
     """Raises UserError where `label` holds an id that is neither a class nor 255."""
-    counts = np.bincount(label.reshape(-1), minlength=256)
-    outside = np.flatnonzero(counts[num_classes:UNLABELLED])
+    outside = np.flatnonzero(present_ids(label)[num_classes:UNLABELLED])
     if outside.size:
         raise UserError(
             f"{path}: label id {outside[0] + num_classes} is outside the {num_classes} classes (ids 0 to {num_classes - 1}, "
             "255 = unlabelled)"
         )
+
+
+def present_ids(label: np.ndarray) -> np.ndarray:
+    """Which of the ids 0 to 255 a label (H, W) uint8 holds, (256,) bool."""
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(-1) > 0  # in half of np.bincount's time
 
 
 def _size(array: np.ndarray) -> str:

@@ -34,8 +34,10 @@ BASELINE = {
     "layer5.bn1.": "aspp.project.1.",
     "": "backbone.",
 }
-BLPSEG = {f"{part}.": f"{part}." for part in ("backbone", "ppm", "decoder", "seg_head", "scribble_head", "embed_proj")}
-UNUSED = ("backbone.layernorm.",)  # in the released state, but not in its forward pass
+BLPSEG = {
+    **{f"backbone.{part}.": f"backbone.{part}." for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")},
+    **{f"{part}.": f"{part}." for part in ("ppm", "decoder", "seg_head", "scribble_head", "embed_proj")},
+}
 
 # A weight that only that network has -> what it is called; these are recognised, but there is no such network here.
 OTHERS = {
@@ -98,7 +100,7 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     ours = {}
     for key, value in state.items():
         prefix = next((old for old in names if key.startswith(old)), None)
-        if prefix is not None and not key.startswith(UNUSED):
+        if prefix is not None:
             ours["network." + names[prefix] + key.removeprefix(prefix)] = value
     return {"config": asdict(config), "classes": classes, "method": ours}
 

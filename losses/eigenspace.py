@@ -2,8 +2,7 @@
 
 import torch
 
-# Entries of S held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
-HELD = {"cpu": 2**20, "cuda": 2**26}
+from models.pairs import blocks
 
 
 def eigenspace_consistency(
@@ -41,41 +40,40 @@ def eigenspace_consistency(
 
 
 class _EigenspaceConsistency(torch.autograd.Function):
-    """The loss and its gradients, a chunk of columns j of S_ij = exp(q_i.k_j - l_j), l_j = logsumexp_i(q_i.k_j) at a time.
+    """The loss and its gradients, a block of columns j of S_ij = exp(q_i.k_j - l_j), l_j = logsumexp_i(q_i.k_j) at a time.
 
-    With d = dLoss/dE for the columns of a chunk, dLoss/dk_j = sum_i d_ij q_i is final within the chunk and
-    dLoss/dq_i = sum_j d_ij k_j adds up over chunks, so nothing has to be kept or computed again for backward:
+    With d = dLoss/dE for the columns of a block, dLoss/dk_j = sum_i d_ij q_i is final within the block and
+    dLoss/dq_i = sum_j d_ij k_j adds up over blocks, so nothing has to be kept or computed again for backward:
     KL gives d_ij = w (p_ij - p'_ij), and the trace gives +-w_t p_jj (delta_ij - p_ij). The trace's sign is known
-    only after the last chunk, so its gradients are kept apart until then.
+    only after the last block, so its gradients are kept apart until then.
     """
 
     @staticmethod
     def forward(ctx, query, key, view_query, view_key, kl_weight, trace_weight):
         """query, key, view_query, view_key: (B, N, d) floating point; the weights multiply the two terms. Returns a scalar."""
-        batch, positions, _ = query.shape
+        batch = len(query)
         divergence = query.new_zeros(batch)
         trace_difference = query.new_zeros(batch)
         kl_grad_query, trace_grad_query = torch.zeros_like(query), torch.zeros_like(query)
         kl_grad_key, trace_grad_key = torch.empty_like(key), torch.empty_like(key)
-        step = max(1, HELD[query.device.type] // (batch * positions))
-        for start in range(0, positions, step):
-            columns = slice(start, min(start + step, positions))
-            # Rows of these (B, chunk, N) matrices are columns j of S: the distributions over i.
-            log_p = torch.log_softmax(key[:, columns] @ query.mT, dim=-1)
-            view_log_p = torch.log_softmax(view_key[:, columns] @ view_query.mT, dim=-1)
+        for images, columns in blocks(key):
+            # Rows of these (b, columns, N) matrices are columns j of S: the distributions over i.
+            log_p = torch.log_softmax(key[images, columns] @ query[images].mT, dim=-1)
+            view_log_p = torch.log_softmax(view_key[images, columns] @ view_query[images].mT, dim=-1)
             p, view_p = log_p.exp(), view_log_p.exp()
-            divergence += (view_p * (view_log_p - log_p)).sum(dim=(1, 2))
-            diagonal = p.diagonal(start, dim1=1, dim2=2).clone()  # p is overwritten below
-            trace_difference += (diagonal - view_p.diagonal(start, dim1=1, dim2=2)).sum(dim=1)
+            divergence[images] += (view_p * (view_log_p - log_p)).sum(dim=(1, 2))
+            diagonal = p.diagonal(columns.start, dim1=1, dim2=2).unsqueeze(-1)
+            view_diagonal = view_p.diagonal(columns.start, dim1=1, dim2=2).unsqueeze(-1)
+            trace_difference[images] += (diagonal - view_diagonal).sum(dim=(1, 2))
 
             slope = p - view_p
-            kl_grad_query += slope.mT @ key[:, columns]
-            kl_grad_key[:, columns] = slope @ query
+            kl_grad_query[images] += slope.mT @ key[images, columns]
+            kl_grad_key[images, columns] = slope @ query[images]
 
-            slope = p.mul_(-diagonal.unsqueeze(-1))
-            slope.diagonal(start, dim1=1, dim2=2).add_(diagonal)
-            trace_grad_query += slope.mT @ key[:, columns]
-            trace_grad_key[:, columns] = slope @ query
+            weighted = diagonal * key[images, columns]
+            trace_grad_query[images] -= p.mT @ weighted
+            trace_grad_query[images, columns] += weighted
+            trace_grad_key[images, columns] = diagonal * (query[images, columns] - p @ query[images])
         sign = trace_difference.sign().view(batch, 1, 1)
         ctx.save_for_backward(
             (kl_weight * kl_grad_query + trace_weight * sign * trace_grad_query) / batch,

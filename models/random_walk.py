@@ -1,10 +1,10 @@
 """The random walk on the feature map."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from models.pairs import blocks
 
 
 class RandomWalk(nn.Module):
@@ -60,7 +60,7 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
 
 
 class _Walk(torch.autograd.Function):
-    """softmax(Q K^T) V with gradients, some rows of P at a time, which backward computes again.
+    """softmax(Q K^T) V with gradients, a block of P at a time, which backward computes again.
 
     With dO the gradient of O = P V: dV = P^T dO and dE_ij = P_ij (dO_i . V_j - dO_i . O_i), whose last term is the softmax's
     row sum, known from O alone (Dao et al., FlashAttention, NeurIPS 2022). torch's own fused attention wants values as wide as
@@ -71,9 +71,9 @@ class _Walk(torch.autograd.Function):
     def forward(ctx, query, key, value):
         """query, key: (B, N, d), value: (B, N, D). Returns (B, N, D)."""
         walked = torch.empty_like(value)
-        for rows in _chunks(query):
-            transition = torch.softmax(query[:, rows] @ key.mT, dim=-1).to(value.dtype)
-            walked[:, rows] = transition @ value
+        for images, rows in blocks(query):
+            transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1).to(value.dtype)
+            walked[images, rows] = transition @ value[images]
         ctx.save_for_backward(query, key, value, walked)
         return walked
 
@@ -83,24 +83,14 @@ class _Walk(torch.autograd.Function):
         grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
         grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts, which bfloat16 would round away
         row_sums = (grad_walked.to(query.dtype) * walked).sum(dim=-1, keepdim=True)
-        for rows in _chunks(query):
-            transition = torch.softmax(query[:, rows] @ key.mT, dim=-1)
-            grad_value += transition.to(value.dtype).mT @ grad_walked[:, rows]
-            grad_energy = (grad_walked[:, rows] @ value.mT).to(query.dtype).sub_(row_sums[:, rows]).mul_(transition)
-            grad_query[:, rows] = grad_energy @ key
-            grad_key += grad_energy.mT @ query[:, rows]
+        for images, rows in blocks(query):
+            transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1)
+            grad_value[images] += transition.to(value.dtype).mT @ grad_walked[images, rows]
+            grad_energy = (grad_walked[images, rows] @ value[images].mT).to(query.dtype)
+            grad_energy.sub_(row_sums[images, rows]).mul_(transition)
+            grad_query[images, rows] = grad_energy @ key[images]
+            grad_key[images] += grad_energy.mT @ query[images, rows]
         return grad_query, grad_key, grad_value.to(value.dtype)
-
-
-# Entries of P held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
-HELD = {"cpu": 2**20, "cuda": 2**26}
-
-
-def _chunks(query: torch.Tensor) -> Iterator[slice]:
-    """The rows of P in parts of `HELD` entries. query: (B, N, d)."""
-    batch, positions, _ = query.shape
-    step = max(1, HELD[query.device.type] // (batch * positions))
-    return (slice(start, min(start + step, positions)) for start in range(0, positions, step))
 
 
 def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
 from methods import build_method, pixelwise
 from methods.blpseg import BLPSegConfig, self_training_labels
-from models import random_walk
+from models import pairs
 from models.local_aggregation import PatchEmbedding, local_aggregation
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
@@ -92,7 +92,7 @@ def test_scribble_cross_entropy_in_value_and_gradient(case):
 @pytest.mark.parametrize(("height", "width"), [(7, 9), (1, 5), (12, 4)])
 @pytest.mark.parametrize("held", [1, 10**9])
 def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held):
-    monkeypatch.setitem(random_walk.HELD, "cpu", held)
+    monkeypatch.setitem(pairs.HELD, "cpu", held)
     generator = torch.Generator().manual_seed(0)
     logits, features = (
         torch.randn(2, c, height, width, generator=generator, dtype=torch.float64).requires_grad_() for c in (CLASSES, 4)

@@ -7,7 +7,7 @@ from torch import nn
 
 from errors import UserError
 from methods.views import crop_view, flip_view
-from models import random_walk
+from models import pairs
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.random_walk import RandomWalk, walk
 from models.resnet import BACKBONES, channels, deep_stem_resnet, load_weights, stride8_resnet
@@ -98,9 +98,9 @@ def dense_walk(query, key, value):
     return ((query @ key.mT).softmax(-1) @ flat).mT.reshape(value.shape)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 35])
-def test_the_walk_equals_the_dense_formula(monkeypatch, rows):
-    monkeypatch.setitem(random_walk.HELD, "cpu", 2 * 35 * rows)
+@pytest.mark.parametrize("held", [1, 4 * 35, 35 * 35, 10**6])  # a row, some rows, an image, both images
+def test_the_walk_equals_the_dense_formula(monkeypatch, held):
+    monkeypatch.setitem(pairs.HELD, "cpu", held)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, d, 5, 7, generator=generator, dtype=torch.float64).requires_grad_() for d in (4, 4, 10)]
     got, want = walk(*inputs), dense_walk(*inputs)
@@ -125,7 +125,7 @@ def test_the_walk_holds_no_square_matrix_in_training():
 
     with Watch():
         walk(*inputs).sum().backward()
-    assert largest <= random_walk.HELD["cpu"] < 2500**2
+    assert largest <= pairs.HELD["cpu"] < 2500**2
 
 
 def test_the_walk_keeps_its_precision_under_autocast():

@@ -1,0 +1,22 @@
+"""The N x N matrix of all pairs of positions, a block at a time."""
+
+from collections.abc import Iterator
+
+import torch
+
+# Entries held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
+HELD = {"cpu": 2**21, "cuda": 2**26}
+
+
+def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which images and which of their rows to take together, of the matrices (B, N, N) of `positions` (B, N, d).
+
+    Whole images where some fit into `HELD`, else parts of one: what sums over blocks are added to is then as small as can be.
+    """
+    batch, count, _ = positions.shape
+    held = HELD[positions.device.type]
+    images = max(1, min(batch, held // count**2))
+    rows = max(1, min(count, held // (images * count)))
+    for first in range(0, batch, images):
+        for start in range(0, count, rows):
+            yield slice(first, min(first + images, batch)), slice(start, min(start + rows, count))

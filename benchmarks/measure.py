@@ -1,14 +1,19 @@
 """Time and memory of one piece of work, in a process of its own."""
 
 import multiprocessing
+import os
 import platform
 import resource
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).parent.parent
 
 
 def alone(work: Callable[..., dict], *arguments: object) -> dict:
@@ -31,6 +36,33 @@ def repeat(step: Callable[[], object], times: int, warm: int, device: torch.devi
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": seconds[warm:], "memory": peak - held}
+
+
+def step_times(command: list[str], steps: int, environment: dict[str, str] | None = None) -> list[float]:
+    """Seconds from the start of a training command until the losses of each of its first steps were written; it is ended then.
+
+    command: train.py with its flags, without --out. Raises RuntimeError where it ends before by itself.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        command = [*command, "--train.log_every", "1", "--out", out]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        metrics, times = Path(out) / "metrics.jsonl", []
+        while len(times) < steps:
+            written = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+            times += [time.perf_counter() - start] * (min(written, steps) - len(times))
+            if process.poll() is not None and len(times) < steps:
+                raise RuntimeError(process.stderr.read().decode())
+            time.sleep(0.01)
+        process.terminate()  # which torchrun passes on
+        process.communicate()
+        return times
 
 
 def conditions(device: torch.device) -> dict:

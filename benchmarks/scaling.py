@@ -1,0 +1,72 @@
+"""Seconds of a training step over processes: train.py under torchrun, the same batch shared out.
+
+    python -m benchmarks.scaling                                             # CPU: one core, two by threads, two by processes
+    python -m benchmarks.scaling --layouts "[1x8, 2x8, 4x8]" --stage ss \\
+        --flags "--model.backbone resnet50 --data.crop 465 --train.batch_size 16"      # on a machine with four GPUs
+
+A layout is PROCESSESxTHREADS, the threads those of each process. Runs alternate between the layouts and the median step
+of all counts.
+"""
+
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+
+from jsonargparse.typing import PositiveInt
+
+from benchmarks.measure import conditions, step_times
+from config import parse
+from datasets.demo import draw_if_missing
+from engine import distributed
+from errors import UserError, run
+
+WARM = 3  # steps before those that count
+
+
+@dataclass
+class ScalingConfig:
+    """What is trained, on what."""
+
+    layouts: tuple[str, ...] = ("1x1", "1x2", "2x1")
+    """processes x threads of each"""
+    stage: str = "ur"
+    """of configs/cc4s"""
+    flags: str = ""
+    """further flags of train.py"""
+    steps: PositiveInt = 12
+    """timed steps a run"""
+    runs: PositiveInt = 3
+    """times each"""
+
+
+def main() -> None:
+    """The command line above."""
+    config = parse(ScalingConfig, __doc__)
+    draw_if_missing("data/demo")
+    measured: dict[str, list[float]] = {layout: [] for layout in config.layouts}
+    for _ in range(config.runs):
+        for layout, seconds in measured.items():
+            seconds += steps_of(config, layout)
+    print(", ".join(f"{name} {value}" for name, value in conditions(distributed.pick_device("auto")).items()))
+    print("| processes x threads | seconds a step | speed |\n|---|---|---|")
+    medians = {layout: statistics.median(seconds) for layout, seconds in measured.items()}
+    first = medians[config.layouts[0]]
+    for layout, median in medians.items():
+        print(f"| {layout} | {median:.3f} | {first / median:.2f} |")
+
+
+def steps_of(config: ScalingConfig, layout: str) -> list[float]:
+    """Seconds of each timed step of one run. Raises UserError for a layout of another form."""
+    processes, _, threads = layout.partition("x")
+    if not (processes.isdecimal() and threads.isdecimal() and int(processes) and int(threads)):
+        raise UserError(f"layout {layout!r}: write it PROCESSESxTHREADS, as 2x1")
+    configs = ["--config", f"configs/cc4s/{config.stage}.yaml", "--config", "configs/demo.yaml"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    command = [*launch, "train.py", *configs, *shlex.split(config.flags)]
+    times = step_times(command, WARM + config.steps, {"OMP_NUM_THREADS": threads})
+    return [after - before for before, after in zip(times[WARM - 1 :], times[WARM:], strict=False)]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -70,7 +70,7 @@ def main() -> int:
             failures.append(error)
     if not config.pseudo_labels:
         draw_gallery(images, out)
-    if config.shard == "1/1" and counts.sum():
+    if len(names) == len(images) and counts.sum():  # not of a part
         write_shares(record, counts, method.classes)
     print(
         f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"

@@ -10,17 +10,13 @@ export DATA_ROOT=data/demo
 
 bash tools/setup_venv.sh
 source .venv/bin/activate
-if [ -e "$OUT_ROOT" ]; then
-    echo "error: $OUT_ROOT is there already: delete it, or set OUT_ROOT to another folder" >&2
-    exit 2
-fi
 
 stage() { # SCRIPT NAME [flags]: trains OUT_ROOT/NAME and evaluates it
     local script=$1 name=$2
     shift 2
     echo "== $name"
     OUT=$OUT_ROOT/$name bash "$script" --config configs/demo.yaml "$@"
-    CHECKPOINT=$OUT_ROOT/$name/best.pt bash evaluate.sh
+    CHECKPOINT=$OUT_ROOT/$name/best.pt OUT=$OUT_ROOT/$name/evaluation bash evaluate.sh
 }
 
 stage train_seg_baseline.sh baseline "$@"

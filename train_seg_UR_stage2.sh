@@ -15,8 +15,8 @@ OUT=${OUT:-runs/ur_stage2}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 if [ ! -f "$INIT" ]; then echo "error: $INIT not found: run train_seg_UR.sh first, or set INIT" >&2; exit 2; fi
-python -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
-python predict.py --checkpoint "$INIT" --images "$DATA_ROOT" --split "$TRAIN_SPLIT" \
+$LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
+$LAUNCH predict.py --checkpoint "$INIT" --images "$DATA_ROOT" --split "$TRAIN_SPLIT" \
     --pseudo_labels --threshold "$THRESHOLD" --scribbles "$SCRIBBLES" --out "$PSEUDO_LABELS"
 $LAUNCH train.py --config configs/cc4s/ur_stage2.yaml --init "$INIT" \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \

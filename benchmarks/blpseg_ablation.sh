@@ -13,7 +13,7 @@ row() { # NAME [flags]
     local run=$OUT_ROOT/$1
     shift
     OUT=$run bash train_blpseg.sh "$@"
-    CHECKPOINT=$run/best.pt bash evaluate.sh
+    CHECKPOINT=$run/best.pt OUT=$run/evaluation bash evaluate.sh
 }
 
 row cross_entropy "$@" --method.gamma 0 --method.sigma 0 --method.self_training_from null

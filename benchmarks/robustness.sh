@@ -25,7 +25,7 @@ for labels in all shrink_0.5 shrink_0 drop_0.3 drop_0.5; do
         run=$OUT_ROOT/${stage,,}_$labels
         if [ -f "$run/evaluation/metrics.json" ]; then continue; fi
         SCRIBBLES=$folder OUT=$run bash "train_seg_$stage.sh" "$@"
-        CHECKPOINT=$run/best.pt bash evaluate.sh
+        CHECKPOINT=$run/best.pt OUT=$run/evaluation bash evaluate.sh
     done
 done
 python -m benchmarks.plot_robustness "$OUT_ROOT"

@@ -13,7 +13,7 @@ stage() { # SCRIPT NAME [flags]
     local script=$1 name=$2
     shift 2
     OUT=$OUT_ROOT/$name bash "$script" "$@"
-    CHECKPOINT=$OUT_ROOT/$name/best.pt bash evaluate.sh
+    CHECKPOINT=$OUT_ROOT/$name/best.pt OUT=$OUT_ROOT/$name/evaluation bash evaluate.sh
 }
 
 stage train_seg_baseline.sh baseline "$@"

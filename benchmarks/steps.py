@@ -39,7 +39,7 @@ from train import build_optimizer
 
 STAGES = ("baseline", "ur", "ss", "ss_stage2")
 WAYS = ("textbook", "fast", "floor")
-CLASSES, SUPERPIXELS, WARM = 21, 800, 1
+SUPERPIXELS, WARM = 800, 1
 
 
 @dataclass
@@ -54,6 +54,8 @@ class StepsConfig:
     """side of the images, pixels"""
     batch: PositiveInt = 2
     """images a step"""
+    classes: PositiveInt = 21
+    """of the data set"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """of fast and floor; textbook is fp32"""
     stages: tuple[Literal["baseline", "ur", "ss", "ss_stage2"], ...] = STAGES
@@ -80,7 +82,7 @@ def main() -> None:
             {"stage": stage, "way": way, "seconds": seconds, "memory": statistics.median(one["memory"] for one in runs)}
         )
     device = distributed.pick_device(config.device)
-    settings = {name: getattr(config, name) for name in ("backbone", "crop", "batch", "rounds", "steps")}
+    settings = {name: getattr(config, name) for name in ("backbone", "crop", "batch", "classes", "rounds", "steps")}
     settings["precision"] = distributed.pick_precision(device, config.precision)
     under = conditions(device) | settings
     print(", ".join(f"{name} {value}" for name, value in under.items()))
@@ -115,10 +117,10 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     settings = yaml.safe_load((Path(__file__).parent.parent / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
     method_config = CC4SConfig(**settings["method"])
-    method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), CLASSES).to(device)
+    method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), config.classes).to(device)
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk
-    batch = make_batch(config.batch, config.crop)
+    batch = make_batch(config.batch, config.crop, config.classes)
     if way != "textbook":
         method.to(memory_format=torch.channels_last)
     if device.type == "cuda":
@@ -154,7 +156,7 @@ def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> 
     return network.head(network.features(images)).float().mean()
 
 
-def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
+def make_batch(images: int, crop: int, classes: int) -> dict[str, torch.Tensor]:
     """As `collate` gives it: random images, labels on 3% of the pixels, a grid of superpixels with edges between neighbours."""
     generator = torch.Generator().manual_seed(0)
     side = round(SUPERPIXELS**0.5)
@@ -164,7 +166,7 @@ def make_batch(images: int, crop: int) -> dict[str, torch.Tensor]:
     right = torch.stack([nodes[:, :-1].flatten(), nodes[:, 1:].flatten()], dim=1)
     below = torch.stack([nodes[:-1].flatten(), nodes[1:].flatten()], dim=1)
     edges = torch.cat([right, below])
-    label = torch.randint(CLASSES, (images, crop, crop), generator=generator, dtype=torch.uint8)
+    label = torch.randint(classes, (images, crop, crop), generator=generator, dtype=torch.uint8)
     label[torch.rand(label.shape, generator=generator) > 0.03] = 255
     return {
         "image": torch.randint(256, (images, crop, crop, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2),

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.pairs import blocks
+from pairs import blocks
 
 
 def eigenspace_consistency(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.pairs import blocks
+from pairs import blocks
 
 
 class RandomWalk(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import pairs
 from benchmarks import textbook
 from config import ModelConfig
 from errors import UserError
@@ -13,7 +14,6 @@ from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
 from methods import build_method, pixelwise
 from methods.blpseg import BLPSegConfig, self_training_labels
-from models import pairs
 from models.local_aggregation import PatchEmbedding, local_aggregation
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")

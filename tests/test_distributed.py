@@ -125,3 +125,20 @@ def test_tools_share_their_work_under_torchrun(tiny, tmp_path, monkeypatch):
         assert share(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
     assert sorted(parts) == list(range(8))
     assert Path(out).is_dir()
+
+
+def test_a_stage_2_script_shares_out_its_preparations_too(tiny, alone, tmp_path):
+    launched = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
+    paths = {"DATA_ROOT": tiny, "SUPERPIXELS": tmp_path / "superpixels", "PSEUDO_LABELS": tmp_path / "labels"}
+    paths |= {"INIT": alone / "best.pt", "OUT": tmp_path / "run", "LAUNCH": launched, "OMP_NUM_THREADS": 1}
+    done = subprocess.run(
+        ["bash", REPOSITORY / "train_seg_UR_stage2.sh", *UR, *LOOP, "--train.batch_size", "4"],
+        env=os.environ | {name: str(value) for name, value in paths.items()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for kind in ("superpixels/map", "labels"):
+        assert len(list((tmp_path / kind).glob("*.png"))) == 8
+    assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == 2

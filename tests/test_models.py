@@ -5,9 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
+import pairs
 from errors import UserError
 from methods.views import crop_view, flip_view
-from models import pairs
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.random_walk import RandomWalk, walk
 from models.resnet import BACKBONES, channels, deep_stem_resnet, load_weights, stride8_resnet

@@ -28,7 +28,7 @@ class BatchConfig:
     shard: str = "1/1"
     """part of the files to process, i/n: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
     workers: NonNegativeInt = 0
-    """processes; 0 takes one a core"""
+    """processes; 0 takes one a core (under torchrun its share of the machine's)"""
 
     def __post_init__(self):
         share([], self.shard)  # refuses a wrong one before anything is made
@@ -63,8 +63,10 @@ def process(
 
 @contextlib.contextmanager
 def parallel(workers: int, count: int) -> Iterator[Callable]:
-    """`map` for `count` items: over processes (0: one a core), or within this one where a single worker would do it."""
-    workers = min(workers or os.cpu_count(), count)
+    """`map` for `count` items: over processes (0: one a core of this process's share), or within this one where a single
+    worker would do it."""
+    share_of_cores = max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    workers = min(workers or share_of_cores, count)
     if workers <= 1:
         yield map
         return

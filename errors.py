@@ -15,7 +15,7 @@ class Failure(Exception):  # noqa: N818, as KeyboardInterrupt is none
 
 def run(main: Callable[[], int | None]) -> None:
     """Calls `main` and exits with what it returns (None is 0); a UserError becomes one line on stderr and exit code 2, a
-    Failure (and a full disk) one line and exit code 1."""
+    Failure (and a full disk or GPU) one line and exit code 1."""
     try:
         sys.exit(main())
     except UserError as error:
@@ -23,6 +23,14 @@ def run(main: Callable[[], int | None]) -> None:
         _end(str(error).rsplit("UserError: ", 1)[-1].strip(), 2)
     except Failure as error:
         _end(str(error), 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which takes seconds to import
+            raise
+        _end(
+            "the GPU has too little memory: train with a smaller --data.crop, or a larger --train.accumulate; evaluate and "
+            "predict with a smaller --inference.window or --inference.batch_pixels",
+            1,
+        )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             _end(f"{error.filename or 'writing'}: {error.strerror}: make room and run the same command again", 1)

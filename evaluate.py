@@ -23,7 +23,7 @@ from config import EvaluateConfig, parse
 from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
-from datasets.files import read_label
+from datasets.files import read_label, whole
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
@@ -52,6 +52,9 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
     compared = read_compared(config.compare)
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
     method = load_model(config.checkpoint)
     if process.is_main:
         draw_if_missing(config.data.root)
@@ -73,10 +76,10 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         raise UserError(f"{config.data.labels}: no labelled pixel in split {config.data.split}, nothing to score")
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index))}
-    (out / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    with whole(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, index.palette, compared)
     print(f"wrote {out / 'metrics.json'} and {out / 'report.html'}")
 

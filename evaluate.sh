@@ -11,5 +11,5 @@ MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}                   # dense masks
 OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
-$LAUNCH evaluate.py --checkpoint "$CHECKPOINT" \
+exec $LAUNCH evaluate.py --checkpoint "$CHECKPOINT" \
     --data.root "$DATA_ROOT" --data.labels "$MASKS" --data.split val --out "$OUT" "$@"

@@ -14,7 +14,7 @@ def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     Whole images where some fit into `HELD`, else parts of one: what sums over blocks are added to is then as small as can be.
     """
     batch, count, _ = positions.shape
-    held = HELD[positions.device.type]
+    held = HELD["cpu" if positions.device.type == "cpu" else "cuda"]
     images = max(1, min(batch, held // count**2))
     rows = max(1, min(count, held // (images * count)))
     for first in range(0, batch, images):

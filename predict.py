@@ -77,6 +77,7 @@ def main() -> int:
     )
     for error in failures:
         print(f"failed: {error}", file=sys.stderr)
+    distributed.leave_together()
     return int(bool(failures))
 
 

@@ -110,7 +110,7 @@ def train(config: Config, process: distributed.Process) -> int:
             part.load_state_dict(unfinished[name])
     loaders = Loaders(train_set, val_set, settings, process)
     batches = loaders.training(steps, first)
-    log = Log(out, steps, first) if process.is_main else None
+    log = Log(out, steps, first, reviewed) if process.is_main else None
 
     def save(step: int, reviewed: bool) -> None:
         """Writes last.pt; `reviewed`: whether the validation that is due at this step is done."""
@@ -122,6 +122,8 @@ def train(config: Config, process: distributed.Process) -> int:
     def review(step: int) -> None:
         """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
         nonlocal best
+        if log and not (out / "last.pt").exists():
+            save(step, reviewed=False)  # a best.pt without it would be taken for another's
         scores = validate(method, loaders, classes, settings.precision, process)
         if not log:
             return
@@ -130,10 +132,12 @@ def train(config: Config, process: distributed.Process) -> int:
         if not scores["miou"] <= best:
             best = scores["miou"]
             save_checkpoint(out / "best.pt", method, config, classes, step=step, scores=scores)
-        log.pictures(step, draw_shown(method, shown, val_set.index.palette, device))
+        with distributed.autocast(device, settings.precision):
+            log.pictures(step, draw_shown(method, shown, val_set.index.palette, device))
         save(step, reviewed=True)
         training_report(out)
 
+    stop = 0  # the signal that asks for it
     recent = []  # (step, its loss terms) since they were last looked at
     with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext(), loaders.faults():
         if not reviewed:  # it stopped between a step and its validation
@@ -146,7 +150,7 @@ def train(config: Config, process: distributed.Process) -> int:
             buffers = [buffer.clone() for buffer in method.buffers()] if config.skip_nonfinite else []
             losses = forward_backward(model, batches, settings, scaler, device)
             values = torch.stack(list(losses.values()))
-            if config.skip_nonfinite and distributed.anywhere(not values.isfinite().all(), process):
+            if config.skip_nonfinite and distributed.largest(int(not values.isfinite().all()), process):
                 skipped += 1
                 if skipped > config.skip_nonfinite:
                     raise_if_nonfinite([(step, values)], list(losses), train_set, settings, process)
@@ -163,10 +167,12 @@ def train(config: Config, process: distributed.Process) -> int:
 
             done = step + 1
             to_log, to_review = (done % every == 0 or done == steps for every in (settings.log_every, val_every))
-            stop = distributed.anywhere(request.signal is not None, process)
+            stop = distributed.largest(request.signal or 0, process)
             if to_log or to_review or stop:  # elsewhere the losses stay on the device, and nothing waits for them
                 raise_if_nonfinite(recent, list(losses), train_set, settings, process)
                 recent.clear()
+            if to_review or stop:
+                raise_if_broken(method, done)
             if to_log:
                 means = distributed.mean_over_processes(values).tolist()
                 if log:
@@ -175,17 +181,17 @@ def train(config: Config, process: distributed.Process) -> int:
                 log.bar.update()
             if to_review and not stop:
                 review(done)
-                stop = distributed.anywhere(request.signal is not None, process)
+                stop = distributed.largest(request.signal or 0, process)
             elif stop and log:
                 save(done, reviewed=not to_review)
             if stop:
                 break
-    if log and request.signal is None:
+    if log and not stop:
         training_report(out)
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
     elif log:
-        print(f"stopped by {signal.Signals(request.signal).name}: the same command goes on", file=sys.stderr)
-    return 128 + request.signal if request.signal else 0
+        print(f"stopped by {signal.Signals(stop).name}: the same command goes on", file=sys.stderr)
+    return 128 + stop if stop else 0
 
 
 def forward_backward(
@@ -229,6 +235,15 @@ def raise_if_nonfinite(
             )
 
 
+def raise_if_broken(method: Method, step: int) -> None:
+    """Raises Failure where a weight is not finite, before it is saved: a finite loss may have had another gradient."""
+    if not torch.stack([weight.isfinite().all() for weight in method.parameters()]).all():
+        raise Failure(
+            f"the weights are not finite after step {step}: lower --train.lr, or use another --train.precision; the last "
+            "checkpoint is from before"
+        )
+
+
 def seed_everything(*numbers: int) -> None:
     """Seeds python, numpy and torch, on every device, by a few non-negative numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -241,7 +256,6 @@ def be_deterministic() -> None:
     """Makes torch choose reproducible algorithms, and raise where it has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it before its first call
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def compile_backbone(method: Method) -> None:

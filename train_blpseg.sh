@@ -11,6 +11,6 @@ SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}                   # label PNGs of t
 OUT=${OUT:-runs/blpseg}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
-$LAUNCH train.py --config configs/blpseg/voc.yaml \
+exec $LAUNCH train.py --config configs/blpseg/voc.yaml \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
     --data.labels "$SCRIBBLES" --out "$OUT" "$@"

@@ -14,7 +14,7 @@ OUT=${OUT:-runs/ss}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 if [ ! -f "$INIT" ]; then echo "error: $INIT not found: run train_seg_UR.sh first, or set INIT" >&2; exit 2; fi
-python -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
-$LAUNCH train.py --config configs/cc4s/ss.yaml --init "$INIT" \
+$LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
+exec $LAUNCH train.py --config configs/cc4s/ss.yaml --init "$INIT" \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
     --data.labels "$SCRIBBLES" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

@@ -11,7 +11,7 @@ SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}             # made where miss
 OUT=${OUT:-runs/ur}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
-python -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
-$LAUNCH train.py --config configs/cc4s/ur.yaml \
+$LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
+exec $LAUNCH train.py --config configs/cc4s/ur.yaml \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
     --data.labels "$SCRIBBLES" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

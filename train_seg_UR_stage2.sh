@@ -18,6 +18,6 @@ if [ ! -f "$INIT" ]; then echo "error: $INIT not found: run train_seg_UR.sh firs
 $LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
 $LAUNCH predict.py --checkpoint "$INIT" --images "$DATA_ROOT" --split "$TRAIN_SPLIT" \
     --pseudo_labels --threshold "$THRESHOLD" --scribbles "$SCRIBBLES" --out "$PSEUDO_LABELS"
-$LAUNCH train.py --config configs/cc4s/ur_stage2.yaml --init "$INIT" \
+exec $LAUNCH train.py --config configs/cc4s/ur_stage2.yaml --init "$INIT" \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
     --data.labels "$PSEUDO_LABELS" --data.superpixels "$SUPERPIXELS" --out "$OUT" "$@"

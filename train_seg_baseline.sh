@@ -10,6 +10,6 @@ SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}                   # label PNGs of t
 OUT=${OUT:-runs/baseline}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
-$LAUNCH train.py --config configs/cc4s/baseline.yaml \
+exec $LAUNCH train.py --config configs/cc4s/baseline.yaml \
     --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
     --data.labels "$SCRIBBLES" --out "$OUT" "$@"

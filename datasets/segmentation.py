@@ -190,12 +190,10 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Endless shuffled epochs cut into batches `first` to `steps`, this process's share of each, as lists of (epoch, position).
 
     Epochs follow each other without a gap, so every batch is full however many images there are. The order depends on
-    the seed alone; of each batch of `batch_size`, process `rank` of `world` takes its own consecutive share.
+    the seed alone; of each batch of `batch_size`, process `rank` of `world`, which divides it, takes its own consecutive share.
     """
 
     def __init__(self, length: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1, first: int = 0):
-        if batch_size % world:
-            raise UserError(f"--train.batch_size {batch_size} does not divide over {world} processes")
         self.length, self.batch_size, self.steps, self.first = length, batch_size, steps, first
         self.rank, self.world = rank, world
         self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(length))

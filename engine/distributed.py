@@ -1,9 +1,11 @@
 """One process or many (torchrun), one device each."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -29,12 +31,15 @@ class Process:
 def pick_device(device: str) -> torch.device:
     """The device for auto, cpu or cuda; under torchrun each process of a machine has its own GPU.
 
-    Raises UserError for CUDA without a GPU.
+    Raises UserError for CUDA without a GPU, or with fewer than processes.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: this machine has no usable CUDA GPU; use cpu or auto")
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        gpus = torch.cuda.device_count()
+        if place.index >= gpus:
+            raise UserError(f"this machine has {gpus} GPUs, too few for its processes: give torchrun --nproc_per_node {gpus}")
         torch.cuda.set_device(place)
         return place
     return torch.device("cpu")
@@ -46,16 +51,26 @@ def pick_precision(device: torch.device, precision: str) -> str:
     A CPU without them computes bf16 too, but many times slower than fp32. Raises UserError for fp16 without CUDA.
     """
     if precision == "auto":
-        supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return "bf16" if supported else "fp32"
+        return "bf16" if _computes_bf16(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":
         raise UserError("precision fp16 needs a CUDA GPU; use bf16 or fp32 on the CPU")
     return precision
 
 
+def _computes_bf16(device: torch.device) -> bool:
+    """By instructions of its own, not by emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    x86 = platform.machine() in ("x86_64", "AMD64")  # where oneDNN counts any AVX-512
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (not x86 or torch.cpu._is_avx512_bf16_supported())
+
+
 @contextmanager
-def joined(device: str) -> Iterator[Process]:
-    """Picks the device and joins torchrun's group where there is one (nccl for GPUs, gloo for CPUs); leaves it at the end."""
+def joined(device: str, patience: timedelta | None = None) -> Iterator[Process]:
+    """Picks the device and joins torchrun's group where there is one (nccl for GPUs, gloo for CPUs); leaves it at the end.
+
+    patience: how long a process waits for the others, torch's default where None.
+    """
     place = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -63,20 +78,20 @@ def joined(device: str) -> Iterator[Process]:
         store, _, _ = next(rendezvous("env://"))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backends = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backends, store=store, rank=rank, world_size=world)
+        dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=patience)
     yield Process(rank, world, place)
     # Not after an exception: leaving waits for the others, who wait for this process.
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def anywhere(flag: bool, process: Process) -> bool:
-    """Whether `flag` is true on any process; all of them call it. Nothing waits for a GPU."""
+def largest(number: int, process: Process) -> int:
+    """The largest of all processes' numbers, 0 to 255; all of them call it. Nothing waits for a GPU."""
     if process.world == 1:
-        return flag
-    seen = torch.tensor(flag, dtype=torch.uint8)
+        return number
+    seen = torch.tensor(number, dtype=torch.uint8)
     dist.all_reduce(seen, dist.ReduceOp.MAX)
-    return bool(seen)
+    return int(seen)
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
@@ -92,6 +107,13 @@ def wait_for_all() -> None:
     """Returns when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def leave_together() -> None:
+    """For tools that share their work under torchrun, before they end: returns when every process has come here, since the
+    first to end with an exit code would take the others down."""
+    with joined("cpu", timedelta(days=7)):
+        wait_for_all()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -6,7 +6,8 @@ from types import FrameType
 
 class StopRequest:
     """Within it, SIGTERM or SIGINT is noted in `signal` instead of ending the program, so that the loop can save first; a
-    second one ends it at once."""
+    second SIGINT ends it at once. A second SIGTERM does not: a cluster may send one to us and one to the launcher, which passes
+    it on."""
 
     def __init__(self):
         self.signal: int | None = None
@@ -20,9 +21,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
 
 def leave_to_main(worker: int) -> None:

@@ -116,8 +116,9 @@ def check_batch(settings: TrainConfig, process: Process, fewest_images: int) -> 
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "
             f"on {process.world} processes"
         )
-    if settings.batch_size < settings.accumulate * process.world * fewest_images:
+    apart = 1 if process.device.type == "cuda" else process.world  # on GPUs batch norm is over all processes' images
+    if settings.batch_size < settings.accumulate * apart * fewest_images:
         raise UserError(
             f"--train.batch_size {settings.batch_size} is too small: this network needs {fewest_images} images in each of "
-            f"{settings.accumulate} parts on {process.world} processes"
+            f"{settings.accumulate} parts on {apart} processes"
         )

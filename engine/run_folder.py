@@ -1,5 +1,6 @@
 """A run's folder: going on from what is in it, starting over, and what a run writes into it."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -28,10 +29,14 @@ FREE = ("out", "fresh", "train.device", "train.workers", "train.loader_timeout")
 def read_unfinished(config: Config) -> dict | None:
     """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`.
 
-    Raises UserError where that run had other settings, naming them.
+    Raises UserError where that run had other settings, naming them, or where OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
-    if config.fresh or not last.exists():
+    if config.fresh:
+        return None
+    if not last.exists():
+        if (last.parent / "best.pt").exists():  # training saves last.pt first
+            raise UserError(f"{config.out} holds best.pt without last.pt: choose another --out, or --fresh to delete it")
         return None
     content = read_checkpoint(last)
     was, now = _flat(content["config"]), _flat(asdict(config))
@@ -49,11 +54,12 @@ def read_unfinished(config: Config) -> dict | None:
 def start(config: Config, data: dict[str, Index], process_count: int, device: str, first: int) -> None:
     """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
 
-    Raises UserError where it cannot be written.
+    Raises UserError where it cannot be written, or where another process trains in it.
     """
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock(out)
         if not first:
             for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
                 for file in out.glob(old):
@@ -69,6 +75,15 @@ def start(config: Config, data: dict[str, Index], process_count: int, device: st
         raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
 
 
+def lock(out: Path) -> None:
+    """Keeps other trainings out of a folder for as long as this process lives. Raises UserError where one is in it."""
+    file = os.open(out / ".lock", os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loader workers do not inherit
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
+
+
 def fingerprint(index: Index) -> dict:
     """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
     names = "\n".join(index.names).encode()
@@ -78,14 +93,15 @@ def fingerprint(index: Index) -> dict:
 class Log:
     """The progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
 
-    first: the step that the run goes on from; what an earlier session wrote of later steps is dropped, since it comes again.
+    first: the step that the run goes on from, and whether its validation, if any is due, is done (`reviewed`); what an earlier
+    session wrote of what comes after is dropped, since it comes again.
     """
 
-    def __init__(self, out: Path, steps: int, first: int):
+    def __init__(self, out: Path, steps: int, first: int, reviewed: bool):
         self.out = out
         metrics = out / "metrics.jsonl"
         with whole(metrics) as temporary:
-            temporary.write_text("".join(_lines_until(metrics, first)))
+            temporary.write_text("".join(_lines_until(metrics, first, reviewed)))
         self.lines = open(metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
         self.board = SummaryWriter(out, purge_step=first + 1)
         interval = 0.5 if sys.stderr.isatty() else 15
@@ -125,10 +141,16 @@ class Log:
         print(json.dumps({"step": step, "epoch": round(epoch, 4)} | values), file=self.lines)
 
 
-def _lines_until(metrics: Path, step: int) -> list[str]:
-    """The whole lines of metrics.jsonl up to a step; the last may have been cut off."""
+def _lines_until(metrics: Path, step: int, reviewed: bool) -> list[str]:
+    """The whole lines of metrics.jsonl up to a step, with or without its validation; the last may have been cut off."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = []
+    for line in lines:
+        if line.endswith("\n"):
+            content = json.loads(line)
+            if content["step"] < step or (content["step"] == step and (reviewed or "val_miou" not in content)):
+                kept.append(line)
+    return kept
 
 
 def _flat(section: dict, prefix: str = "") -> dict[str, object]:

@@ -62,9 +62,10 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
 class _Walk(torch.autograd.Function):
     """softmax(Q K^T) V with gradients, a block of P at a time, which backward computes again.
 
-    With dO the gradient of O = P V: dV = P^T dO and dE_ij = P_ij (dO_i . V_j - dO_i . O_i), whose last term is the softmax's
-    row sum, known from O alone (Dao et al., FlashAttention, NeurIPS 2022). torch's own fused attention wants values as wide as
-    queries; cut into D/d heads that share them, it takes twice the time of this on a CPU.
+    With dO the gradient of O = P V: dV = P^T dO, dP = dO V^T and dE_ij = P_ij (dP_ij - sum_k P_ik dP_ik). Blocks have whole
+    rows, so that sum is taken of the very dP that it is subtracted from; as dO . O (FlashAttention) it would be rounded apart
+    from it where values are bfloat16. torch's own fused attention wants values as wide as queries; cut into D/d heads that
+    share them, it takes twice the time of this on a CPU.
     """
 
     @staticmethod
@@ -74,20 +75,19 @@ class _Walk(torch.autograd.Function):
         for images, rows in blocks(query):
             transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1).to(value.dtype)
             walked[images, rows] = transition @ value[images]
-        ctx.save_for_backward(query, key, value, walked)
+        ctx.save_for_backward(query, key, value)
         return walked
 
     @staticmethod
     def backward(ctx, grad_walked):
-        query, key, value, walked = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
         grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts, which bfloat16 would round away
-        row_sums = (grad_walked.to(query.dtype) * walked).sum(dim=-1, keepdim=True)
         for images, rows in blocks(query):
             transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1)
             grad_value[images] += transition.to(value.dtype).mT @ grad_walked[images, rows]
-            grad_energy = (grad_walked[images, rows] @ value[images].mT).to(query.dtype)
-            grad_energy.sub_(row_sums[images, rows]).mul_(transition)
+            grad_energy = (grad_walked[images, rows] @ value[images].mT).to(query.dtype).mul_(transition)
+            grad_energy.addcmul_(transition, grad_energy.sum(dim=-1, keepdim=True), value=-1)
             grad_query[images, rows] = grad_energy @ key[images]
             grad_key[images] += grad_energy.mT @ query[images, rows]
         return grad_query, grad_key, grad_value.to(value.dtype)

@@ -1,9 +1,10 @@
 """train.py with batch norm frozen and no dropout, so that a step depends on its images alone, not on which process has which.
 
-With STEADY_DIE=1, process 1 fails in the third step of the first attempt.
+With STEADY_DIE=1, process 1 fails in the third step of the first attempt; with STEADY_STOP=1 it is sent SIGTERM then.
 """
 
 import os
+import signal
 from functools import partial
 
 import torch
@@ -32,10 +33,13 @@ def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def begin_step(self: CC4S, step: int, epoch: float) -> None:
-    """Fails where it is asked to."""
+    """Fails, or is stopped, where it is asked to."""
     here = os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if os.environ.get("STEADY_DIE") and step == 2 and here:
-        raise RuntimeError("rank 1 gives up")
+    if step == 2 and here:
+        if os.environ.get("STEADY_STOP"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if os.environ.get("STEADY_DIE"):
+            raise RuntimeError("rank 1 gives up")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny
     assert "rank 1 gives up" in tracebacks[0], done.stderr
 
 
+def test_a_signal_to_one_process_stops_all_as_unfinished(tiny, alone, tmp_path):
+    done = launch(2, *steady(tiny, tmp_path / "run"), STEADY_STOP="1")
+    assert done.returncode != 0
+    assert "stopped by SIGTERM: the same command goes on" in done.stderr and "best val mIoU" not in done.stdout
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 3
+    assert launch(2, *steady(tiny, tmp_path / "run")).returncode == 0
+    assert_same_training(tmp_path / "run", alone)
+
+
 def test_torchrun_starts_a_run_again_where_it_was(tiny, alone, tmp_path):
     done = launch(2, *steady(tiny, tmp_path / "run"), restarts=1, STEADY_DIE="1")
     assert done.returncode == 0, done.stderr
@@ -125,6 +134,15 @@ def test_tools_share_their_work_under_torchrun(tiny, tmp_path, monkeypatch):
         assert share(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
     assert sorted(parts) == list(range(8))
     assert Path(out).is_dir()
+
+
+def test_one_bad_image_does_not_stop_the_other_processes(root, checkpoints, tmp_path):
+    (root / "JPEGImages/demo_0000.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root / "JPEGImages", "--out", out]
+    done = launch(2, REPOSITORY / "predict.py", *arguments)
+    assert done.returncode != 0 and "failed: " in done.stderr and "demo_0000.jpg" in done.stderr
+    assert len(list(out.glob("*.png"))) == 10, "all but that one"
 
 
 def test_a_stage_2_script_shares_out_its_preparations_too(tiny, alone, tmp_path):

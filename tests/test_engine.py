@@ -1,6 +1,7 @@
 """Inference, metrics and checkpoints."""
 
 import math
+import platform
 
 import cv2
 import numpy as np
@@ -209,7 +210,17 @@ def test_files_that_are_no_checkpoint_take_one_line(tmp_path, write, message):
 
 def test_automatic_precision_is_one_the_cpu_computes_in(monkeypatch):
     cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # as with any AVX-512
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for supported, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
         assert distributed.pick_precision(cpu, "auto") == expected
         assert distributed.pick_precision(cpu, "bf16") == "bf16", "what is asked for is done"
+
+
+def test_more_processes_than_gpus_take_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="2 GPUs, too few"):
+        distributed.pick_device("auto")

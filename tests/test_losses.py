@@ -82,7 +82,7 @@ def test_soft_entropy_is_the_mean_entropy_away_from_boundaries():
 
 def test_soft_entropy_of_a_certain_prediction_is_zero_with_finite_gradient():
     logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
-    value = soft_entropy(logits)
+    value = soft_entropy(logits, torch.zeros(1, 1, 1, dtype=torch.bool))
     assert value.item() == 0
     assert torch.isfinite(gradients(value, logits)[0]).all()
 

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 from test_chain import SMALL
@@ -93,6 +96,29 @@ def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
     (tmp_path / "last.pt").write_bytes(b"precious")
     assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "not a readable checkpoint")
     assert (tmp_path / "last.pt").read_bytes() == b"precious"
+    (tmp_path / "last.pt").rename(tmp_path / "best.pt")
+    assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "best.pt without last.pt")
+    assert (tmp_path / "best.pt").read_bytes() == b"precious"
+
+
+def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
+    hold = "import sys; from pathlib import Path; from engine.run_folder import lock; lock(Path(sys.argv[1])); print(); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    other.stdout.readline()
+    config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
+    assert_refused(cli(train.main, *config, "--data.root", tiny, "--out", tmp_path), "another process is training in")
+    other.communicate(b"\n")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_full_gpu_takes_one_line(cli):
+    def fill():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    code, _, stderr = cli(fill)
+    assert code == 1 and "the GPU has too little memory" in stderr and len(stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -114,6 +140,8 @@ def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
         Image.fromarray(np.full((128, 160), 255, np.uint8)).save(path)
     assert_refused(cli(evaluate.main, *seven, *common), "no labelled pixel")
     assert not out.exists()
+    out.write_text("precious")
+    assert_refused(cli(evaluate.main, *seven, *common), "is a file")
 
 
 def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):

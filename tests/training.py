@@ -36,8 +36,8 @@ def call(out: Path, root: Path, flags: tuple[str, ...] = UR, log: Path | None = 
 
 
 def call_and_die(out: Path, root: Path, where: str, time: int, flags: tuple[str, ...] = UR) -> None:
-    """train.py, killed when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (best.pt
-    named, last.pt not, or both), `validating` or `stepping`."""
+    """train.py, killed when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (a
+    checkpoint is named), `validating` or `stepping`."""
     owner, name = {
         "saving": (engine.checkpoint.os, "fsync"),
         "saved": (train, "save_checkpoint"),

@@ -15,6 +15,7 @@ import cv2
 from jsonargparse.typing import NonNegativeInt
 from tqdm import tqdm
 
+from engine import distributed
 from engine.provenance import share
 from errors import UserError
 
@@ -58,6 +59,7 @@ def process(
     print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
     for name, error in failures:
         print(f"failed: {name}: {error}", file=sys.stderr)
+    distributed.leave_together()
     return results, int(bool(failures))
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import EvaluateConfig, parse
@@ -31,6 +30,7 @@ from engine import distributed
 from engine.checkpoint import fingerprint, load_model
 from engine.crf import refine
 from engine.inference import most_likely, predict_probabilities
+from engine.loading import Watched, faults, loader
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from engine.pictures import evenly
 from engine.provenance import circumstances
@@ -39,6 +39,7 @@ from errors import UserError, run
 from methods.base import Method
 
 PICTURES = 4  # images of each kind in the report
+LOADER_TIMEOUT = 300  # seconds that an image may take to load
 
 
 def main() -> None:
@@ -94,38 +95,40 @@ def score(
     share = range(process.rank, len(dataset), process.world)
     spread = evenly(len(share), PICTURES)
     best, worst, others = [], [], []
-    loader = DataLoader(dataset, batch_size=None, sampler=share, num_workers=config.run.workers)
-    bar = tqdm(loader, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
-    for number, item in enumerate(bar):
-        image = item["image"].permute(1, 2, 0).numpy()
-        sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
-        with distributed.autocast(process.device, config.run.precision):
-            probabilities = predict_probabilities(
-                method.predict,
-                normalise(item["image"].to(process.device)),
-                config.inference,
-                sharpen if config.crf_per_scale else None,
-            )
-        if sharpen and not config.crf_per_scale:
-            probabilities = sharpen(probabilities)
-        prediction = most_likely(probabilities).cpu()
-        own = ConfusionMatrix(len(dataset.index.classes))
-        own.update(prediction, item["label"])
-        matrix.counts += own.counts
-        boundaries.update(prediction, item["label"])
-        miou = own.scores(dataset.index.classes)["miou"]
-        if math.isnan(miou):  # nothing labelled
-            continue
-        is_worst = len(worst) < PICTURES or miou < worst[-1].miou
-        is_best = len(best) < PICTURES or miou > best[-1].miou
-        if is_worst or is_best or number in spread:
-            shown = show(config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
-            if is_worst:
-                worst = sorted([*worst, shown], key=lambda one: one.miou)[:PICTURES]
-            if is_best:
-                best = sorted([*best, shown], key=lambda one: -one.miou)[:PICTURES]
-            if number in spread:
-                others.append(shown)
+    watched = Watched(dataset, config.run.workers)
+    images = loader(watched, config.run.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
+    with faults([watched], LOADER_TIMEOUT):
+        bar = tqdm(images, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
+        for number, item in enumerate(bar):
+            image = item["image"].permute(1, 2, 0).numpy()
+            sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
+            with distributed.autocast(process.device, config.run.precision):
+                probabilities = predict_probabilities(
+                    method.predict,
+                    normalise(item["image"].to(process.device)),
+                    config.inference,
+                    sharpen if config.crf_per_scale else None,
+                )
+            if sharpen and not config.crf_per_scale:
+                probabilities = sharpen(probabilities)
+            prediction = most_likely(probabilities).cpu()
+            own = ConfusionMatrix(len(dataset.index.classes))
+            own.update(prediction, item["label"])
+            matrix.counts += own.counts
+            boundaries.update(prediction, item["label"])
+            miou = own.scores(dataset.index.classes)["miou"]
+            if math.isnan(miou):  # nothing labelled
+                continue
+            is_worst = len(worst) < PICTURES or miou < worst[-1].miou
+            is_best = len(best) < PICTURES or miou > best[-1].miou
+            if is_worst or is_best or number in spread:
+                shown = show(config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
+                if is_worst:
+                    worst = sorted([*worst, shown], key=lambda one: one.miou)[:PICTURES]
+                if is_best:
+                    best = sorted([*best, shown], key=lambda one: -one.miou)[:PICTURES]
+                if number in spread:
+                    others.append(shown)
     for counts in (matrix, boundaries):
         counts.sum_over_processes(process.device)
     return matrix, boundaries, {"Worst images": worst, "Best images": best, "Others": others}

@@ -5,8 +5,8 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -50,7 +50,6 @@ class Loaders:
     def __init__(self, train_set: SegmentationDataset, val_set: SegmentationDataset, settings: TrainConfig, process: Process):
         self.train_set, self.val_set = Watched(train_set, settings.workers), Watched(val_set, settings.workers)
         self.settings, self.process = settings, process
-        atexit.register(kill_workers)
 
     def training(self, steps: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
@@ -63,33 +62,41 @@ class Loaders:
         share = range(self.process.rank, len(self.val_set), self.process.world)
         return self._loader(self.val_set, batch_size=None, sampler=share)
 
-    @contextmanager
-    def faults(self) -> Iterator[None]:
-        """Within it, a worker that dies, or takes longer than `loader_timeout`, is a Failure that names the file."""
-        try:
-            yield
-        except RuntimeError as error:  # torch raises it from a signal handler, so wherever the program is
-            dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
-            if not dead and "DataLoader timed out" not in str(error):
-                raise
-            pids = [int(pid) for pid in dead[1].split(",")] if dead else []
-            files = " or ".join(str(file) for data in (self.train_set, self.val_set) for file in data.read_by(pids))
-            if dead:
-                raise Failure(
-                    f"a loader worker died reading {files}: no memory left, or a file that kills its reader"
-                ) from error
-            limit = f"{self.settings.loader_timeout} s (--train.loader_timeout)"
-            raise Failure(f"no batch came in {limit}; the workers are at {files}") from error
+    def faults(self) -> AbstractContextManager[None]:
+        """`faults` of both splits."""
+        return faults([self.train_set, self.val_set], self.settings.loader_timeout)
 
     def _loader(self, watched: Watched, **how: object) -> DataLoader:
-        return DataLoader(
-            watched,
-            num_workers=self.settings.workers,
-            worker_init_fn=leave_to_main,
-            timeout=self.settings.loader_timeout if self.settings.workers else 0,
-            generator=torch.Generator(),  # else it draws from the one that the step's dropout comes from
-            **how,
-        )
+        return loader(watched, self.settings.workers, self.settings.loader_timeout, **how)
+
+
+def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataLoader:
+    """A DataLoader whose workers leave signals to the main process, and may take `timeout` seconds for a batch."""
+    atexit.register(kill_workers)
+    return DataLoader(
+        watched,
+        num_workers=workers,
+        worker_init_fn=leave_to_main,
+        timeout=timeout if workers else 0,
+        generator=torch.Generator(),  # else it draws from the one that the step's dropout comes from
+        **how,
+    )
+
+
+@contextmanager
+def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
+    """Within it, a worker that dies, or takes longer than `timeout` seconds, is a Failure that names the file."""
+    try:
+        yield
+    except RuntimeError as error:  # torch raises it from a signal handler, so wherever the program is
+        dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
+        if not dead and "DataLoader timed out" not in str(error):
+            raise
+        pids = [int(pid) for pid in dead[1].split(",")] if dead else []
+        files = " or ".join(str(file) for data in watched for file in data.read_by(pids))
+        if dead:
+            raise Failure(f"a loader worker died reading {files}: no memory left, or a file that kills its reader") from error
+        raise Failure(f"no batch came in {timeout} s; the workers are at {files}") from error
 
 
 def kill_workers() -> None:

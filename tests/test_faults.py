@@ -13,8 +13,11 @@ from conftest import REPOSITORY
 from torch.utils.data import get_worker_info
 from training import FLAGS
 
+import evaluate
 import train
 from datasets.segmentation import SegmentationDataset, TrainingOrder
+from errors import Failure
+from tools.batch import BatchConfig, process
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +122,23 @@ def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
         capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 1 and "no batch came in 2 s" in done.stderr
+
+
+def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(monkeypatch, checkpoints, tiny, tmp_path, cli):
+    read = SegmentationDataset.read
+    die = lambda self, position: os._exit(1) if get_worker_info() and position == 2 else read(self, position)  # noqa: E731
+    monkeypatch.setattr(SegmentationDataset, "read", die)
+    flags = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "out", "--run.workers", "1"]
+    code, _, stderr = cli(evaluate.main, *flags)
+    name = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()[2]
+    assert code == 1 and "a loader worker died reading" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_of_a_tool_that_is_killed_takes_one_line():
+    items = {"1": {}, "__import__('os')._exit(1)": {}, "2": {}}
+    with pytest.raises(Failure, match="a worker was killed"):
+        process(eval, items, lambda name: False, BatchConfig(workers=2), "files")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.provenance import share
-from errors import UserError
+from errors import Failure, UserError
 
 T = TypeVar("T")
 
@@ -45,17 +46,24 @@ def process(
     """`work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
 
     A UserError of one does not stop the rest: it is listed on stderr at the end. Returns the results in order of the
-    items, and the exit code: 1 where any failed, else 0. what: names the progress bar.
+    items, and the exit code: 1 where any failed, else 0. what: names the progress bar. Raises Failure where a worker was
+    killed.
     """
     mine = share(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
     results, failures = [], []
-    with parallel(config.workers, len(todo)) as mapping:
-        for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
-            if error is None:
-                results.append(result)
-            else:
-                failures.append((name, error))
+    try:
+        with parallel(config.workers, len(todo)) as mapping:
+            for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
+                if error is None:
+                    results.append(result)
+                else:
+                    failures.append((name, error))
+    except BrokenProcessPool as error:
+        raise Failure(
+            f"{what}: a worker was killed, for lack of memory perhaps; what is written stays, and the same command goes on "
+            "(--workers 1 takes the least memory)"
+        ) from error
     print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
     for name, error in failures:
         print(f"failed: {name}: {error}", file=sys.stderr)

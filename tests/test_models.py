@@ -135,6 +135,18 @@ def test_the_walk_keeps_its_precision_under_autocast():
     torch.testing.assert_close(got, dense_walk(query, key, value))
 
 
+def test_the_walks_gradients_survive_bfloat16_values():
+    """Rows of P near one-hot, whose gradients are small differences of large numbers."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = ((4 * torch.randn(2, 8, 6, 6, generator=generator)).requires_grad_() for _ in range(2))
+    value, weights = (torch.randn(2, 64, 6, 6, generator=generator).bfloat16() for _ in range(2))
+    got = torch.autograd.grad(walk(query, key, value), (query, key), weights)
+    exact = dense_walk(*(m.double() for m in (query, key, value)))
+    want = torch.autograd.grad(exact, (query, key), weights.double())
+    for ours, theirs in zip(got, want, strict=True):
+        assert (ours - theirs).norm() < 0.005 * theirs.norm()
+
+
 @pytest.mark.parametrize("shrink", [1, 2, 3])
 def test_random_walk_starts_as_the_identity_and_shrinks_its_energies(shrink):
     module = RandomWalk(16, shrink)

@@ -17,6 +17,11 @@ from methods.cc4s import CC4SConfig
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train come first: begun last, the longest would keep one process at work alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and parity cases; tests that need it skip without."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv and runs them all. Any argument of pytest may follow: bash test.sh -k colour
-# A process a core, a file at a time, those that train first. Tests on real data and published outputs need SEG_SHARED (see tests/conftest.py) and skip without.
+# A process a core, a file at a time, those that train first. Tests on real data and published outputs need SEG_SHARED (see
+# tests/conftest.py) and skip without.
 set -euo pipefail
 cd "$(dirname "$0")"
 bash tools/setup_venv.sh requirements-dev.txt

@@ -55,7 +55,7 @@ def step_times(command: list[str], steps: int, environment: dict[str, str] | Non
         )
         metrics, times = Path(out) / "metrics.jsonl", []
         while len(times) < steps:
-            written = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+            written = metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
             times += [time.perf_counter() - start] * (min(written, steps) - len(times))
             if process.poll() is not None and len(times) < steps:
                 raise RuntimeError(process.stderr.read().decode())

@@ -28,7 +28,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from benchmarks import textbook
-from benchmarks.measure import alone, conditions, repeat
+from benchmarks.measure import ROOT, alone, conditions, repeat
 from config import ModelConfig, TrainConfig, parse
 from datasets.segmentation import to_device
 from engine import distributed
@@ -114,7 +114,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     """One process's share: seconds of each timed step, and peak memory in bytes."""
     device = distributed.pick_device(config.device)
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
-    settings = yaml.safe_load((Path(__file__).parent.parent / f"configs/cc4s/{stage}.yaml").read_text())
+    settings = yaml.safe_load((ROOT / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
     method_config = CC4SConfig(**settings["method"])
     method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), config.classes).to(device)

@@ -72,7 +72,6 @@ class Loaders:
 
 def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataLoader:
     """A DataLoader whose workers leave signals to the main process, and may take `timeout` seconds for a batch."""
-    atexit.register(kill_workers)
     return DataLoader(
         watched,
         num_workers=workers,
@@ -99,6 +98,7 @@ def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
         raise Failure(f"no batch came in {timeout} s; the workers are at {files}") from error
 
 
+@atexit.register
 def kill_workers() -> None:
     """Ends workers that still run when the program ends. They ignore the SIGTERM (`leave_to_main`) that multiprocessing sends
     them then, and it would wait for ever for one that hangs."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 # Entries held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
-HELD = {"cpu": 2**21, "cuda": 2**26}
+HELD = {"cpu": 2**20, "cuda": 2**26}
 
 
 def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from config import Config, ModelConfig
-from datasets.demo import CLASSES, draw_demo
+from datasets import demo
 from engine.checkpoint import save_checkpoint
 from errors import run
 from methods import build_method
 from methods.cc4s import CC4SConfig
 
 REPOSITORY = Path(__file__).parent.parent
+WIDTH, HEIGHT = 96, 80  # of the tiny data set's pictures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,9 +34,12 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Eight training and three validation pictures of the demo kind; read only."""
+    """Eight training and three validation pictures of the demo kind, smaller; read only."""
     root = tmp_path_factory.mktemp("data") / "tiny"
-    draw_demo(root, train=8, val=3, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "WIDTH", WIDTH)
+        patch.setattr(demo, "HEIGHT", HEIGHT)
+        demo.draw_demo(root, train=8, val=3, seed=1)
     return root
 
 
@@ -43,7 +47,7 @@ def tiny(tmp_path_factory) -> Path:
 def checkpoints(tmp_path_factory):
     """A folder of untrained checkpoints: of the data's classes, and of three."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name, classes in (("seven.pt", CLASSES), ("three.pt", ("a", "b", "c"))):
+    for name, classes in (("seven.pt", demo.CLASSES), ("three.pt", ("a", "b", "c"))):
         config = Config(method=CC4SConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
         save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)
     (folder / "garbage.pt").write_bytes(b"no checkpoint")

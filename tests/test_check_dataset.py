@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from test_chain import SMALL
 
@@ -102,15 +102,15 @@ DAMAGE = {
     ),
     "other size": (lambda root: overwrite(root / "scribbles/demo_0001.png", np.zeros((9, 9), np.uint8)), ["is 9x9"]),
     "outside id": (
-        lambda root: overwrite(root / "scribbles/demo_0001.png", np.full((128, 160), 99, np.uint8)),
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.full((HEIGHT, WIDTH), 99, np.uint8)),
         ["label id 99 is outside"],
     ),
     "16 bits": (
-        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((128, 160), np.uint16)),
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((HEIGHT, WIDTH), np.uint16)),
         ["this is I;16"],
     ),
     "RGBA": (
-        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((128, 160, 4), np.uint8)),
+        lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((HEIGHT, WIDTH, 4), np.uint8)),
         ["this is RGBA", "--convert"],
     ),
     "leak": (lambda root: append(root / "ImageSets/Segmentation/train.txt", "demo_0009"), ["validation list"]),

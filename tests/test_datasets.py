@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import HEIGHT, WIDTH
 from PIL import Image
 
 from datasets import open_index
@@ -76,9 +77,9 @@ def test_what_is_missing_is_named(root, damage, message):
     (lambda root: (root / "JPEGImages/demo_0000.jpg").write_bytes(b""), "not a readable image"),
     (lambda root: (root / "JPEGImages/demo_0000.jpg").write_bytes(b"\xff\xd8 no picture"), "not a readable image"),
     (lambda root: (root / "scribbles/demo_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "not a readable label"),
-    (lambda root: Image.new("RGB", (160, 128)).save(root / "scribbles/demo_0000.png"), "palette or grey"),
-    (lambda root: Image.new("L", (160, 128), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7 classes"),
-    (lambda root: Image.new("L", (100, 128)).save(root / "scribbles/demo_0000.png"), "160x128 but its label map is 100x128"),
+    (lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "scribbles/demo_0000.png"), "palette or grey"),
+    (lambda root: Image.new("L", (WIDTH, HEIGHT), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7"),
+    (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"its label map is 100x{HEIGHT}"),
 ])  # fmt: skip
 def test_a_bad_file_is_named(root, damage, message):
     damage(root)
@@ -155,13 +156,13 @@ def test_images_are_normalised_by_channel_and_stay_channels_last():
 def with_superpixels(tiny, tmp_path):
     """A data set with two hand-made superpixels an image: left 0 and right 1, joined by one edge."""
     index, superpixels = open_index(tiny, "train", "scribbles"), Superpixels(tmp_path / "superpixels")
-    halves = np.zeros((128, 160), np.uint16)
-    halves[:, 80:] = 1
+    halves = np.zeros((HEIGHT, WIDTH), np.uint16)
+    halves[:, WIDTH // 2 :] = 1
     for name in index.names:
         for path in (superpixels.map(name), superpixels.boundary(name), superpixels.edges(name)):
             path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(halves).save(superpixels.map(name))
-        Image.fromarray(np.zeros((128, 160), np.uint8)).save(superpixels.boundary(name))
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(superpixels.boundary(name))
         np.savez(superpixels.edges(name), edges=np.array([[0, 1]], np.int32), weights=np.array([0.5], np.float32))
     return SegmentationDataset(index, still(65), superpixels)
 

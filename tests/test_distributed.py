@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import HEIGHT, REPOSITORY, WIDTH
 from training import BLPSEG, LOOP, UR
 
 import evaluate
@@ -115,7 +115,7 @@ def test_many_processes_count_what_one_counts(processes, checkpoints, tiny, tmp_
     done = launch(processes, REPOSITORY / "evaluate.py", *arguments, "--out", tmp_path / "many")
     assert done.returncode == 0, done.stderr
     one, many = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "many"))
-    assert np.sum(one["confusion_matrix"]) == 3 * 128 * 160, "three images, none twice"
+    assert np.sum(one["confusion_matrix"]) == 3 * HEIGHT * WIDTH, "three images, none twice"
     # One thread sums in another order than two: a pixel on the edge between two classes may change sides.
     assert np.abs(np.subtract(one["confusion_matrix"], many["confusion_matrix"])).sum() <= 10
     assert abs(one["boundary_iou"] - many["boundary_iou"]) < 1e-3

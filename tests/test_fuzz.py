@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import HEIGHT, WIDTH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -304,7 +305,7 @@ def test_links_in_a_list_are_read_but_never_written_through(root, tmp_path):
 
 
 def test_a_broken_label_among_good_ones_names_its_file(root):
-    Image.new("RGB", (160, 128)).save(root / "scribbles/demo_0003.png")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "scribbles/demo_0003.png")
     dataset = SegmentationDataset(open_index(root, "train", "scribbles"))
     read = [one_line_or_value(dataset.read, position) for position in range(len(dataset))]
     assert [item is None for item in read].count(True) == 1

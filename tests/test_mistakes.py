@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from test_chain import SMALL
 
@@ -30,14 +30,14 @@ TRAINING_MISTAKES = {
     "missing root": (lambda root: shutil.rmtree(root), [], "not found"),
     "empty split": (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text(""), [], "split is empty"),
     "id outside": (
-        lambda root: Image.fromarray(np.full((128, 160), 77, np.uint8)).save(root / "scribbles/demo_0001.png"),
+        lambda root: Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(root / "scribbles/demo_0001.png"),
         [],
         "label id 77 is outside",
     ),
     "sizes differ": (
         lambda root: Image.fromarray(np.zeros((10, 10), np.uint8)).save(root / "SegmentationClass/demo_0009.png"),
         [],
-        "160x128 but its label map is 10x10",
+        f"{WIDTH}x{HEIGHT} but its label map is 10x10",
     ),
     "unreadable image": (lambda root: (root / "JPEGImages/demo_0002.jpg").write_bytes(b"\xff"), [], "not a readable image"),
     "superpixels missing": (
@@ -124,7 +124,7 @@ def test_a_full_gpu_takes_one_line(cli):
 @pytest.mark.slow
 def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
     for path in (root / "scribbles").glob("*.png"):
-        Image.fromarray(np.full((128, 160), 255, np.uint8)).save(path)
+        Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
     config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
     assert cli(train.main, *config, "--data.root", root, "--out", tmp_path / "run")[0] == 0
     assert '"loss": 0.0' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
@@ -137,7 +137,7 @@ def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
     assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
     for path in (root / "SegmentationClass").glob("*.png"):
-        Image.fromarray(np.full((128, 160), 255, np.uint8)).save(path)
+        Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
     assert_refused(cli(evaluate.main, *seven, *common), "no labelled pixel")
     assert not out.exists()
     out.write_text("precious")
@@ -195,7 +195,7 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
     for name in names:
         whole = read_label(tmp_path / f"all/{name}.png")
         probabilities = np.load(tmp_path / f"all/probabilities/{name}.npz")["probabilities"]
-        assert probabilities.shape == (7, 128, 160) and (probabilities.argmax(axis=0) == whole).mean() > 0.95
+        assert probabilities.shape == (7, HEIGHT, WIDTH) and (probabilities.argmax(axis=0) == whole).mean() > 0.95
         assert (read_label(tmp_path / f"shards/{name}.png") == whole).all()
         assert set(np.unique(read_label(tmp_path / f"tags/{name}.png"))) <= {0, 1, 4}
         assert (read_label(tmp_path / f"classes/{name}.png") == np.where(whole <= 1, 255, whole)).all()

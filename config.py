@@ -181,8 +181,6 @@ class RunConfig:
     """auto takes CUDA where there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA"""
-    workers: NonNegativeInt = 2
-    """processes that load images"""
 
 
 @dataclass
@@ -215,6 +213,8 @@ class EvaluateConfig:
     """another evaluation's folder, to set the classes' scores beside in report.html"""
     scribbles: str = "scribbles"
     """shown in report.html where an image has them: a folder of data.root, or a path"""
+    workers: NonNegativeInt = 2
+    """processes that load images"""
     data: SplitConfig = field(default_factory=SplitConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     run: RunConfig = field(default_factory=RunConfig)

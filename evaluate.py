@@ -27,7 +27,7 @@ from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine import distributed
-from engine.checkpoint import fingerprint, load_model
+from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.crf import refine
 from engine.inference import most_likely, predict_probabilities
 from engine.loading import Watched, faults, loader
@@ -53,6 +53,8 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
     compared = read_compared(config.compare)
+    if config.crf_per_scale and config.crf == "none":
+        raise UserError("--crf_per_scale goes with --crf torch or pydensecrf")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
@@ -61,10 +63,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         draw_if_missing(config.data.root)
     distributed.wait_for_all()
     index = open_index(config.data.root, config.data.split, config.data.labels)
-    if len(index.classes) != len(method.classes):
-        raise UserError(
-            f"{config.checkpoint}: trained on {len(method.classes)} classes, {config.data.root} has {len(index.classes)}"
-        )
+    check_classes(method.classes, index.classes, config.checkpoint)
     dataset = SegmentationDataset(index)
     if process.is_main:
         check(dataset, config.data.split)
@@ -81,7 +80,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index))}
     with whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-    evaluation_report(out, record, shown, index.palette, compared)
+    evaluation_report(out, record, shown, compared)
     print(f"wrote {out / 'metrics.json'} and {out / 'report.html'}")
 
 
@@ -89,17 +88,17 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
 def score(
     method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
 ) -> tuple[ConfusionMatrix, BoundaryScores, dict[str, list[Shown]]]:
-    """Counts over the whole split, summed over the processes, and the best, the worst and some other images of this
-    process's share. Each process takes every n-th image, so none is counted twice."""
+    """Counts over the whole split, summed over the processes, and its best, its worst and some other images, which only the
+    main process gets. Each process takes every n-th image, so none is counted twice."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     share = range(process.rank, len(dataset), process.world)
-    spread = evenly(len(share), PICTURES)
+    spread = evenly(len(dataset), PICTURES)
     best, worst, others = [], [], []
-    watched = Watched(dataset, config.run.workers)
-    images = loader(watched, config.run.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
+    watched = Watched(dataset, config.workers)
+    images = loader(watched, config.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
     with faults([watched], LOADER_TIMEOUT):
         bar = tqdm(images, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
-        for number, item in enumerate(bar):
+        for position, item in zip(share, bar, strict=True):
             image = item["image"].permute(1, 2, 0).numpy()
             sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
             with distributed.autocast(process.device, config.run.precision):
@@ -121,17 +120,23 @@ def score(
                 continue
             is_worst = len(worst) < PICTURES or miou < worst[-1].miou
             is_best = len(best) < PICTURES or miou > best[-1].miou
-            if is_worst or is_best or number in spread:
-                shown = show(config, dataset, share[number], miou, image, probabilities, prediction, item["label"])
+            if is_worst or is_best or position in spread:
+                shown = show(config, dataset, position, miou, image, probabilities, prediction, item["label"])
                 if is_worst:
                     worst = sorted([*worst, shown], key=lambda one: one.miou)[:PICTURES]
                 if is_best:
                     best = sorted([*best, shown], key=lambda one: -one.miou)[:PICTURES]
-                if number in spread:
+                if position in spread:
                     others.append(shown)
     for counts in (matrix, boundaries):
         counts.sum_over_processes(process.device)
-    return matrix, boundaries, {"Worst images": worst, "Best images": best, "Others": others}
+    worst, best, others = (
+        [one for part in distributed.gathered(shown, process) for one in part] for shown in (worst, best, others)
+    )
+    worst.sort(key=lambda one: (one.miou, one.name))
+    best.sort(key=lambda one: (-one.miou, one.name))
+    others.sort(key=lambda one: one.name)
+    return matrix, boundaries, {"Worst images": worst[:PICTURES], "Best images": best[:PICTURES], "Others": others}
 
 
 def show(
@@ -149,7 +154,7 @@ def show(
     scribble = under(Path(config.data.root), config.scribbles) / f"{name}.png"
     try:
         scribbles = read_label(scribble) if scribble.is_file() else None
-    except UserError:  # only for the picture; training and tools.check_dataset tell of it
+    except UserError:  # it is only shown; what reads it to train or to check a data set tells of it
         scribbles = None
     entropy = torch.special.entr(probabilities).sum(dim=0) / math.log(len(probabilities))
     return Shown(

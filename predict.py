@@ -24,11 +24,11 @@ from config import PredictConfig, parse
 from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
-from datasets.index import IMAGE_SUFFIXES, Index, colour_map
+from datasets.index import IMAGE_SUFFIXES, Index
 from datasets.segmentation import read_fitting_label
 from datasets.transforms import normalise, to_tensor
 from engine import distributed
-from engine.checkpoint import fingerprint, load_model
+from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.crf import refine
 from engine.inference import predict_probabilities
 from engine.pictures import contact_sheet, evenly, overlay
@@ -121,8 +121,7 @@ def allowed_classes(config: PredictConfig, index: Index | None, classes: tuple[s
         return {}
     if index is None or index.tags is None:
         raise UserError("--tags: needs --split, and a tags.json in the data set")
-    if len(index.classes) != len(classes):
-        raise UserError(f"--tags: {config.images} has {len(index.classes)} classes, the checkpoint {len(classes)}")
+    check_classes(classes, index.classes, config.checkpoint)
     return {name: np.r_[True, tags] for name, tags in zip(index.names, index.tags, strict=True)}
 
 
@@ -149,15 +148,17 @@ def predict(
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)
         if config.crf != "none":
             probabilities = refine(probabilities, image, config.crf)
-        probabilities = probabilities.cpu().numpy()
-    label = pseudo_label(probabilities, thresholds, scribble) if config.pseudo_labels else most_likely(probabilities)
+    certainty, label = (maximum.cpu().numpy() for maximum in probabilities.max(dim=0))
+    label = label.astype(np.uint8)
+    if config.pseudo_labels:
+        label = pseudo_label(label, certainty, thresholds, scribble)
     if config.probabilities:
         with whole(out / "probabilities" / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, probabilities=probabilities.astype(np.float16))
+            np.savez_compressed(file, probabilities=probabilities.half().cpu().numpy())
     if not config.pseudo_labels:
         with whole(out / "overlays" / f"{name}.jpg") as temporary:
-            Image.fromarray(overlay(image, label, colour_map())).save(temporary, "JPEG", quality=90)
-    write_label(out / f"{name}.png", label, colour_map())
+            Image.fromarray(overlay(image, label)).save(temporary, "JPEG", quality=90)
+    write_label(out / f"{name}.png", label)
 
 
 def draw_gallery(images: dict[str, Path], out: Path) -> None:
@@ -166,7 +167,7 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
     if done:
         tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
         with whole(out / "gallery.jpg") as temporary:
-            contact_sheet(tiles, colour_map()).save(temporary, "JPEG", quality=90)
+            contact_sheet(tiles).save(temporary, "JPEG", quality=90)
 
 
 def find_images(images: Path, out: Path) -> dict[str, Path]:
@@ -180,20 +181,14 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
     return found
 
 
-def most_likely(probabilities: np.ndarray) -> np.ndarray:
-    """(C, H, W) probabilities -> (H, W) uint8 class ids."""
-    return probabilities.argmax(axis=0).astype(np.uint8)
+def pseudo_label(label: np.ndarray, certainty: np.ndarray, thresholds: np.ndarray, scribble: np.ndarray | None) -> np.ndarray:
+    """The most likely class where its probability is over its threshold, 255 elsewhere; a scribble's own label always wins
+    (CC4S, stage 2).
 
-
-def pseudo_label(probabilities: np.ndarray, thresholds: np.ndarray | float, scribble: np.ndarray | None = None) -> np.ndarray:
-    """The most likely class where its probability is over its threshold, 255 elsewhere; a scribble's own label always wins.
-
-    probabilities: (C, H, W) float. thresholds: (C,) float, or one for all. scribble: (H, W) uint8, 255 = unlabelled. Returns
-    (H, W) uint8 (CC4S, stage 2).
+    label: (H, W) uint8, the most likely classes. certainty: (H, W) float, their probabilities. thresholds: (C,) float.
+    scribble: (H, W) uint8, 255 = unlabelled. Returns (H, W) uint8.
     """
-    likely = most_likely(probabilities)
-    least = np.broadcast_to(thresholds, len(probabilities))[likely]
-    label = np.where(probabilities.max(axis=0) > least, likely, UNLABELLED).astype(np.uint8)
+    label = np.where(certainty > thresholds[label], label, UNLABELLED).astype(np.uint8)
     return label if scribble is None else np.where(scribble != UNLABELLED, scribble, label)
 
 

@@ -72,6 +72,8 @@ def train(config: Config, process: distributed.Process) -> int:
     method = build_method(config.method, config.model, len(classes))
     method.check_crop(config.data.crop)
     check_batch(settings, process, method.fewest_images)
+    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
+    method.check_steps(steps)
     use_superpixels(config, method, train_set, process)
     if unfinished:
         load_weights(method, unfinished, out / "last.pt", classes)
@@ -79,8 +81,6 @@ def train(config: Config, process: distributed.Process) -> int:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
-    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
-    method.check_steps(steps)
     if process.is_main:
         for fault in list_faults(train_set.index, val_set.index):
             print(f"note: {fault}")
@@ -122,8 +122,8 @@ def train(config: Config, process: distributed.Process) -> int:
     def review(step: int) -> None:
         """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
         nonlocal best
-        if log and not (out / "last.pt").exists():
-            save(step, reviewed=False)  # a best.pt without it would be taken for another's
+        if log:
+            save(step, reviewed=False)  # a validation may take longer than what stops the run will wait
         scores = validate(method, loaders, classes, settings.precision, process)
         if not log:
             return
@@ -133,7 +133,7 @@ def train(config: Config, process: distributed.Process) -> int:
             best = scores["miou"]
             save_checkpoint(out / "best.pt", method, config, classes, step=step, scores=scores)
         with distributed.autocast(device, settings.precision):
-            log.pictures(step, draw_shown(method, shown, val_set.index.palette, device))
+            log.pictures(step, draw_shown(method, shown, device))
         save(step, reviewed=True)
         training_report(out)
 
@@ -190,7 +190,8 @@ def train(config: Config, process: distributed.Process) -> int:
         training_report(out)
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
     elif log:
-        print(f"stopped by {signal.Signals(stop).name}: the same command goes on", file=sys.stderr)
+        again = "the same command without --fresh" if config.fresh else "the same command"
+        print(f"stopped by {signal.Signals(stop).name}: {again} goes on", file=sys.stderr)
     return 128 + stop if stop else 0
 
 
@@ -230,8 +231,9 @@ def raise_if_nonfinite(
             order = training_order(len(train_set), settings, step + 1, step, process)
             images = ", ".join(train_set.index.names[position] for batch in order for _, position in batch)
             raise Failure(
-                f"the loss is not finite at step {step + 1} ({terms}; images {images}): lower --train.lr, use another "
-                "--train.precision, or let --skip-nonfinite leave out some steps; the last checkpoint is from before"
+                f"the loss is not finite at step {step + 1} ({terms}; images {images}); the last checkpoint is from before: "
+                "leave out some steps by --skip-nonfinite, or start again, --fresh, with a lower --train.lr or another "
+                "--train.precision"
             )
 
 
@@ -239,8 +241,8 @@ def raise_if_broken(method: Method, step: int) -> None:
     """Raises Failure where a weight is not finite, before it is saved: a finite loss may have had another gradient."""
     if not torch.stack([weight.isfinite().all() for weight in method.parameters()]).all():
         raise Failure(
-            f"the weights are not finite after step {step}: lower --train.lr, or use another --train.precision; the last "
-            "checkpoint is from before"
+            f"the weights are not finite after step {step}; the last checkpoint is from before: start again, --fresh, with a "
+            "lower --train.lr or another --train.precision"
         )
 
 
@@ -283,7 +285,7 @@ def use_superpixels(config: Config, method: Method, train_set: SegmentationDatas
         return
     folder = under(Path(config.data.root), config.data.superpixels)
     if folder.is_dir():
-        train_set.superpixels = Superpixels(folder)
+        train_set.superpixels = Superpixels(folder, graph=method.needs_edges)
         train_set.superpixels.check(train_set.index.names)
         return
     remedy = f"python -m tools.superpixels {config.data.root} --split {config.data.train_split} --out {folder}"
@@ -327,7 +329,7 @@ def read_shown(dataset: SegmentationDataset, data: DataConfig) -> list[tuple[np.
 
 
 @torch.inference_mode()
-def draw_shown(method: Method, shown: list[tuple], palette: np.ndarray, device: torch.device) -> Image.Image:
+def draw_shown(method: Method, shown: list[tuple], device: torch.device) -> Image.Image:
     """The picture grid: image, label (where any image has one: pseudo-labels are of training images), prediction, truth."""
     labelled = any(label is not None for _, label, _ in shown)
     rows = []
@@ -335,7 +337,7 @@ def draw_shown(method: Method, shown: list[tuple], palette: np.ndarray, device: 
         probabilities = predict_probabilities(method.predict, normalise(to_tensor(image).to(device)), InferenceConfig())
         prediction = most_likely(probabilities).byte().cpu().numpy()
         rows.append([image, *([label] if labelled else []), prediction, truth])
-    return picture_grid(rows, ["image", *(["label"] if labelled else []), "prediction", "truth"], palette)
+    return picture_grid(rows, ["image", *(["label"] if labelled else []), "prediction", "truth"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The dense CRF in torch against pydensecrf: seconds an image and how far they are apart.
 
-    python -m benchmarks.crf DATA_ROOT/JPEGImages [--device cuda]
+    python -m benchmarks.crf PHOTOS [--device cuda]
 
 Ten mean-field steps with CC4S's parameters on photos resized to 500x375, with probabilities of smooth random regions. Runs
 alternate between the two; medians. pydensecrf runs on one CPU core whatever the device.
@@ -8,14 +8,16 @@ alternate between the two; medians. pydensecrf runs on one CPU core whatever the
 
 import json
 import statistics
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import torch
 import torch.nn.functional as F
 
+from config import parse
 from datasets.files import read_image
 from datasets.folder import images_below
 from engine.crf import refine
@@ -24,15 +26,23 @@ from errors import UserError, run
 HEIGHT, WIDTH, PHOTOS, ROUNDS = 375, 500, 3, 3
 
 
+@dataclass
+class CrfBenchmarkConfig:
+    """What is refined, and where."""
+
+    photos: str
+    """a folder of images, such as a data set's JPEGImages"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where torch's runs"""
+
+
 def main() -> None:
     """The command line above: prints the table and the rows as JSON. Raises UserError for a folder without images."""
-    arguments = sys.argv[1:]
-    device = arguments[2] if arguments[1:2] == ["--device"] and len(arguments) == 3 else "cpu"
-    if not arguments or (device == "cpu" and len(arguments) != 1):
-        raise UserError("python -m benchmarks.crf FOLDER_OF_PHOTOS [--device cuda]")
-    files = list(images_below(Path(arguments[0])).values())[:PHOTOS]
+    config = parse(CrfBenchmarkConfig, __doc__, positional=True)
+    device = config.device
+    files = list(images_below(Path(config.photos)).values())[:PHOTOS]
     if not files:
-        raise UserError(f"{arguments[0]}: no images in it")
+        raise UserError(f"{config.photos}: no images in it")
     photos = [cv2.resize(read_image(file), (WIDTH, HEIGHT)) for file in files]
     rows = [measure(classes, photos, device) for classes in (2, 21, 60)]
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {HEIGHT}x{WIDTH}, {len(photos)} photos")

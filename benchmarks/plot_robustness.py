@@ -1,16 +1,17 @@
 """Table and plot of benchmarks/robustness.sh: validation mIoU of each method against how much of the scribbles is left.
 
-    python -m benchmarks.plot_robustness runs/robustness
+    python -m benchmarks.plot_robustness FOLDER
 
 Prints a Markdown table and writes FOLDER/robustness.png.
 """
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
+from config import parse
 from errors import UserError, run
 
 matplotlib.use("Agg")
@@ -23,11 +24,17 @@ SERIES = {
 }
 
 
+@dataclass
+class PlotConfig:
+    """Where the study is."""
+
+    folder: str
+    """the OUT_ROOT of benchmarks/robustness.sh"""
+
+
 def main() -> None:
     """The command line above. Raises UserError where a run of the study is missing."""
-    if len(sys.argv) != 2:
-        raise UserError("give the folder of benchmarks/robustness.sh: python -m benchmarks.plot_robustness runs/robustness")
-    folder = Path(sys.argv[1])
+    folder = Path(parse(PlotConfig, __doc__, positional=True).folder)
     labels = list(dict.fromkeys(name for series in SERIES.values() for name in series.values()))
     miou = {(method, label): read_miou(folder / f"{method}_{label}") for method in METHODS for label in labels}
     print(f"| | {' | '.join(labels)} |")

@@ -21,7 +21,7 @@ def check(dataset: SegmentationDataset, name: str) -> None:
 
     def read(position: int) -> None:
         dataset.read(position)
-        if dataset.superpixels is not None:
+        if dataset.has_graph:
             dataset.read_graph(position)
 
     positions = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_READ, len(dataset))).round().astype(int)).tolist()

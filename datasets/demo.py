@@ -17,7 +17,6 @@ from skimage.color import hsv2rgb
 from skimage.graph import route_through_array
 
 from datasets.files import UNLABELLED, write_label
-from datasets.index import colour_map
 
 DEMO_ROOT = Path("data/demo")
 WIDTH, HEIGHT = 160, 128
@@ -47,12 +46,16 @@ def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> 
             rng = np.random.default_rng((seed, number))
             image, mask = draw_picture(rng)
             cv2.imwrite(str(partial / "JPEGImages" / f"{name}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-            write_label(partial / "SegmentationClass" / f"{name}.png", mask, colour_map())
-            write_label(partial / "scribbles" / f"{name}.png", draw_scribbles(mask, rng), colour_map())
+            write_label(partial / "SegmentationClass" / f"{name}.png", mask)
+            write_label(partial / "scribbles" / f"{name}.png", draw_scribbles(mask, rng))
         for split, members in (("train", names[:train]), ("val", names[train:])):
             (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(members) + "\n")
         (partial / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-        partial.rename(root)
+        try:
+            partial.rename(root)
+        except OSError:
+            if not root.exists():
+                raise  # else another process was quicker, and drew the same
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already where it has become `root`
 

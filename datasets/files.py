@@ -21,6 +21,20 @@ NO_SUPERPIXEL = 65535
 CONVERSION = "if its colours stand for classes, tools.check_dataset --convert writes ids"
 
 
+def _voc_palette() -> np.ndarray:
+    """The bits of an id, three at a time, from the top bits of red, green, blue down."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+"""PASCAL VOC's colours of the ids, (256, 3) uint8 RGB."""
+
+
 def read_image(path: Path) -> np.ndarray:
     """An image as (H, W, 3) uint8 RGB. Raises UserError where it is missing, unreadable, or says that it is absurdly large."""
     # cv2.imread would print warnings of its own about a bad file, and cannot say why it failed.
@@ -44,10 +58,10 @@ def read_label(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not a readable label image ({error})") from error
 
 
-def write_label(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
-    """Writes an (H, W) uint8 label map as a palette PNG, whole or not at all; palette: (256, 3) uint8."""
+def write_label(path: Path, label: np.ndarray) -> None:
+    """Writes an (H, W) uint8 label map as a PNG in the colours of `PALETTE`, whole or not at all."""
     image = Image.fromarray(label)
-    image.putpalette(palette.reshape(-1).tolist())
+    image.putpalette(PALETTE.reshape(-1).tolist())
     with whole(path) as temporary:
         image.save(temporary, "PNG")
 

@@ -6,7 +6,7 @@ ROOT/images/SPLIT.
 
 from pathlib import Path
 
-from datasets.index import IMAGE_SUFFIXES, Index, colour_map, label_paths, read_class_file, read_names, read_tags, under
+from datasets.index import IMAGE_SUFFIXES, Index, label_paths, read_class_file, read_names, read_tags, under
 from errors import UserError
 
 
@@ -35,7 +35,7 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None)
         raise UserError(f"{class_file} not found: write the class names there, one a line, in id order")
     classes = read_class_file(class_file)
     paths = None if labels is None else label_paths(under(root, labels), names)
-    return Index(names, tuple(images[name] for name in names), paths, classes, colour_map(), read_tags(root, names, classes))
+    return Index(names, tuple(images[name] for name in names), paths, classes, read_tags(root, names, classes))
 
 
 def images_below(folder: Path) -> dict[str, Path]:

@@ -19,8 +19,6 @@ class Index:
     images: tuple[Path, ...]
     labels: tuple[Path, ...] | None
     classes: tuple[str, ...]
-    palette: np.ndarray
-    """(256, 3) uint8"""
     tags: np.ndarray | None = None
     """which classes but the first an image shows, (images, classes - 1) bool, where the data set says so"""
 
@@ -106,13 +104,3 @@ def _read_lines(file: Path) -> list[str]:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable text file in UTF-8 ({error})") from error
-
-
-def colour_map() -> np.ndarray:
-    """PASCAL VOC's palette, (256, 3) uint8: the bits of an id, three at a time, from the top bits of red, green, blue down."""
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return palette

@@ -18,9 +18,11 @@ from errors import UserError
 
 @dataclass(frozen=True)
 class Superpixels:
-    """What `tools.superpixels` writes into `folder`, image by image."""
+    """What `tools.superpixels` writes into `folder`, image by image; `graph`: whether items have the maps and edge lists, or
+    the boundaries alone, which are much less to read."""
 
     folder: Path
+    graph: bool = True
 
     def map(self, name: str) -> Path:
         """The superpixel map, a 16-bit PNG."""
@@ -56,7 +58,8 @@ class SegmentationDataset(Dataset):
     An item is a dict: `image` (3, H, W) uint8; where the index has labels, `label` (H, W) uint8; where it has tags or labels,
     `tags` (C - 1,) float32 of 0 and 1, the classes that the data set says the image shows, else those labelled in it (all of
     it, not only the crop); with an augmentation, `outside` (H, W) bool, True where there is no image; with superpixels,
-    `superpixel` (H, W) int32, `boundary` (H, W) bool (True outside too), `edges` (M, 2) int64, `edge_weights` (M,) float32.
+    `boundary` (H, W) bool (True outside too), and with their graph `superpixel` (H, W) int32, `edges` (M, 2) int64 and
+    `edge_weights` (M,) float32.
     """
 
     def __init__(
@@ -66,6 +69,11 @@ class SegmentationDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether items have superpixels and their edges."""
+        return self.superpixels is not None and self.superpixels.graph
 
     def read(self, position: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The image (H, W, 3) uint8 RGB and its maps (H, W): `label` uint8, `superpixel` uint16, `boundary` uint8 (0 or 1).
@@ -78,8 +86,9 @@ class SegmentationDataset(Dataset):
         if self.index.labels is not None:
             maps["label"] = read_label(self.index.labels[position])
             check_ids(maps["label"], len(self.index.classes), self.index.labels[position])
-        if self.superpixels is not None:
+        if self.has_graph:
             maps["superpixel"] = read_superpixel(self.superpixels.map(name))
+        if self.superpixels is not None:
             maps["boundary"] = (read_label(self.superpixels.boundary(name)) > 0).astype(np.uint8)
         for kind, array in maps.items():
             if array.shape != image.shape[:2]:
@@ -106,7 +115,7 @@ class SegmentationDataset(Dataset):
             item["tags"] = torch.from_numpy(tags).float()
         for name in maps.keys() & {"outside", "boundary"}:
             item[name] = torch.from_numpy(maps[name]).bool()
-        if self.superpixels is not None:
+        if self.has_graph:
             superpixel = maps["superpixel"].astype(np.int32)
             superpixel[superpixel == NO_SUPERPIXEL] = -1
             edges, weights = self.read_graph(position)

@@ -9,7 +9,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from datasets.files import read_label, read_matlab
-from datasets.index import Index, colour_map, find_image, label_paths, read_class_file, read_names, read_tags, under
+from datasets.index import Index, find_image, label_paths, read_class_file, read_names, read_tags, under
 from datasets.source import Source, need
 from errors import UserError
 
@@ -35,7 +35,7 @@ def voc_index(root: str | Path, split: str, labels: str | Path | None = None) ->
     class_file = root / "classes.txt"
     classes = read_class_file(class_file) if class_file.is_file() else VOC_CLASSES
     paths = None if labels is None else label_paths(under(root, labels), names)
-    return Index(names, images, paths, classes, colour_map(), read_tags(root, names, classes))
+    return Index(names, images, paths, classes, read_tags(root, names, classes))
 
 
 def read_voc(voc: Path, sbd: Path | None) -> Source:

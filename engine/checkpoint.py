@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,15 +50,23 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def load_weights(method: Method, content: dict, path: str | Path, classes: tuple[str, ...]) -> None:
     """Fills `method` from a checkpoint's content. Raises UserError where that is of other classes or another network."""
-    if len(content["classes"]) != len(classes):
-        raise UserError(
-            f"{path}: trained on {len(content['classes'])} classes, the data has {len(classes)} ({', '.join(classes[:4])} ...)"
-        )
+    check_classes(content["classes"], classes, path)
     wanted, given = method.state_dict(), content["method"]
     differing = sorted(wanted.keys() ^ given.keys()) or [k for k in wanted if wanted[k].shape != given[k].shape]
     if differing:
         raise UserError(f"{path}: holds another network ({describe(content['config'])}; first difference: {differing[0]})")
     method.load_state_dict(given)
+
+
+def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Path) -> None:
+    """Raises UserError where a checkpoint's classes are not as many as the data's, or the same in another order. Names alone
+    may differ: data sets call one class by several, and a released file has none."""
+    if len(trained) != len(classes):
+        raise UserError(
+            f"{path}: trained on {len(trained)} classes, the data has {len(classes)} ({', '.join(classes[:4])} ...)"
+        )
+    if sorted(trained) == sorted(classes) and list(trained) != list(classes):
+        raise UserError(f"{path}: trained on the data's classes in another order ({', '.join(trained)}): see classes.txt")
 
 
 def load_model(path: str | Path) -> Method:

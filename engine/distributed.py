@@ -94,6 +94,15 @@ def largest(number: int, process: Process) -> int:
     return int(seen)
 
 
+def gathered(value: object, process: Process) -> list:
+    """Every process's value, in the order of their ranks, on the main process; nothing elsewhere."""
+    if process.world == 1:
+        return [value]
+    values = [None] * process.world if process.is_main else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all processes, on each of them; all of them call it."""
     if dist.is_initialized():

@@ -22,26 +22,30 @@ from errors import Failure, UserError
 class Watched(Dataset):
     """A data set that notes which process reads which image.
 
-    reading: (workers, 2) int64 in shared memory: each worker's process id, and the position of its image.
+    reading: (workers, 3) int64 in shared memory: each worker's process id, the position of its image, and whether it is at it
+    still (1) or has read it (0).
     """
 
     def __init__(self, dataset: SegmentationDataset, workers: int):
         self.dataset = dataset
-        self.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
+        self.reading = torch.full((workers, 3), -1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         worker = get_worker_info()
-        if worker is not None:
-            self.reading[worker.id] = torch.tensor([os.getpid(), key[1] if isinstance(key, tuple) else key])
-        return self.dataset[key]
+        if worker is None:
+            return self.dataset[key]
+        self.reading[worker.id] = torch.tensor([os.getpid(), key[1] if isinstance(key, tuple) else key, 1])
+        item = self.dataset[key]
+        self.reading[worker.id, 2] = 0
+        return item
 
     def read_by(self, pids: list[int]) -> list[Path]:
-        """The images that these processes read last; that any read, where none is given."""
+        """The images that these processes read last; without any, those that are being read."""
         images = self.dataset.index.images
-        return [images[position] for pid, position in self.reading.tolist() if position >= 0 and (pid in pids or not pids)]
+        return [images[at] for pid, at, busy in self.reading.tolist() if (pid in pids if pids else busy == 1)]
 
 
 class Loaders:

@@ -107,6 +107,5 @@ def table(scores: dict) -> str:
     ]
     lines += [f"{'mean':<{width}}  {percent(scores['miou'])}  {percent(scores['dice'])}"]
     lines += [f"{'pixel accuracy':<{width}}  {percent(scores['pixel_accuracy'])}"]
-    if "boundary_iou" in scores:
-        lines += [f"{'boundary IoU':<{width}}  {percent(scores['boundary_iou'])}"]
+    lines += [f"{'boundary IoU':<{width}}  {percent(scores['boundary_iou'])}"]
     return "\n".join(lines)

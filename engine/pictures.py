@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.files import UNLABELLED
+from datasets.files import PALETTE, UNLABELLED
 
 TILE = 192  # longer side of a tile, pixels
 GAP = 4
@@ -19,18 +19,18 @@ def evenly(length: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
 
 
-def colour(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 class ids -> (H, W, 3) uint8 in the palette's colours; 255 is light grey."""
-    picture = palette[label]
+def colour(label: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 class ids -> (H, W, 3) uint8 in the colours of `PALETTE`; 255 is light grey."""
+    picture = PALETTE[label]
     picture[label == UNLABELLED] = BLANK
     return picture
 
 
-def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A label (H, W) uint8 in the palette's colours on its faded image (H, W, 3) uint8; a dense one lets the image through."""
+def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A label (H, W) uint8 in the colours of `PALETTE` on its faded image (H, W, 3) uint8; a dense one lets it through."""
     picture = 128 + image // 2
     labelled = label != UNLABELLED
-    colours = palette[label[labelled]]
+    colours = PALETTE[label[labelled]]
     picture[labelled] = colours if labelled.mean() < 0.5 else colours // 2 + image[labelled] // 2
     return picture
 
@@ -38,12 +38,11 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray) -> np.nda
 def picture_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
     captions: Sequence[str],
-    palette: np.ndarray,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
     """Rows of tiles under captions, each row under its name where there are names. A tile is an image (H, W, 3) uint8, a label
     map (H, W) uint8, or None (blank)."""
-    tiles = [[None if tile is None else _tile(tile, palette) for tile in row] for row in rows]
+    tiles = [[None if tile is None else _tile(tile) for tile in row] for row in rows]
     sizes = [tile.size for row in tiles for tile in row if tile is not None]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
     step = height + GAP + (CAPTION if names else 0)
@@ -65,15 +64,15 @@ def picture_grid(
     return grid
 
 
-def contact_sheet(images: Sequence[np.ndarray], palette: np.ndarray) -> Image.Image:
+def contact_sheet(images: Sequence[np.ndarray]) -> Image.Image:
     """Images (H, W, 3) uint8 in rows of `SHEET_COLUMNS`."""
     rows = [images[start : start + SHEET_COLUMNS] for start in range(0, len(images), SHEET_COLUMNS)]
-    return picture_grid(rows, [""] * min(SHEET_COLUMNS, len(images)), palette)
+    return picture_grid(rows, [""] * min(SHEET_COLUMNS, len(images)))
 
 
-def _tile(array: np.ndarray, palette: np.ndarray) -> Image.Image:
+def _tile(array: np.ndarray) -> Image.Image:
     is_label = array.ndim == 2
-    image = Image.fromarray(colour(array, palette) if is_label else array)
+    image = Image.fromarray(colour(array) if is_label else array)
     factor = TILE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.NEAREST if is_label else Image.Resampling.BILINEAR)

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets.files import UNLABELLED, whole
+from datasets.files import PALETTE, UNLABELLED, whole
 from engine.pictures import picture_grid
 
 matplotlib.use("Agg")
@@ -73,9 +73,7 @@ def training_report(run: Path) -> None:
     _write(run, title=f"Training: {run.name}", lead=lead, figures=figures, curves=curves, pictures=pictures, conditions=config)
 
 
-def evaluation_report(
-    out: Path, record: dict, shown: dict[str, list[Shown]], palette: np.ndarray, compared: tuple[str, dict] | None = None
-) -> None:
+def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], compared: tuple[str, dict] | None = None) -> None:
     """Writes OUT/report.html. record: what metrics.json holds. shown: images under their headings.
     compared: the name and metrics.json of another evaluation, for the table."""
     classes = list(record["iou"])
@@ -91,10 +89,10 @@ def evaluation_report(
     for title, some in shown.items():  # an image of a small split may be of several kinds
         parts[title] = [one for one in some if one.name not in seen]
         seen |= {one.name for one in some}
-    colours = [(name, "rgb({}, {}, {})".format(*palette[number])) for number, name in enumerate(classes)]
+    colours = [(name, "rgb({}, {}, {})".format(*PALETTE[number])) for number, name in enumerate(classes)]
     legend = "Each with its own mIoU. Errors in red; entropy from dark (certain) to yellow (all classes alike)."
     pictures = [
-        {"title": title, "legend": legend, "colours": colours, "picture": _embed(_grid(part, palette))}
+        {"title": title, "legend": legend, "colours": colours, "picture": _embed(_grid(part))}
         for title, part in parts.items()
         if part
     ]
@@ -119,7 +117,7 @@ def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _grid(shown: Sequence[Shown], palette: np.ndarray) -> Image.Image:
+def _grid(shown: Sequence[Shown]) -> Image.Image:
     viridis = matplotlib.colormaps["viridis"]
     columns = ["image", "scribbles", "prediction", "truth", "errors", "entropy"]
     rows = [
@@ -137,7 +135,7 @@ def _grid(shown: Sequence[Shown], palette: np.ndarray) -> Image.Image:
         columns.pop(1)
         rows = [[row[0], *row[2:]] for row in rows]
     labels = [f"{one.name}  {_percent(one.miou)}" for one in shown]
-    return picture_grid(rows, columns, palette, labels)
+    return picture_grid(rows, columns, labels)
 
 
 def _table(record: dict, compared: tuple[str, dict] | None) -> dict:

@@ -17,22 +17,27 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.files import whole
-from datasets.index import Index
+from datasets.index import Index, under
+from engine.checkpoint import fingerprint as file_hash
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances
 from errors import UserError
 
-# What may change between a run's beginning and its going on, since no weight depends on it.
-FREE = ("out", "fresh", "train.device", "train.workers", "train.loader_timeout")
+# What may change between a run's beginning and its going on, since no weight depends on it (of a step that has finite losses).
+FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout")
+
+# What predict.py, tools.scribbles and tools.points write beside labels, to say how they were made.
+LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json")
 
 
 def read_unfinished(config: Config) -> dict | None:
-    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`.
+    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh` (unless it is torchrun that
+    starts the same command again).
 
     Raises UserError where that run had other settings, naming them, or where OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
-    if config.fresh:
+    if config.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
     if not last.exists():
         if (last.parent / "best.pt").exists():  # training saves last.pt first
@@ -54,7 +59,7 @@ def read_unfinished(config: Config) -> dict | None:
 def start(config: Config, data: dict[str, Index], process_count: int, device: str, first: int) -> None:
     """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
 
-    Raises UserError where it cannot be written, or where another process trains in it.
+    Raises UserError where it cannot be written, where another process trains in it, or where it is taken up with other data.
     """
     out = Path(config.out)
     try:
@@ -64,10 +69,17 @@ def start(config: Config, data: dict[str, Index], process_count: int, device: st
             for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
                 for file in out.glob(old):
                     file.unlink()
+        record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
+        origin = {"data": {split: fingerprint(index) for split, index in data.items()}} | made_from(config)
+        changed = [name for name, now in origin.items() if record.get(name, now) != now]
+        if changed:
+            raise UserError(
+                f"{out} holds a run whose {' and '.join(changed)} changed since (its run.json tells from what): choose another "
+                "--out, or --fresh to delete it"
+            )
         with whole(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
-        record["data"] = {split: fingerprint(index) for split, index in data.items()}
+        record |= origin
         record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
         with whole(out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -88,6 +100,14 @@ def fingerprint(index: Index) -> dict:
     """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
     names = "\n".join(index.names).encode()
     return {"images": len(index), "list_sha256": hashlib.sha256(names).hexdigest(), "classes": list(index.classes)}
+
+
+def made_from(config: Config) -> dict:
+    """Hashes of what the settings only point to: the checkpoint of --init, and the records beside labels that were made."""
+    labels = under(Path(config.data.root), config.data.labels)
+    records = {name: file_hash(labels / name) for name in LABEL_RECORDS if (labels / name).is_file()}
+    init = {"init": file_hash(config.init)} if config.init and Path(config.init).is_file() else {}
+    return {"labels": records} | init
 
 
 class Log:

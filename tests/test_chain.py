@@ -48,7 +48,7 @@ def chain(tiny, tmp_path_factory):
     }.items():
         done = script(f"train_seg_{name}.sh", *SMALL, OUT=out / name.lower(), **data, **changes)
         assert done.returncode == 0, done.stderr
-        done = script("evaluate.sh", "--run.workers", "0", CHECKPOINT=out / name.lower() / "best.pt", DATA_ROOT=tiny)
+        done = script("evaluate.sh", "--workers", "0", CHECKPOINT=out / name.lower() / "best.pt", DATA_ROOT=tiny)
         assert done.returncode == 0, done.stderr
         (out / name.lower() / "evaluation.txt").write_text(done.stdout)
     return out
@@ -101,10 +101,11 @@ def test_pseudo_labels_keep_every_scribble_and_say_where_they_come_from(chain, t
 
 
 def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
-    probabilities = np.array([[[0.95, 0.5, 0.05, 0.9]], [[0.05, 0.5, 0.95, 0.1]]])
-    assert predict.pseudo_label(probabilities, 0.9).tolist() == [[0, 255, 1, 255]]
-    scribble = np.array([[1, 0, 255, 255]], np.uint8)
-    assert predict.pseudo_label(probabilities, 0.9, scribble).tolist() == [[1, 0, 1, 255]]
+    label, certainty = np.array([[0, 0, 1, 0, 1]], np.uint8), np.array([[0.95, 0.5, 0.95, 0.9, 0.6]])
+    thresholds = np.array([0.9, 0.5])
+    assert predict.pseudo_label(label, certainty, thresholds, None).tolist() == [[0, 255, 1, 255, 1]]
+    scribble = np.array([[1, 0, 255, 255, 255]], np.uint8)
+    assert predict.pseudo_label(label, certainty, thresholds, scribble).tolist() == [[1, 0, 1, 255, 1]]
 
 
 @pytest.mark.slow
@@ -123,10 +124,10 @@ def test_blpseg_trains_evaluates_and_predicts(tiny, tmp_path):
     assert problems(out) == []
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(first["label_preference"] + first["scribble"])
-    done = script("evaluate.sh", "--preset", "blpseg", "--run.workers", "0", CHECKPOINT=out / "best.pt", DATA_ROOT=tiny)
+    done = script("evaluate.sh", "--preset", "blpseg", "--workers", "0", CHECKPOINT=out / "best.pt", DATA_ROOT=tiny)
     assert done.returncode == 0 and "pixel accuracy" in done.stdout, done.stderr
     checkpoint, images = str(out / "best.pt"), str(tiny / "JPEGImages")
-    flags = ["--checkpoint", checkpoint, "--images", images, "--out", str(tmp_path / "masks"), "--run.workers", "0"]
+    flags = ["--checkpoint", checkpoint, "--images", images, "--out", str(tmp_path / "masks")]
     done = subprocess.run([sys.executable, REPOSITORY / "predict.py", *flags], capture_output=True, text=True)
     assert done.returncode == 0 and len(list((tmp_path / "masks").glob("*.png"))) == 11, done.stderr
 

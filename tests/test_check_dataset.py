@@ -14,8 +14,7 @@ import predict
 import train
 from datasets import open_index
 from datasets.demo import CLASSES
-from datasets.files import read_label
-from datasets.index import colour_map
+from datasets.files import PALETTE, read_label
 from tools import check_dataset, scribbles, superpixels
 
 
@@ -88,7 +87,7 @@ def nothing_labelled(root):
 
 def coloured(root):
     for path in (root / "scribbles").glob("*.png"):
-        overwrite(path, np.where((label := read_label(path))[..., None] == 255, 224, colour_map()[label]).astype(np.uint8))
+        overwrite(path, np.where((label := read_label(path))[..., None] == 255, 224, PALETTE[label]).astype(np.uint8))
 
 
 DAMAGE = {

@@ -10,8 +10,7 @@ from PIL import Image
 
 from datasets import open_index
 from datasets.demo import CLASSES, draw_demo
-from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_label, write_label
-from datasets.index import colour_map
+from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_label, write_label
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
 from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
 from datasets.voc import VOC_CLASSES
@@ -45,8 +44,7 @@ def test_labels_may_be_a_path(root, tmp_path):
 
 
 def test_palette_is_vocs():
-    palette = colour_map()
-    assert palette[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
+    assert PALETTE[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
 
@@ -92,9 +90,9 @@ def test_a_bad_file_is_named(root, damage, message):
 
 def test_labels_round_trip_with_their_palette(tmp_path):
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_label(tmp_path / "label.png", label, colour_map())
+    write_label(tmp_path / "label.png", label)
     assert (read_label(tmp_path / "label.png") == label).all()
-    assert (np.asarray(Image.open(tmp_path / "label.png").convert("RGB")) == colour_map()[label]).all()
+    assert (np.asarray(Image.open(tmp_path / "label.png").convert("RGB")) == PALETTE[label]).all()
 
 
 # The transform
@@ -194,6 +192,14 @@ def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(
         assert dataset[(0, number)]["tags"].tolist() == present and sum(present) > 0
 
 
+def test_boundaries_may_come_without_the_graph(with_superpixels):
+    whole = with_superpixels[(0, 1)]
+    with_superpixels.superpixels = Superpixels(with_superpixels.superpixels.folder, graph=False)
+    item = with_superpixels[(0, 1)]
+    assert whole.keys() - item.keys() == {"superpixel", "edges", "edge_weights"}
+    assert torch.equal(item["boundary"], whole["boundary"]) and torch.equal(item["image"], whole["image"])
+
+
 def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):
     batch = collate([with_superpixels[(epoch, 0)] for epoch in range(6)])
     for number, superpixel in enumerate(batch["superpixel"]):
@@ -239,6 +245,9 @@ def test_demo_is_the_same_for_the_same_seed(tmp_path):
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     content = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in "abc"}
     assert content["a"] == content["b"] != content["c"]
+    draw_demo(tmp_path / "a", train=2, val=1)  # as another process may have drawn it meanwhile
+    assert content["a"] == [(tmp_path / "a" / file).read_bytes() for file in files]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_demo_scribbles_agree_with_the_masks_and_are_sparse(tiny):

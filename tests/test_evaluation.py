@@ -61,7 +61,7 @@ def test_best_and_worst_images_are_the_best_and_the_worst(checkpoints, tiny, mon
     dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"))
     monkeypatch.setattr(evaluate, "PICTURES", 2)
     method = load_model(checkpoints / "seven.pt")
-    config = EvaluateConfig(checkpoint="", run=RunConfig(precision="fp32", workers=0))
+    config = EvaluateConfig(checkpoint="", workers=0, run=RunConfig(precision="fp32"))
     process = distributed.Process(0, 1, torch.device("cpu"))
     _, _, shown = evaluate.score(method, dataset, config, process)
     everything = []

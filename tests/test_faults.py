@@ -15,7 +15,9 @@ from training import FLAGS
 
 import evaluate
 import train
+from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder
+from engine.loading import Watched, loader
 from errors import Failure
 from tools.batch import BatchConfig, process
 
@@ -65,6 +67,9 @@ def test_some_such_steps_are_left_out_where_it_is_asked_for(monkeypatch, tiny, t
     poison(monkeypatch, 1, 3)
     code, _, stderr = cli(train.main, *flags, tmp_path / "one", "--skip-nonfinite", "1")
     assert code == 1 and "not finite at step 3" in stderr
+    poison(monkeypatch, 1)  # the next, which was the third
+    assert cli(train.main, *flags, tmp_path / "one", "--skip-nonfinite", "2")[0] == 0
+    assert state(tmp_path / "one")["skipped"] == 2, "the run went on with more allowed"
 
 
 def test_weights_that_are_not_finite_are_not_saved(monkeypatch, tiny, tmp_path, cli):
@@ -108,6 +113,13 @@ def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_pa
     assert time.monotonic() - start < 30
 
 
+def test_a_file_that_has_been_read_is_not_blamed(tiny):
+    watched = Watched(SegmentationDataset(open_index(tiny, "train", "scribbles")), workers=1)
+    assert len(list(loader(watched, 1, 60, batch_size=None))) == 8
+    assert watched.read_by([]) == []
+    assert watched.read_by([int(watched.reading[0, 0])]) == [watched.dataset.index.images[7]]
+
+
 def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
     hang = """if True:
         import sys, time, training
@@ -130,7 +142,7 @@ def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(monkeypat
     read = SegmentationDataset.read
     die = lambda self, position: os._exit(1) if get_worker_info() and position == 2 else read(self, position)  # noqa: E731
     monkeypatch.setattr(SegmentationDataset, "read", die)
-    flags = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "out", "--run.workers", "1"]
+    flags = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "out", "--workers", "1"]
     code, _, stderr = cli(evaluate.main, *flags)
     name = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()[2]
     assert code == 1 and "a loader worker died reading" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]

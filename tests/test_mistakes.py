@@ -53,6 +53,11 @@ TRAINING_MISTAKES = {
         ["--method.consistency", "1", "--method.view", "random", "--model.shrink", "2", "--data.crop", "73"],
         "choose 65",
     ),
+    "shrink without a walk": (
+        lambda root: None,
+        ["--method.network", "baseline", "--method.soft_entropy", "0", "--model.shrink", "2"],
+        "set --method.network random_walk",
+    ),
     "label of a shown image": (
         lambda root: (root / "scribbles/demo_0009.png").write_bytes(b"broken"),
         [],
@@ -132,13 +137,17 @@ def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
 
 def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
     out, seven = tmp_path / "evaluation", ["--checkpoint", checkpoints / "seven.pt"]
-    common = ["--data.root", root, "--out", out, "--run.workers", "0"]
+    common = ["--data.root", root, "--out", out, "--workers", "0"]
     assert_refused(cli(evaluate.main, "--checkpoint", checkpoints / "three.pt", *common), "3 classes")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
+    assert_refused(cli(evaluate.main, *seven, *common, "--crf_per_scale", "true"), "goes with --crf")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
     for path in (root / "SegmentationClass").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
     assert_refused(cli(evaluate.main, *seven, *common), "no labelled pixel")
+    names = (root / "classes.txt").read_text().split()
+    (root / "classes.txt").write_text("\n".join(names[::-1]))
+    assert_refused(cli(evaluate.main, *seven, *common), "classes in another order (background, disc, ")
     assert not out.exists()
     out.write_text("precious")
     assert_refused(cli(evaluate.main, *seven, *common), "is a file")

@@ -16,8 +16,7 @@ import evaluate
 import train
 from datasets import CLASS_LISTS, open_index
 from datasets.coco import draw_instances
-from datasets.files import read_label
-from datasets.index import colour_map
+from datasets.files import PALETTE, read_label
 from datasets.segmentation import SegmentationDataset, collate
 from tools import prepare, scribbles
 
@@ -33,7 +32,7 @@ def picture(path, seed=0):
 def label_png(path, label):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
-    image.putpalette(colour_map().reshape(-1).tolist())
+    image.putpalette(PALETTE.reshape(-1).tolist())
     image.save(path)
 
 

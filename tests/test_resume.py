@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,8 @@ def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
+    if where == "validating":  # in the second one: nothing of the steps before it is lost
+        assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 4
     child = processes.Process(target=call, args=(tmp_path / "run", tiny))
     child.start()
     child.join()
@@ -121,7 +124,31 @@ def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path,
     assert [session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"]] == [False, True]
 
 
-def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli):
+def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints, tmp_path, cli):
+    init = shutil.copy(checkpoints / "seven.pt", tmp_path / "init.pt")
+    arguments = [*FLAGS, "--train.steps", "1", "--data.root", root, "--init", init, "--out", tmp_path / "run"]
+    assert cli(train.main, *arguments)[0] == 0
+    before = (tmp_path / "run/last.pt").read_bytes()
+    assert cli(train.main, *arguments)[0] == 0
+
+    def refused(what):
+        code, _, stderr = cli(train.main, *arguments)
+        assert code == 2 and f"holds a run whose {what} changed since" in stderr and len(stderr.splitlines()) == 1
+        assert (tmp_path / "run/last.pt").read_bytes() == before
+
+    (root / "scribbles/pseudo_labels.json").write_text('{"threshold": 0.5}')
+    refused("labels")
+    shutil.copy(tmp_path / "run/best.pt", init)
+    refused("labels and init")
+    (root / "scribbles/pseudo_labels.json").unlink()
+    init.unlink()  # no longer needed, so it may be gone
+    assert cli(train.main, *arguments)[0] == 0
+    names = root / "ImageSets/Segmentation/train.txt"
+    names.write_text("\n".join(names.read_text().split()[1:]))
+    refused("data")
+
+
+def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli, monkeypatch):
     before = (whole / "last.pt").read_bytes()
     arguments = [*FLAGS, "--data.root", tiny, "--out"]
     assert cli(train.main, *arguments, whole)[0] == 0
@@ -132,6 +159,11 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
     assert (whole / "last.pt").read_bytes() == before
 
     out = tmp_path / "run"
+    with monkeypatch.context() as again:  # torchrun gives the flags that it was given before
+        again.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert cli(train.main, *arguments, whole, "--fresh")[0] == 0
+    assert (whole / "last.pt").read_bytes() == before
+
     assert cli(train.main, *arguments, out, "--train.steps", "2")[0] == 0
     assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
     assert torch.load(out / "last.pt", weights_only=True)["step"] == 1

@@ -20,8 +20,8 @@ from config import parse
 from datasets import open_index
 from datasets.check import list_faults
 from datasets.demo import draw_if_missing
-from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
-from datasets.index import Index, colour_map, under
+from datasets.files import PALETTE, UNLABELLED, read_image, read_label, whole, write_label
+from datasets.index import Index, under
 from datasets.segmentation import read_fitting_label
 from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim
@@ -187,16 +187,16 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
         except UserError:  # is among the problems already
             continue
         if label.shape == image.shape[:2]:
-            tiles.append(overlay(image, label, index.palette))
+            tiles.append(overlay(image, label))
     if tiles:
         with whole(Path(config.sheet)) as temporary:
-            contact_sheet(tiles, index.palette).save(temporary, "PNG")
+            contact_sheet(tiles).save(temporary, "PNG")
         print(f"contact sheet: {config.sheet}")
 
 
 def convert(config: CheckConfig) -> int:
     """Writes the coloured labels of the training split as ids; returns the exit code."""
-    colours = read_colours(Path(config.colours)) if config.colours else colour_map()
+    colours = read_colours(Path(config.colours)) if config.colours else PALETTE
     train = open_index(config.root, config.train_split, config.labels)
     out = Path(config.convert)
     claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours})
@@ -228,7 +228,7 @@ def write_ids(out: Path, number_of: dict[tuple[int, int, int], int], name: str, 
     if unknown:
         raise UserError(f"{path}: the colour {unknown[0]} is no class's; name the colours by --colours")
     ids = np.array([number_of.get(tuple(colour), UNLABELLED) for colour in colours.tolist()], np.uint8)
-    write_label(out / f"{name}.png", ids[where].reshape(picture.shape[:2]), colour_map())
+    write_label(out / f"{name}.png", ids[where].reshape(picture.shape[:2]))
 
 
 if __name__ == "__main__":

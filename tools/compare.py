@@ -53,7 +53,7 @@ def main() -> None:
     index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(runs, SegmentationDataset(index), under(Path(config.data.root), config.scribbles), config.rows)
-    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"], index.palette).save(out, "PNG")
+    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(out, "PNG")
     print(f"pictures: {out}")
 
 

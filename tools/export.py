@@ -25,7 +25,7 @@ from config import parse
 from datasets.files import whole
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
-from errors import UserError, run
+from errors import Failure, UserError, run
 from methods.base import Method
 
 SHAPES = ((1, 3, 97, 97), (2, 3, 129, 161), (3, 3, 100, 75))  # compared after the export: odd sizes, several batches
@@ -66,7 +66,7 @@ def main() -> None:
     model = to_onnx(method)
     difference = largest_difference(method, model)
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"the exported network's logits differ from PyTorch's by {difference:.1e} of their largest value")
+        raise Failure(f"the exported network's logits differ from PyTorch's by {difference:.1e} of their largest value")
     with whole(out) as temporary:
         temporary.write_bytes(model)
     shapes = ", ".join("x".join(map(str, shape)) for shape in SHAPES)

@@ -19,7 +19,7 @@ from config import parse
 from datasets import class_names
 from datasets.files import UNLABELLED, read_image, write_label
 from datasets.folder import images_below
-from datasets.index import check_name, colour_map
+from datasets.index import check_name
 from datasets.strokes import line
 from engine.provenance import claim
 from errors import UserError, run
@@ -75,7 +75,7 @@ def write(out: Path, classes: tuple[str, ...], width: int, name: str, item: tupl
     image, clicks = item
     if image is None:
         raise UserError("no image of this name")
-    write_label(out / f"{name}.png", point_label(clicks, classes, width, read_image(image).shape[:2]), colour_map())
+    write_label(out / f"{name}.png", point_label(clicks, classes, width, read_image(image).shape[:2]))
 
 
 def point_label(clicks: list, classes: tuple[str, ...], width: int, shape: tuple[int, int]) -> np.ndarray:

@@ -27,7 +27,6 @@ from datasets.camvid import read_camvid
 from datasets.cityscapes import read_cityscapes
 from datasets.coco import read_coco
 from datasets.files import whole, write_label
-from datasets.index import colour_map
 from datasets.pascal_context import read_context
 from datasets.source import Source
 from datasets.voc import read_voc
@@ -146,7 +145,7 @@ def write_map(out: Path, read, name: str, entry: Any) -> None:
         with whole(path) as temporary:
             Image.fromarray(array).save(temporary, "PNG")
     else:
-        write_label(path, array, colour_map())
+        write_label(path, array)
 
 
 def link_images(source: Source, out: Path) -> None:

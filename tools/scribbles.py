@@ -20,7 +20,6 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from config import parse_command
 from datasets import class_names
 from datasets.files import UNLABELLED, read_label, write_label
-from datasets.index import colour_map
 from datasets.scribbles import draw_scribbles, generator
 from datasets.scribblesup import read_annotation
 from datasets.strokes import drop, shrink
@@ -121,7 +120,7 @@ def files_in(folder: Path, suffix: str) -> dict[str, Path]:
 def write(make: Callable, config: BatchConfig, name: str, path: Path) -> np.ndarray:
     """Writes OUT/NAME.png; returns how many pixels have each id in it and in what it was made from, (2, 256) int64."""
     label, source = make(config, name, path)
-    write_label(Path(config.out) / f"{name}.png", label, colour_map())
+    write_label(Path(config.out) / f"{name}.png", label)
     return np.stack([np.bincount(array.reshape(-1), minlength=256) for array in (label, source)])
 
 

@@ -21,7 +21,6 @@ from jsonargparse.typing import NonNegativeInt
 
 from config import InferenceConfig, parse
 from datasets.files import read_image, whole
-from datasets.index import colour_map
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
 from engine.inference import most_likely, predict_probabilities
@@ -73,7 +72,7 @@ def main() -> None:
     second += [None] * (columns - len(second))
     names = ["image, predictions before and after, entropy before and after", "where the walk goes from each point"]
     with whole(Path(config.out)) as temporary:
-        picture_grid([first, second], [""] * columns, colour_map(), names).save(temporary, "PNG")
+        picture_grid([first, second], [""] * columns, names).save(temporary, "PNG")
     print(f"{config.out}: mean entropy {entropies[0].mean():.3f} before, {entropies[1].mean():.3f} after, of at most 1")
     for (x, y), row in zip(config.points, rows, strict=True):
         spread = math.exp(-(row * np.log(row.clip(min=1e-30))).sum())

@@ -125,7 +125,7 @@ def test_many_processes_count_what_one_counts(processes, checkpoints, tiny, tmp_
     assert np.abs(np.subtract(one["confusion_matrix"], many["confusion_matrix"])).sum() <= 10
     assert abs(one["boundary_iou"] - many["boundary_iou"]) < 1e-3
     one, many = (picture_sizes(tmp_path / name / "report.html") for name in ("one", "many"))
-    assert len(one) >= 3 and one == many, "the best, the worst and other images of all processes are shown"
+    assert one and one == many, "all processes' images are shown"
 
 
 def picture_sizes(page):

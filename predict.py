@@ -4,8 +4,9 @@
     python predict.py --checkpoint runs/ss/best.pt --images DATA_ROOT --split train --pseudo_labels --threshold 0.9 \\
         --scribbles DATA_ROOT/scribbles --out runs/ss/pseudo_labels
 
-Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come. Images that
-are done already are skipped; one that cannot be read is listed at the end (exit code 1) and does not stop the rest.
+Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come, and
+shares.json how much of the pixels is labelled as what. Images that are done already are skipped; one that cannot be read is
+listed at the end (exit code 1) and does not stop the rest.
 """
 
 import hashlib
@@ -71,7 +72,7 @@ def main() -> int:
     if not config.pseudo_labels:
         draw_gallery(images, out)
     if len(names) == len(images) and counts.sum():  # not of a part
-        write_shares(record, counts, method.classes)
+        write_shares(out / "shares.json", counts, method.classes)
     print(
         f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"
     )
@@ -95,16 +96,15 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     return settings
 
 
-def write_shares(record: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Adds to the record how much of the pixels is labelled, and as what; counts: pixels of each id, (256,)."""
+def write_shares(file: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Writes how much of the pixels is labelled, and as what, as JSON; counts: pixels of each id, (256,)."""
     shares = counts / counts.sum()
     found = {
         "labelled_share": float(1 - shares[UNLABELLED]),
         "share_of_class": {name: float(shares[number]) for number, name in enumerate(classes)},
     }
-    content = json.loads(record.read_text()) | found
-    with whole(record) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    with whole(file) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to trained models: makes .venv, draws the demo data, runs every stage of CC4S and evaluates them.
-# Any flag of train.py may follow and goes to every stage: bash quickstart.sh --train.seed 1
+# Any flag of train.py may follow and goes to every stage: OUT_ROOT=runs/quickstart1 bash quickstart.sh --train.seed 1
 set -euo pipefail
 cd "$(dirname "$0")"
 OUT_ROOT=${OUT_ROOT:-runs/quickstart}

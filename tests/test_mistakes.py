@@ -181,7 +181,8 @@ def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkp
     masks = [f"demo_{number:04d}" for number in (8, 9, 10)]
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert found == {
-        "predictions.json", "shares.json", "gallery.jpg", *(f"{name}.png" for name in masks), *(f"overlays/{name}.jpg" for name in masks)
+        "predictions.json", "shares.json", "gallery.jpg",
+        *(f"{name}.png" for name in masks), *(f"overlays/{name}.jpg" for name in masks),
     }  # fmt: skip
     assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "what was done is not done again"
     assert json.loads((out / "shares.json").read_text())["labelled_share"] == 1

@@ -29,7 +29,7 @@ def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(ro
 def test_a_damaged_edge_list_is_found_before_training(root, tmp_path, cli):
     cli(superpixels.main, root, "--segments", "60", "--workers", "1")
     (root / "superpixels/edges/demo_0004.npz").write_bytes(b"damaged")
-    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
+    config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL, "--method.colour", "1"]
     code, _, error = cli(train.main, *config, "--data.root", root, "--out", tmp_path / "run")
     assert code == 2 and "demo_0004.npz: not a readable edge list" in error
     assert not (tmp_path / "run").exists()

@@ -73,7 +73,7 @@ class ModelConfig:
     weights: str = "imagenet"
     """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
     shrink: PositiveInt = 1
-    """the random walk runs on a map this many times smaller"""
+    """the random walk, where the network has one, runs on a map this many times smaller"""
 
 
 @dataclass

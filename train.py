@@ -38,7 +38,7 @@ from engine.loading import Loaders, check_batch, training_order
 from engine.metrics import ConfusionMatrix
 from engine.pictures import evenly, picture_grid
 from engine.report import training_report
-from engine.run_folder import Log, read_unfinished, start
+from engine.run_folder import Log, origin, read_unfinished, start
 from errors import Failure, UserError, run
 from methods import SETTINGS, build_method
 from methods.base import Method
@@ -61,7 +61,8 @@ def train(config: Config, process: distributed.Process) -> int:
     code: 128 and a signal's number where one ended it."""
     settings, device = config.train, process.device
     out = Path(config.out)
-    unfinished = read_unfinished(config)
+    again = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"), process) > 0
+    unfinished = read_unfinished(config, again)
     first, best = (unfinished["step"], unfinished["best"]) if unfinished else (0, -math.inf)
 
     if config.deterministic:
@@ -87,7 +88,7 @@ def train(config: Config, process: distributed.Process) -> int:
         check(train_set, config.data.train_split)
         check(val_set, config.data.val_split)
         shown = read_shown(val_set, config.data)
-        start(config, {"train": train_set.index, "val": val_set.index}, process.world, str(device), first)
+        start(config, origin(config, train_set, val_set), process.world, str(device), first)
     distributed.wait_for_all()
 
     method.to(device, memory_format=torch.channels_last)

@@ -96,7 +96,7 @@ def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
         if not dead and "DataLoader timed out" not in str(error):
             raise
         pids = [int(pid) for pid in dead[1].split(",")] if dead else []
-        files = " or ".join(str(file) for data in watched for file in data.read_by(pids))
+        files = " or ".join(str(file) for data in watched for file in data.read_by(pids)) or "no file"
         if dead:
             raise Failure(f"a loader worker died reading {files}: no memory left, or a file that kills its reader") from error
         raise Failure(f"no batch came in {timeout} s; the workers are at {files}") from error

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from config import Config
 from datasets.files import whole
 from datasets.index import Index, under
+from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import fingerprint as file_hash
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances
@@ -26,24 +28,26 @@ from errors import UserError
 # What may change between a run's beginning and its going on, since no weight depends on it (of a step that has finite losses).
 FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout")
 
-# What predict.py, tools.scribbles and tools.points write beside labels, to say how they were made.
-LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json")
+# What predict.py and the tools write beside labels, to say how they were made.
+LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
 
 
-def read_unfinished(config: Config) -> dict | None:
-    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh` (unless it is torchrun that
-    starts the same command again).
+def read_unfinished(config: Config, again: bool) -> dict | None:
+    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`, unless torchrun starts the
+    command `again` and this is the run that it began.
 
     Raises UserError where that run had other settings, naming them, or where OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
-    if config.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if config.fresh and not again:
         return None
     if not last.exists():
         if (last.parent / "best.pt").exists():  # training saves last.pt first
             raise UserError(f"{config.out} holds best.pt without last.pt: choose another --out, or --fresh to delete it")
         return None
     content = read_checkpoint(last)
+    if config.fresh and not content["config"].get("fresh"):  # it did not come so far as to delete another's
+        return None
     was, now = _flat(content["config"]), _flat(asdict(config))
     differing = sorted(key for key in was.keys() | now.keys() if key not in FREE and was.get(key) != now.get(key))
     if differing:
@@ -56,10 +60,11 @@ def read_unfinished(config: Config) -> dict | None:
     return content
 
 
-def start(config: Config, data: dict[str, Index], process_count: int, device: str, first: int) -> None:
+def start(config: Config, made_from: dict, process_count: int, device: str, first: int) -> None:
     """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
 
-    Raises UserError where it cannot be written, where another process trains in it, or where it is taken up with other data.
+    made_from: what `origin` says. Raises UserError where OUT cannot be written, where another process trains in it, or where
+    the run was begun from something else.
     """
     out = Path(config.out)
     try:
@@ -70,8 +75,7 @@ def start(config: Config, data: dict[str, Index], process_count: int, device: st
                 for file in out.glob(old):
                     file.unlink()
         record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
-        origin = {"data": {split: fingerprint(index) for split, index in data.items()}} | made_from(config)
-        changed = [name for name, now in origin.items() if record.get(name, now) != now]
+        changed = [name for name, now in made_from.items() if record.get(name, now) != now]
         if changed:
             raise UserError(
                 f"{out} holds a run whose {' and '.join(changed)} changed since (its run.json tells from what): choose another "
@@ -79,7 +83,7 @@ def start(config: Config, data: dict[str, Index], process_count: int, device: st
             )
         with whole(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        record |= origin
+        record |= made_from
         record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
         with whole(out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -102,12 +106,23 @@ def fingerprint(index: Index) -> dict:
     return {"images": len(index), "list_sha256": hashlib.sha256(names).hexdigest(), "classes": list(index.classes)}
 
 
-def made_from(config: Config) -> dict:
-    """Hashes of what the settings only point to: the checkpoint of --init, and the records beside labels that were made."""
+def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
+    """What a run is made from that its settings only point to: the lists of images, and hashes of the checkpoint of --init and
+    of the records beside labels and superpixels that were made."""
     labels = under(Path(config.data.root), config.data.labels)
-    records = {name: file_hash(labels / name) for name in LABEL_RECORDS if (labels / name).is_file()}
-    init = {"init": file_hash(config.init)} if config.init and Path(config.init).is_file() else {}
-    return {"labels": records} | init
+    superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
+    init = {"init": _hashes([Path(config.init)])} if config.init and Path(config.init).is_file() else {}
+    return {
+        "data": {"train": fingerprint(train_set.index), "val": fingerprint(val_set.index)},
+        "labels": _hashes(labels / name for name in LABEL_RECORDS),
+        "superpixels": superpixels,
+        **init,
+    }
+
+
+def _hashes(files: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of each file that exists, by its name."""
+    return {file.name: file_hash(file) for file in files if file.is_file()}
 
 
 class Log:

@@ -44,8 +44,6 @@ class BLPSeg(Method):
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if model.shrink > 1:
-            raise UserError("model.shrink is the random walk's (CC4S), which BLPSeg has none of")
         self.config = config
         self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
         self.num_classes = num_classes

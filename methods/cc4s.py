@@ -63,8 +63,6 @@ class CC4S(Method):
         if config.network == "baseline":
             if config.consistency:
                 raise UserError("method.consistency needs the walk: set --method.network random_walk")
-            if model.shrink > 1:
-                raise UserError("model.shrink is the walk's, which this network has none of: set --method.network random_walk")
             self.network = BaselineNet(model.backbone, num_classes)
             self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
         else:

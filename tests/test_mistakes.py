@@ -53,11 +53,6 @@ TRAINING_MISTAKES = {
         ["--method.consistency", "1", "--method.view", "random", "--model.shrink", "2", "--data.crop", "73"],
         "choose 65",
     ),
-    "shrink without a walk": (
-        lambda root: None,
-        ["--method.network", "baseline", "--method.soft_entropy", "0", "--model.shrink", "2"],
-        "set --method.network random_walk",
-    ),
     "label of a shown image": (
         lambda root: (root / "scribbles/demo_0009.png").write_bytes(b"broken"),
         [],

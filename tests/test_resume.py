@@ -51,13 +51,15 @@ def assert_same_end(out, whole):
 
 
 @pytest.mark.parametrize("where, time", [
-    ("saving", 3), ("saving", 5), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 8), ("stepping", 3),
+    ("saving", 2), ("saving", 4), ("saving", 7), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 8), ("stepping", 3),
 ])  # fmt: skip
 def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time):
     child = processes.Process(target=call_and_die, args=(tmp_path / "run", tiny, where, time))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
+    if where == "saving":  # last.pt, best.pt, and last.pt again, whole beside what was there
+        assert len(list((tmp_path / "run").glob(".*.part"))) == 1
     if where == "validating":  # the second time, which the steps before are saved for
         assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 4
     child = processes.Process(target=call, args=(tmp_path / "run", tiny))
@@ -159,15 +161,14 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
     assert (whole / "last.pt").read_bytes() == before
 
     out = tmp_path / "run"
-    with monkeypatch.context() as again:  # torchrun gives the flags that it was given before
-        again.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        assert cli(train.main, *arguments, whole, "--fresh")[0] == 0
-    assert (whole / "last.pt").read_bytes() == before
-
     assert cli(train.main, *arguments, out, "--train.steps", "2")[0] == 0
-    assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
-    assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    # torchrun gives the flags that it was given before: first it had not come so far as to delete that run, then it had.
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for _ in range(2):
+        assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
+        assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
+        assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(json.loads((out / "run.json").read_text())["sessions"]) == 2
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tiny, tmp_path):

@@ -61,8 +61,8 @@ def train(config: Config, process: distributed.Process) -> int:
     code: 128 and a signal's number where one ended it."""
     settings, device = config.train, process.device
     out = Path(config.out)
-    again = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"), process) > 0
-    unfinished = read_unfinished(config, again)
+    restarted = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"), process) > 0
+    unfinished = read_unfinished(config, restarted)
     first, best = (unfinished["step"], unfinished["best"]) if unfinished else (0, -math.inf)
 
     if config.deterministic:
@@ -191,8 +191,8 @@ def train(config: Config, process: distributed.Process) -> int:
         training_report(out)
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
     elif log:
-        again = "the same command without --fresh" if config.fresh else "the same command"
-        print(f"stopped by {signal.Signals(stop).name}: {again} goes on", file=sys.stderr)
+        command = "the same command without --fresh" if config.fresh else "the same command"
+        print(f"stopped by {signal.Signals(stop).name}: {command} goes on", file=sys.stderr)
     return 128 + stop if stop else 0
 
 

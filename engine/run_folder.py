@@ -32,14 +32,14 @@ FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "trai
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
 
 
-def read_unfinished(config: Config, again: bool) -> dict | None:
-    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`, unless torchrun starts the
-    command `again` and this is the run that it began.
+def read_unfinished(config: Config, restarted: bool) -> dict | None:
+    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`, unless torchrun has `restarted`
+    the command and this is the run that it began.
 
     Raises UserError where that run had other settings, naming them, or where OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
-    if config.fresh and not again:
+    if config.fresh and not restarted:
         return None
     if not last.exists():
         if (last.parent / "best.pt").exists():  # training saves last.pt first

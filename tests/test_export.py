@@ -18,7 +18,7 @@ METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(), "bl
 
 
 @pytest.mark.parametrize("method_config", METHODS.values(), ids=METHODS)
-def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, method_config):
+def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypatch, method_config):
     """Of a network of three classes; its walk, if it has one, is switched on, half the map's size."""
     config = Config(method=method_config, model=ModelConfig(backbone="resnet18", shrink=2))
     method = build_method(config.method, config.model, 3)
@@ -48,3 +48,7 @@ def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, method_c
     with torch.no_grad():
         next(method.parameters()).mul_(1.5)
     assert export.largest_difference(method, model) > 1e-2
+    monkeypatch.setattr(export, "to_onnx", lambda method: model)
+    monkeypatch.setattr(export, "load_model", lambda path: method)
+    code, _, stderr = cli(export.main, checkpoint, "--out", tmp_path / "wrong.onnx")
+    assert code == 1 and "logits differ from PyTorch's" in stderr and not (tmp_path / "wrong.onnx").exists()

@@ -16,6 +16,7 @@ from training import BLPSEG, FLAGS, UR, call, call_and_die
 
 import engine.checkpoint
 import train
+from tools import superpixels
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +149,8 @@ def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints,
     names = root / "ImageSets/Segmentation/train.txt"
     names.write_text("\n".join(names.read_text().split()[1:]))
     refused("data")
+    assert cli(superpixels.main, root, "--segments", "60")[0] == 0  # the run was begun without
+    refused("data and superpixels")
 
 
 def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli, monkeypatch):
@@ -169,6 +172,9 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
         assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
         assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 2
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
+    assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "the user's own is a new beginning"
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tiny, tmp_path):

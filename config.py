@@ -111,7 +111,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
-    """processes that load data"""
+    """processes that load data, for each process that trains"""
     loader_timeout: NonNegativeInt = 300
     """seconds that a batch may take to load before the run stops, naming the files that hang; 0 waits for ever"""
     seed: NonNegativeInt = 0

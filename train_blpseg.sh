@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # BLPSeg: a balanced loss on scribbles, local aggregation, self-training. Any flag of train.py may follow, such as
-# --config configs/blpseg/acdc.yaml (as is, it is the schedule of PASCAL VOC).
+# --config configs/blpseg/demo.yaml for the demo data (as is, it is the schedule of PASCAL VOC's train_aug).
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How much scribble a method needs (the robustness study of CC4S): baseline and UR, each on the scribbles as they are, on the
 # middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
-# and a plot. Runs that are there already are not trained again.
+# and a plot. Runs that OUT_ROOT holds already are not trained again, whatever their settings.
 #
 #     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness bash benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
 set -euo pipefail

@@ -109,11 +109,20 @@ def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
 
 
 @pytest.mark.slow
-def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli):
-    lines = cli(compare.main, chain, "--data.root", tiny)[1].splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == list(STAGES)
+def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
+    printed = cli(compare.main, chain, "--data.root", tiny)[1]
+    assert [line.split()[0] for line in printed.splitlines()[1:6]] == list(STAGES)
+    assert "alike" not in printed
     width, _ = Image.open(chain / "comparison.png").size
     assert width > 8 * 192
+
+    for name, crf in (("ur", "none"), ("ss", "torch")):
+        scores = json.loads((chain / name / compare.METRICS).read_text())
+        scores["conditions"]["crf"] = crf
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / compare.METRICS).write_text(json.dumps(scores))
+        (tmp_path / name / "best.pt").symlink_to(chain / name / "best.pt")
+    assert "not all evaluated alike: crf differ" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
 
 
 @pytest.mark.slow

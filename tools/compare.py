@@ -25,6 +25,7 @@ from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 
 METRICS = Path("evaluation") / "metrics.json"
+ALIKE = ("data", "inference", "crf", "crf_per_scale")  # conditions that scores must share to be compared
 
 
 @dataclass
@@ -46,10 +47,14 @@ def main() -> None:
     """The command line above. Raises UserError where the folder holds no evaluated run, or the data is missing."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
+    evaluations = [json.loads((path / METRICS).read_text()) for path in runs]
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
-    for path in runs:
-        scores = json.loads((path / METRICS).read_text())
+    for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
+    first, *others = (scores["conditions"] for scores in evaluations)
+    differing = [name for name in ALIKE if any(other[name] != first[name] for other in others)]
+    if differing:
+        print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {METRICS})")
     index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(runs, SegmentationDataset(index), under(Path(config.data.root), config.scribbles), config.rows)

@@ -164,7 +164,9 @@ def test_the_scribble_head_leaves_the_decoder_alone():
 
 def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
     """And those of the formulas on whole logits."""
-    method = build_method(BLPSegConfig(self_training_from=0, threshold=0.335), MODEL, CLASSES).eval().double()
+    config = BLPSegConfig(gamma=1.3, sigma=3, unlabelled_weight=0.1, self_training_from=0, threshold=0.335)
+    method = build_method(config, MODEL, CLASSES).eval().double()
+    assert method.network.sigma == 3
     method.begin_step(0, 0.0)
     given = batch() | {"image": batch()["image"].double()}
     found = {}
@@ -178,9 +180,9 @@ def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
     large = F.interpolate(method.network.scribble(features), (64, 64), mode="bilinear", align_corners=False)
     label = self_training_labels(method.predict(given["image"]), given["label"], given["outside"], given["tags"], 0.335)
     assert (label != given["label"]).any()
-    want = label_preference(method.predict(given["image"]), large, label, 2)
+    want = label_preference(method.predict(given["image"]), large, label, 1.3)
     torch.testing.assert_close(losses["label_preference"], want)
-    want = scribble_cross_entropy(large, given["label"], given["outside"], 0.02)
+    want = scribble_cross_entropy(large, given["label"], given["outside"], 0.1)
     torch.testing.assert_close(losses["scribble"], want)
 
 

@@ -113,6 +113,25 @@ def test_image_and_maps_move_together():
         assert (maps["superpixel"][~inside] == NO_SUPERPIXEL).all()
 
 
+def test_scale_rotation_flip_and_blur_are_as_often_and_as_strong_as_said():
+    augment = still(90, scale=(0.5, 2.0), rotation=10.0, rotation_probability=0.5, flip=0.25)
+    scales, angles, mirrored = [], [], []
+    for seed in range(1000):
+        linear = augment.affine(120, 160, np.random.default_rng(seed))[:, :2]
+        scales.append(np.sqrt(abs(np.linalg.det(linear))))
+        angles.append(np.rad2deg(np.arctan2(linear[0, 1], linear[1, 1])))
+        mirrored.append(np.linalg.det(linear) < 0)
+    assert 0.5 <= min(scales) < 0.55 and 1.95 < max(scales) <= 2 and np.mean(scales) == pytest.approx(1.25, abs=0.05)
+    assert -10 <= min(angles) < -9.5 and 9.5 < max(angles) <= 10
+    assert np.mean(np.abs(angles) > 1e-9) == pytest.approx(0.5, abs=0.05)
+    assert np.mean(mirrored) == pytest.approx(0.25, abs=0.05)
+
+    checks = np.repeat(np.indices((40, 40)).sum(axis=0)[..., None] % 2 * 255, 3, axis=2).astype(np.uint8)
+    contrast = [still(40, blur=0.5)(checks, {}, np.random.default_rng(seed))[0].std() for seed in range(200)]
+    whole = max(contrast)
+    assert np.mean(np.array(contrast) < 0.9 * whole) == pytest.approx(0.5 * 0.8, abs=0.12), "sigma under 0.35 hardly shows"
+
+
 def test_a_flip_alone_is_an_exact_mirror():
     image = np.random.default_rng(0).integers(0, 255, (33, 33, 3), dtype=np.uint8)
     got, maps = still(33, flip=1.0)(image, {"label": image[..., 0]}, np.random.default_rng(0))
@@ -160,7 +179,9 @@ def with_superpixels(tiny, tmp_path):
         for path in (superpixels.map(name), superpixels.boundary(name), superpixels.edges(name)):
             path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(halves).save(superpixels.map(name))
-        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(superpixels.boundary(name))
+        Image.fromarray(np.uint8(255) * (np.abs(np.diff(halves.astype(int), axis=1, append=1)) > 0)).save(
+            superpixels.boundary(name)
+        )
         np.savez(superpixels.edges(name), edges=np.array([[0, 1]], np.int32), weights=np.array([0.5], np.float32))
     return SegmentationDataset(index, still(65), superpixels)
 
@@ -175,6 +196,17 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["edges"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert batch["edge_weights"].tolist() == [0.5] * 4
     assert batch["superpixel_count"] == 8
+
+
+def test_boundaries_are_where_the_map_says_and_outside(with_superpixels):
+    """The map made by hand has them at the last column of the left half."""
+    with_superpixels.augment = still(120)
+    for number in range(8):
+        item = with_superpixels[(0, number)]
+        left = item["superpixel"] == 0
+        seam = left & (item["superpixel"].roll(-1, 1) == 1)
+        assert seam.any() and item["outside"].any()
+        assert torch.equal(item["boundary"], seam | item["outside"])
 
 
 def test_what_lies_outside_the_image_is_told(tiny):

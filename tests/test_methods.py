@@ -34,13 +34,13 @@ def batch(size=65, labelled=True):
 
 STAGES = {
     "baseline": (CC4SConfig(network="baseline"), {"cross_entropy"}),
-    "ur": (CC4SConfig(soft_entropy=1), {"cross_entropy", "soft_entropy"}),
-    "ss": (CC4SConfig(soft_entropy=1, consistency=30), {"cross_entropy", "soft_entropy", "consistency"}),
+    "ur": (CC4SConfig(soft_entropy=0.7), {"cross_entropy", "soft_entropy"}),
+    "ss": (CC4SConfig(soft_entropy=1, consistency=30, trace=0.5), {"cross_entropy", "soft_entropy", "consistency"}),
     "ss_stage2": (
-        CC4SConfig(soft_entropy=1, consistency=30, colour=1),
+        CC4SConfig(soft_entropy=0.7, consistency=30, colour=0.3),
         {"cross_entropy", "soft_entropy", "consistency", "colour"},
     ),
-    "colour_alone": (CC4SConfig(colour=1), {"cross_entropy", "colour"}),
+    "colour_alone": (CC4SConfig(colour=0.3), {"cross_entropy", "colour"}),
 }
 
 
@@ -92,18 +92,58 @@ def test_every_consistency_runs_on_every_view(on, view, size):
     assert method.network.backbone.conv1.weight.grad.abs().sum() > 0
 
 
+MIRRORED = torch.arange(81).view(9, 9).flip(1).reshape(-1)  # positions of the map of a crop of 65
+
+
 def test_the_consistency_is_that_of_energies_mirrored_by_hand():
     """In evaluation mode (no batch statistics, no dropout), against two passes written out."""
     torch.manual_seed(0)
-    method = build_method(CC4SConfig(consistency=30, kl="rows"), MODEL, 4).eval()
+    config = CC4SConfig(consistency=30, kl="rows", transition_axis="key", trace=0.5)
+    method = build_method(config, MODEL, 4).eval()
     images = batch()["image"]
     with torch.no_grad():
-        positions = torch.arange(81).view(9, 9).flip(1).reshape(-1)
         query, key = (m.flatten(2).mT for m in method.network.walk.query_key(method.network.features(images)))
         mirrored = method.network.walk.query_key(method.network.features(images.flip(-1)))
-        view_query, view_key = (m.flatten(2).mT[:, positions] for m in mirrored)
-        want = 30 * eigenspace_consistency(query, key, view_query, view_key, kl="rows")
+        view_query, view_key = (m.flatten(2).mT[:, MIRRORED] for m in mirrored)
+        want = 30 * eigenspace_consistency(query, key, view_query, view_key, axis="key", kl="rows", trace_weight=0.5)
         assert method(batch())["consistency"].item() == pytest.approx(want.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("on", ["x", "z"])
+def test_the_consistency_on_features_is_their_mean_squared_difference(on):
+    torch.manual_seed(0)
+    method = build_method(CC4SConfig(consistency=30, consistency_on=on), MODEL, 4).eval()
+    network = method.network
+    torch.nn.init.constant_(network.walk.gamma, 0.5)
+    with torch.no_grad():
+        maps = [network.features(images) for images in (batch()["image"], batch()["image"].flip(-1))]
+        if on == "z":
+            maps = [network.walk(features)[0] for features in maps]
+        ours, theirs = (features.flatten(2).mT for features in maps)
+        want = 30 * (ours - theirs[:, MIRRORED]).square().mean()
+        assert method(batch())["consistency"].item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_a_random_view_is_either_and_a_crop_lies_anywhere():
+    torch.manual_seed(0)
+    images = torch.arange(65.0).expand(1, 3, 65, 65)  # each pixel is its column
+    method = build_method(CC4SConfig(consistency=1, view="random"), MODEL, 4)
+    views = [method._draw_view(images).images for _ in range(100)]
+    mirrored = [view[0, 0, 0, 0] == 64 for view in views]
+    assert 30 < sum(mirrored) < 70
+    cropped = [view for view, flipped in zip(views, mirrored, strict=True) if not flipped]
+    assert {view.shape[-2:] for view in cropped} == {(49, 49)}, "7 of 9 positions, three quarters"
+    assert {view[0, 0, 0, 0].item() for view in cropped} == {0, 8, 16}
+
+
+def test_without_superpixels_the_entropy_is_that_of_the_whole_image():
+    method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4).eval()
+    some = batch()
+    some["outside"][:, :, 40:] = True
+    masked = some | {"boundary": some["outside"]}
+    del some["boundary"]
+    assert method(some)["soft_entropy"].item() == pytest.approx(method(masked)["soft_entropy"].item())
+    assert method(some)["soft_entropy"].item() != pytest.approx(method(batch())["soft_entropy"].item(), rel=1e-4)
 
 
 def test_the_view_leaves_the_running_statistics_alone():

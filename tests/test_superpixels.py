@@ -7,6 +7,7 @@ from PIL import Image
 from test_chain import SMALL
 
 import train
+from datasets.files import read_image
 from tools import superpixels
 
 
@@ -17,7 +18,14 @@ def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(ro
     assert len(first) == 3 * 8 + 1, "three an image, and superpixels.json"
     for path in (folder / "map").iterdir():
         ids = np.unique(np.asarray(Image.open(path)))
-        assert (ids == np.arange(len(ids))).all()
+        assert (ids == np.arange(len(ids))).all() and 20 < len(ids) < 120
+        superpixel = np.asarray(Image.open(path))
+        around = [np.roll(np.pad(superpixel, 1, mode="edge"), shift, axis)[1:-1, 1:-1] for shift in (-1, 1) for axis in (0, 1)]
+        boundary = np.any([superpixel != other for other in around], axis=0)
+        assert (np.asarray(Image.open(folder / f"boundary/{path.name}")) == 255 * boundary).all(), "both sides, nothing else"
+        edges, weights = superpixels.similarities(read_image(root / f"JPEGImages/{path.stem}.jpg"), superpixel)
+        with np.load(folder / f"edges/{path.stem}.npz") as written:
+            assert (written["edges"] == edges).all() and (written["weights"] == weights).all()
     (folder / "edges/demo_0003.npz").unlink()
     code, output, _ = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
     assert code == 0 and "1 written" in output and "7 were there" in output

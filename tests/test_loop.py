@@ -1,0 +1,148 @@
+"""What the loop promises of a run: its length, which checkpoint is best, where it starts, what its seed decides."""
+
+import json
+import math
+
+import pytest
+import torch
+import torchvision
+from steady import steady_method
+from training import FLAGS, LOOP
+
+import train
+from config import TrainConfig
+from datasets.segmentation import SegmentationDataset
+
+pytestmark = pytest.mark.slow
+
+
+def state(run, name="last.pt"):
+    return torch.load(run / name, weights_only=True)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def validations(monkeypatch, *mious):
+    """Has the validations of a run give these scores."""
+    scores = iter(mious)
+    monkeypatch.setattr(train, "validate", lambda *_: {"miou": next(scores), "dice": 0.5, "pixel_accuracy": 0.5})
+
+
+@pytest.mark.parametrize("mious, step, best", [((0.2, 0.5, 0.3), 2, 0.5), ((math.nan,) * 3, 3, math.nan)])
+def test_the_best_checkpoint_is_that_of_the_best_validation(monkeypatch, tiny, tmp_path, cli, mious, step, best):
+    """And the newest where a split without a label has no score."""
+    validations(monkeypatch, *mious)
+    flags = ["--train.steps", "3", "--train.val_steps", "1", "--data.root", tiny, "--out", tmp_path]
+    assert cli(train.main, *FLAGS, *flags)[0] == 0
+    kept = state(tmp_path, "best.pt")
+    assert kept["step"] == step and kept["scores"]["miou"] == pytest.approx(best, nan_ok=True)
+    assert state(tmp_path)["best"] == pytest.approx(best, nan_ok=True)
+    same = torch.equal(kept["method"]["network.classifier.1.weight"], state(tmp_path)["method"]["network.classifier.1.weight"])
+    assert same == (step == 3), "the weights of that step"
+
+
+def test_epochs_are_passes_over_the_images(monkeypatch, tiny, tmp_path, cli):
+    """Eight images in batches of four."""
+    validations(monkeypatch, 0.1, 0.2)
+    epochs = ["--train.steps", "null", "--train.epochs", "2", "--train.val_steps", "null", "--train.val_epochs", "1"]
+    flags = ["--train.batch_size", "4", "--data.root", tiny, "--out", tmp_path]
+    assert cli(train.main, *FLAGS, *epochs, *flags)[0] == 0
+    assert [(line["step"], line["epoch"]) for line in lines(tmp_path) if "loss" in line] == [(1, 0.5), (2, 1), (3, 1.5), (4, 2)]
+    assert [line["step"] for line in lines(tmp_path) if "val_miou" in line] == [2, 4]
+
+
+def test_a_step_in_parts_is_the_step_in_one(monkeypatch, tiny, tmp_path, cli):
+    """With batch norm frozen, no dropout, and as many labelled pixels in every image."""
+    monkeypatch.setattr(train, "build_method", steady_method)
+    validations(monkeypatch, 0.1, 0.1)
+    flags = ["--data.labels", "SegmentationClass", "--data.scale", "[1,1]", "--data.rotation", "0", "--train.lr", "0.001"]
+    flags += ["--train.batch_size", "4", "--train.steps", "2", "--data.root", tiny]
+    for parts in "14":
+        assert cli(train.main, *LOOP, *flags, "--train.accumulate", parts, "--out", tmp_path / parts)[0] == 0
+    want = state(tmp_path / "1")["method"]
+    for key, value in state(tmp_path / "4")["method"].items():
+        torch.testing.assert_close(value, want[key], rtol=1e-5, atol=1e-6)
+    ours, theirs = ([line["loss"] for line in lines(tmp_path / parts) if "loss" in line] for parts in "41")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_run_starts_from_the_weights_of_its_backbone_or_from_another_run(tiny, checkpoints, tmp_path, cli):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    flags = ["--train.steps", "1", "--train.lr", "1e-12", "--model.weights", tmp_path / "resnet18.pth", "--data.root", tiny]
+    assert cli(train.main, *FLAGS, *flags, "--out", tmp_path / "weights")[0] == 0
+    assert cli(train.main, *FLAGS, *flags, "--out", tmp_path / "init", "--init", checkpoints / "seven.pt")[0] == 0
+    key = "backbone.conv1.weight"
+    torch.testing.assert_close(
+        state(tmp_path / "weights")["method"][f"network.{key}"], state(tmp_path, "resnet18.pth")[key[9:]]
+    )
+    init = state(checkpoints, "seven.pt")["method"][f"network.{key}"]
+    torch.testing.assert_close(state(tmp_path / "init")["method"][f"network.{key}"], init)
+
+
+def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_step(monkeypatch, tiny, tmp_path, cli):
+    seen = {}
+    build, seed_everything, draw = train.build_method, train.seed_everything, SegmentationDataset.__getitem__
+
+    def building(*arguments):
+        method = build(*arguments)
+        run["weights"] = method.network.classifier[1].weight.detach().clone()
+        return method
+
+    def seeding(*numbers):
+        run["steps"].append(numbers)
+        seed_everything(*numbers)
+
+    def drawing(self, key):
+        item = draw(self, key)
+        if isinstance(key, tuple):
+            run["drawn"][key] = item["image"]
+        return item
+
+    monkeypatch.setattr(train, "build_method", building)
+    monkeypatch.setattr(train, "seed_everything", seeding)
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", drawing)
+    validations(monkeypatch, 0.1, 0.2, 0.1, 0.2)
+    for seed in (3, 4):
+        run = seen[seed] = {"steps": [], "drawn": {}}
+        flags = ["--train.seed", seed, "--data.root", tiny, "--out", tmp_path / str(seed)]
+        code, printed, _ = cli(train.main, *FLAGS, *flags)
+        assert code == 0 and "no superpixels" in printed and "the soft entropy counts every pixel" in printed
+        assert run["steps"] == [(seed, step, 0) for step in range(4)]
+    three, four = seen[3], seen[4]
+    assert not torch.equal(three["weights"], four["weights"])
+    assert list(three["drawn"]) != list(four["drawn"]) and three["drawn"].keys() == four["drawn"].keys(), "all eight images"
+    assert not any(torch.equal(image, four["drawn"][key]) for key, image in three["drawn"].items())
+
+
+def test_two_processes_and_two_steps_have_different_random_numbers():
+    drawn = []
+    for numbers in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)):
+        train.seed_everything(*numbers)
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 4 and drawn[0] == drawn[4]
+
+
+@pytest.mark.parametrize("settings, kind", [
+    (TrainConfig(lr=0.3, momentum=0.8, weight_decay=0.02), torch.optim.SGD),
+    (TrainConfig(optimizer="adamw", lr=0.3, weight_decay=0.02), torch.optim.AdamW),
+])  # fmt: skip
+def test_the_optimizer_has_its_settings(settings, kind):
+    optimizer = train.build_optimizer(torch.nn.Linear(2, 2), settings)
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (0.3, 0.02)
+    assert group.get("momentum", 0.8) == 0.8
+
+
+def test_compile_is_for_the_backbone_and_leaves_no_mark_on_the_checkpoint(monkeypatch, tiny, tmp_path, cli):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    validations(monkeypatch, 0.1, 0.2)
+    flags = [*FLAGS, "--train.steps", "1", "--data.root", tiny]
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        assert cli(train.main, *flags, *more, "--out", tmp_path / name)[0] == 0
+        assert len(compiled) == len(more)
+    assert isinstance(compiled[0].conv1, torch.nn.Conv2d) and torch._dynamo.config.suppress_errors
+    assert state(tmp_path / "plain")["method"].keys() == state(tmp_path / "compiled")["method"].keys()

@@ -107,7 +107,8 @@ class TrainConfig:
     poly_power: NonNegativeFloat = 0.9
     """learning rate at a step: lr * (1 - step / steps) ** poly_power"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA and scales its loss"""
+    """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA with PyTorch's default, convolutions in
+    TF32); fp16 needs CUDA and scales its loss"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
@@ -289,7 +290,7 @@ def parse(
     ]
     try:
         namespace = parser.parse_args(argv)
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: what is no text in UTF-8, or no path
         raise UserError(_one_line(str(error), keys)) from error
     if "preset" in fields and _preset_name(argv) != namespace.preset:
         raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-# Entries held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy.
-HELD = {"cpu": 2**20, "cuda": 2**26}
+# Entries held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy, and no more, since all
+# of the network's activations are held beside them.
+HELD = {"cpu": 2**20, "cuda": 2**25}
 
 
 def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:

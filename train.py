@@ -98,7 +98,9 @@ def train(config: Config, process: distributed.Process) -> int:
     if process.world > 1:
         if device.type == "cuda":
             method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        model = DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None)
+        # SyncBatchNorm keeps the running statistics alike without their being sent around at every step.
+        on_gpu = {"device_ids": [device.index], "broadcast_buffers": False}
+        model = DistributedDataParallel(method, **(on_gpu if device.type == "cuda" else {}))
     optimizer = build_optimizer(model, settings)
     val_every = settings.val_steps or max(1, round(settings.val_epochs * len(train_set) / settings.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** settings.poly_power)

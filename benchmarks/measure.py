@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from engine.provenance import commit
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -68,7 +70,11 @@ def step_times(command: list[str], steps: int, environment: dict[str, str] | Non
 def conditions(device: torch.device) -> dict:
     """What a measurement was made on."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
-    return {"torch": str(torch.__version__), "device": name, "threads": torch.get_num_threads()}
+    under = {"torch": str(torch.__version__), "device": name, "threads": torch.get_num_threads(), "commit": commit()}
+    if device.type == "cuda":  # PyTorch's defaults: convolutions in TF32, matrix products in float32
+        under |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        under |= {"tf32 convolutions": torch.backends.cudnn.allow_tf32, "tf32 products": torch.backends.cuda.matmul.allow_tf32}
+    return under
 
 
 def _resident() -> int:

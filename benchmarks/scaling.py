@@ -47,7 +47,7 @@ def main() -> None:
     measured: dict[str, list[float]] = {layout: [] for layout in config.layouts}
     for _ in range(config.runs):
         for layout, seconds in measured.items():
-            seconds += steps_of(config, layout)
+            seconds.append(seconds_a_step(config, layout))
     print(", ".join(f"{name} {value}" for name, value in conditions(distributed.pick_device("auto")).items()))
     print("| processes x threads | seconds a step | speed |\n|---|---|---|")
     medians = {layout: statistics.median(seconds) for layout, seconds in measured.items()}
@@ -56,8 +56,8 @@ def main() -> None:
         print(f"| {layout} | {median:.3f} | {first / median:.2f} |")
 
 
-def steps_of(config: ScalingConfig, layout: str) -> list[float]:
-    """Seconds of each timed step of one run. Raises UserError for a layout of another form."""
+def seconds_a_step(config: ScalingConfig, layout: str) -> float:
+    """The mean of one run's timed steps. Raises UserError for a layout of another form."""
     processes, _, threads = layout.partition("x")
     if not (processes.isdecimal() and threads.isdecimal() and int(processes) and int(threads)):
         raise UserError(f"layout {layout!r}: write it PROCESSESxTHREADS, as 2x1")
@@ -65,7 +65,7 @@ def steps_of(config: ScalingConfig, layout: str) -> list[float]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
     command = [*launch, "train.py", *configs, *shlex.split(config.flags)]
     times = step_times(command, WARM + config.steps, {"OMP_NUM_THREADS": threads})
-    return [after - before for before, after in zip(times[WARM - 1 :], times[WARM:], strict=False)]
+    return (times[-1] - times[WARM - 1]) / config.steps
 
 
 if __name__ == "__main__":

@@ -58,22 +58,26 @@ class _EigenspaceConsistency(torch.autograd.Function):
         kl_grad_key, trace_grad_key = torch.empty_like(key), torch.empty_like(key)
         for images, columns in blocks(key):
             # Rows of these (b, columns, N) matrices are columns j of S: the distributions over i.
+            # In place, and dropped before the next block: on a GPU they are what this loss adds to a step's memory.
             log_p = torch.log_softmax(key[images, columns] @ query[images].mT, dim=-1)
             view_log_p = torch.log_softmax(view_key[images, columns] @ view_query[images].mT, dim=-1)
-            p, view_p = log_p.exp(), view_log_p.exp()
-            divergence[images] += (view_p * (view_log_p - log_p)).sum(dim=(1, 2))
+            view_p = view_log_p.exp()
+            divergence[images] += view_log_p.sub_(log_p).mul_(view_p).sum(dim=(1, 2))
+            del view_log_p
+            p = log_p.exp_()
             diagonal = p.diagonal(columns.start, dim1=1, dim2=2).unsqueeze(-1)
             view_diagonal = view_p.diagonal(columns.start, dim1=1, dim2=2).unsqueeze(-1)
             trace_difference[images] += (diagonal - view_diagonal).sum(dim=(1, 2))
-
-            slope = p - view_p
-            kl_grad_query[images] += slope.mT @ key[images, columns]
-            kl_grad_key[images, columns] = slope @ query[images]
 
             weighted = diagonal * key[images, columns]
             trace_grad_query[images] -= p.mT @ weighted
             trace_grad_query[images, columns] += weighted
             trace_grad_key[images, columns] = diagonal * (query[images, columns] - p @ query[images])
+
+            slope = p.sub_(view_p)
+            kl_grad_query[images] += slope.mT @ key[images, columns]
+            kl_grad_key[images, columns] = slope @ query[images]
+            del log_p, p, slope, view_p, diagonal, view_diagonal
         sign = trace_difference.sign().view(batch, 1, 1)
         ctx.save_for_backward(
             (kl_weight * kl_grad_query + trace_weight * sign * trace_grad_query) / batch,

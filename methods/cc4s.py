@@ -15,7 +15,7 @@ from torch import nn
 
 from config import MethodConfig, ModelConfig
 from errors import UserError
-from losses.colour_constraint import colour_constraint, present_edges, superpixel_areas
+from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
@@ -136,10 +136,8 @@ def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: sl
 
 def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the batch's edges, those of other images drop out, since their superpixels have no pixel in these."""
-    superpixel, count = batch["superpixel"][some], batch["superpixel_count"]
-    edges, edge_weights = batch["edges"], batch["edge_weights"]
-    weights = present_edges(superpixel_areas(superpixel, count), edges, edge_weights)
-    return colour_constraint(logits, superpixel, edges, edge_weights, count), weights.sum()
+    graph = batch["edges"], batch["edge_weights"], batch["superpixel_count"]
+    return colour_constraint(logits, batch["superpixel"][some], *graph)
 
 
 MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour": _colour}
@@ -147,13 +145,18 @@ MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour
 
 @contextmanager
 def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norms in training mode use the batch's statistics and leave the running ones as they are."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
+    """Within it, batch norms in training mode leave their running statistics as they are: they write into others, which go.
+
+    Without any (`track_running_stats` off), SyncBatchNorm takes no bfloat16 on a GPU.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     try:
-        for norm in norms:
-            norm.track_running_stats = False
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, torch.empty_like(buffer))
         yield
     finally:
-        for norm, value in zip(norms, tracked, strict=True):
-            norm.track_running_stats = value
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -21,7 +21,7 @@ def problems(run: Path) -> list[str]:
             f"{run / 'metrics.jsonl'}: {name} is {value} at step {line['step']}"
             for line in lines
             for name, value in line.items()
-            if not math.isfinite(value)
+            if value is None or not math.isfinite(value)
         ]
     return found
 

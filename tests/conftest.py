@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from config import Config, ModelConfig
 from datasets import demo
@@ -21,6 +22,12 @@ WIDTH, HEIGHT = 96, 80  # of the tiny data set's pictures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that train come first: begun last, the longest would keep one process at work alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks have the same weights whichever tests came before in this process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +54,7 @@ def tiny(tmp_path_factory) -> Path:
 def checkpoints(tmp_path_factory):
     """A folder of untrained checkpoints: of the data's classes, and of three."""
     folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
     for name, classes in (("seven.pt", demo.CLASSES), ("three.pt", ("a", "b", "c"))):
         config = Config(method=CC4SConfig(soft_entropy=1.0), model=ModelConfig(backbone="resnet18"))
         save_checkpoint(folder / name, build_method(config.method, config.model, len(classes)), config, classes)

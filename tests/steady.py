@@ -1,11 +1,14 @@
 """train.py with batch norm frozen and no dropout, so that a step depends on its images alone, not on which process has which.
 
-With STEADY_DIE=1, process 1 fails in the third step of the first attempt; with STEADY_STOP=1 it is sent SIGTERM then.
+With STEADY_DIE=FILE, process 1 fails in the third step of the first attempt and leaves the time in FILE; with STEADY_STOP=1
+it is sent SIGTERM then.
 """
 
 import os
 import signal
+import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -39,6 +42,7 @@ def begin_step(self: CC4S, step: int, epoch: float) -> None:
         if os.environ.get("STEADY_STOP"):
             os.kill(os.getpid(), signal.SIGTERM)
         if os.environ.get("STEADY_DIE"):
+            Path(os.environ["STEADY_DIE"]).write_text(str(time.time()))
             raise RuntimeError("rank 1 gives up")
 
 

@@ -12,6 +12,7 @@ import yaml
 from check_run import problems
 from conftest import REPOSITORY
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
 from datasets.files import UNLABELLED, read_label
@@ -53,6 +54,46 @@ def chain(tiny, tmp_path_factory):
     return out
 
 
+SUPERPIXELS = "-m tools.superpixels d --split t --out x"
+PSEUDO_LABELS = "predict.py --checkpoint init --images d --split t --pseudo_labels --threshold 0.7 --scribbles s --out l"
+DATA = "--data.root d --data.train_split t"
+COMMANDS = {
+    "train_seg_baseline.sh": [f"train.py --config configs/cc4s/baseline.yaml {DATA} --data.labels s"],
+    "train_seg_UR.sh": [SUPERPIXELS, f"train.py --config configs/cc4s/ur.yaml {DATA} --data.labels s --data.superpixels x"],
+    "train_seg_SS.sh": [
+        SUPERPIXELS, f"train.py --config configs/cc4s/ss.yaml --init init {DATA} --data.labels s --data.superpixels x",
+    ],
+    "train_seg_UR_stage2.sh": [
+        SUPERPIXELS, PSEUDO_LABELS,
+        f"train.py --config configs/cc4s/ur_stage2.yaml --init init {DATA} --data.labels l --data.superpixels x",
+    ],
+    "train_seg_SS_stage2.sh": [
+        SUPERPIXELS, PSEUDO_LABELS,
+        f"train.py --config configs/cc4s/ss_stage2.yaml --init init {DATA} --data.labels l --data.superpixels x",
+    ],
+    "train_blpseg.sh": [f"train.py --config configs/blpseg/voc.yaml {DATA} --data.labels s"],
+    "evaluate.sh": ["evaluate.py --checkpoint c --data.root d --data.labels m --data.split val"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_hands_on_the_paths_that_a_user_sets(name, tmp_path):
+    (tmp_path / "init").touch()
+    paths = {"DATA_ROOT": "d", "TRAIN_SPLIT": "t", "SCRIBBLES": "s", "SUPERPIXELS": "x", "PSEUDO_LABELS": "l", "MASKS": "m"}
+    paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "LAUNCH": "echo"}
+    done = script(name, "--more", "1", **paths)
+    assert done.returncode == 0, done.stderr
+    *before, last = COMMANDS[name]
+    assert done.stdout.replace(str(tmp_path / "init"), "init").splitlines() == [*before, f"{last} --out o --more 1"]
+
+
+@pytest.mark.parametrize("name, first", [("SS", "UR"), ("UR_stage2", "UR"), ("SS_stage2", "SS")])
+def test_a_script_says_which_stage_comes_first(name, first, tmp_path):
+    done = script(f"train_seg_{name}.sh", INIT=tmp_path / "best.pt", LAUNCH="echo")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: {tmp_path}/best.pt not found: run train_seg_{first}.sh first, or set INIT\n"
+
+
 STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")
 
 
@@ -67,6 +108,15 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
     rates = [line["lr"] for line in lines if "lr" in line]
     assert rates == pytest.approx([0.01 * (1 - step / 3) ** 0.9 for step in range(3)])
     assert ("consistency" in lines[0], "colour" in lines[0]) == ("ss" in stage, "stage2" in stage)
+
+    board = EventAccumulator(str(chain / stage)).Reload()
+    assert board.Tags()["images"] == ["pictures"]
+    for name in lines[0].keys() - {"step", "epoch"}:
+        assert [(one.step, one.value) for one in board.Scalars(name)] == [
+            (line["step"], pytest.approx(line[name])) for line in lines if name in line
+        ]
+    best = max(line["val_miou"] for line in lines if "val_miou" in line)
+    assert f"{100 * best:.2f}%" in (chain / stage / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
+import predict
 from datasets.demo import draw_picture
-from datasets.files import read_image
+from datasets.files import read_image, read_label
 from engine.crf import CrfParameters, refine
 from engine.permutohedral import PermutohedralLattice
 
@@ -96,16 +97,17 @@ def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters)
 
 
-def test_evaluation_refines_once_or_at_every_scale(checkpoints, tiny, tmp_path, cli, monkeypatch):
-    pytest.importorskip("pydensecrf")
+def test_what_the_crf_makes_is_scored_and_predicted(checkpoints, tiny, tmp_path, cli, monkeypatch):
+    """With a CRF that turns everything into class 3: once on the mean of two scales, or on each."""
     calls = []
 
-    def counting(probabilities, image, library):
+    def to_class_3(probabilities, image, library):
+        assert probabilities.shape[1:] == image.shape[:2]
         calls.append(library)
-        return refine(probabilities, image, library)
+        return torch.eye(7)[3].view(7, 1, 1).expand_as(probabilities).clone()
 
-    monkeypatch.setattr(evaluate, "refine", counting)
-    scores = {}
+    for command in (evaluate, predict):
+        monkeypatch.setattr(command, "refine", to_class_3)
     for name, flags, expected in (
         ("plain", [], []),
         ("torch", ["--crf", "torch"], ["torch"] * 3),
@@ -117,5 +119,10 @@ def test_evaluation_refines_once_or_at_every_scale(checkpoints, tiny, tmp_path, 
         code, _, error = cli(evaluate.main, *arguments, "--inference.scales", "[0.5,1]", *flags)
         assert code == 0, error
         assert calls == expected, "three images, two scales"
-        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())["iou"]
-    assert scores["torch"] == pytest.approx(scores["pydensecrf"], abs=1e-3)
+        predicted = np.sum(json.loads((tmp_path / name / "metrics.json").read_text())["confusion_matrix"], axis=0)
+        assert (predicted[3] == predicted.sum()) == bool(flags)
+
+    images = ["--images", tiny, "--split", "val", "--out", tmp_path / "masks", "--crf", "torch"]
+    assert cli(predict.main, "--checkpoint", checkpoints / "seven.pt", *images)[0] == 0
+    masks = [read_label(path) for path in (tmp_path / "masks").glob("*.png")]
+    assert len(masks) == 3 and all((mask == 3).all() for mask in masks)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,12 +72,12 @@ def assert_same_training(run, alone, weights=1e-5, losses=1e-5):
             assert ours[key] == pytest.approx(value, rel=losses, abs=1e-3 if key.startswith("val_") else 1e-6), key
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_many_processes_train_as_one(processes, tiny, alone, tmp_path):
-    done = launch(processes, *steady(tiny, tmp_path / "run"))
+def test_three_processes_train_as_one(tiny, alone, tmp_path):
+    """Two do where they are stopped or fail on the way."""
+    done = launch(3, *steady(tiny, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", alone)
-    assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == processes
+    assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == 3
 
 
 def test_blpseg_trains_on_two_as_on_one(tiny, tmp_path):
@@ -90,9 +89,8 @@ def test_blpseg_trains_on_two_as_on_one(tiny, tmp_path):
 
 
 def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny, tmp_path):
-    start = time.monotonic()
-    done = launch(2, *steady(tiny, tmp_path / "run"), STEADY_DIE="1")
-    assert done.returncode != 0 and time.monotonic() - start < 60  # starting takes half of it
+    done = launch(2, *steady(tiny, tmp_path / "run"), STEADY_DIE=str(tmp_path / "died"))
+    assert done.returncode != 0 and time.time() - float((tmp_path / "died").read_text()) < 30
     tracebacks = [line for line in done.stderr.splitlines() if "Error" in line]
     assert "rank 1 gives up" in tracebacks[0], done.stderr
 
@@ -107,7 +105,7 @@ def test_a_signal_to_one_process_stops_all_as_unfinished(tiny, alone, tmp_path):
 
 
 def test_torchrun_starts_a_run_again_where_it_was(tiny, alone, tmp_path):
-    done = launch(2, *steady(tiny, tmp_path / "run"), restarts=1, STEADY_DIE="1")
+    done = launch(2, *steady(tiny, tmp_path / "run"), restarts=1, STEADY_DIE=str(tmp_path / "died"))
     assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", alone)
     assert [one["first_step"] for one in json.loads((tmp_path / "run/run.json").read_text())["sessions"]] == [0, 2]
@@ -133,11 +131,7 @@ def picture_sizes(page):
     return [Image.open(BytesIO(base64.b64decode(picture))).size for picture in pictures]
 
 
-def test_tools_share_their_work_under_torchrun(tiny, tmp_path, monkeypatch):
-    out = tmp_path / "superpixels"
-    done = launch(3, REPOSITORY / "tools/superpixels.py", tiny, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert len(list((out / "map").glob("*.png"))) == 8
+def test_the_parts_of_all_processes_are_everything_once(monkeypatch):
     parts = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
@@ -145,7 +139,6 @@ def test_tools_share_their_work_under_torchrun(tiny, tmp_path, monkeypatch):
         parts += share(list(range(8)), "1/1")
         assert share(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
     assert sorted(parts) == list(range(8))
-    assert Path(out).is_dir()
 
 
 def test_one_bad_image_does_not_stop_the_other_processes(root, checkpoints, tmp_path):
@@ -171,4 +164,6 @@ def test_a_stage_2_script_shares_out_its_preparations_too(tiny, alone, tmp_path)
     assert done.returncode == 0, done.stderr
     for kind in ("superpixels/map", "labels"):
         assert len(list((tmp_path / kind).glob("*.png"))) == 8
+    assert done.stdout.count("4 written, 0 were there") == 2, "superpixels, by each process"
+    assert done.stdout.count("4 images, ") == 2, "pseudo-labels"
     assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == 2

@@ -38,6 +38,7 @@ def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypa
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["road", "sky", "car"]
     assert json.loads(metadata["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    assert json.loads(metadata["std"]) == pytest.approx([0.229, 0.224, 0.225])
 
     code, _, stderr = cli(export.main, checkpoint)
     assert code == 2 and "best.onnx is there already" in stderr

@@ -1,5 +1,6 @@
 """Losses that are not finite, and loader workers that die or hang."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from check_run import problems
 from conftest import REPOSITORY
 from torch.utils.data import get_worker_info
 from training import FLAGS
@@ -61,6 +63,10 @@ def test_some_such_steps_are_left_out_where_it_is_asked_for(monkeypatch, tiny, t
     assert cli(train.main, *flags, tmp_path / "two", "--skip-nonfinite", "2")[0] == 0
     left = state(tmp_path / "two")
     assert left["skipped"] == 2 and left["step"] == 4
+    lines = (tmp_path / "two/metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0], parse_constant=pytest.fail)  # JSON has no NaN
+    assert first["step"] == 1 and first["loss"] is None
+    assert any("is None at step 1" in problem for problem in problems(tmp_path / "two"))
     assert all(value.isfinite().all() for value in left["method"].values()), "weights and running statistics"
     assert int(left["method"]["network.backbone.bn1.num_batches_tracked"]) == 2
 
@@ -105,12 +111,12 @@ def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_pat
 
 
 def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
-    name = at_the_sixth_image(monkeypatch, tiny, lambda: time.sleep(60))
-    flags = ["--train.workers", "1", "--train.loader_timeout", "3", "--data.root", tiny, "--out", tmp_path]
+    name = at_the_sixth_image(monkeypatch, tiny, lambda: time.sleep(600))
+    flags = ["--train.workers", "1", "--train.loader_timeout", "5", "--data.root", tiny, "--out", tmp_path]
     start = time.monotonic()
     code, _, stderr = cli(train.main, *FLAGS, *flags)
-    assert code == 1 and "no batch came in 3 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
-    assert time.monotonic() - start < 30
+    assert code == 1 and "no batch came in 5 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
+    assert time.monotonic() - start < 300
 
 
 def test_a_file_that_has_been_read_is_not_blamed(tiny):
@@ -133,7 +139,7 @@ def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
     paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
     done = subprocess.run(
         [sys.executable, "-c", hang, tmp_path / "run", tiny, *flags],
-        capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 1 and "no batch came in 2 s" in done.stderr
 
@@ -155,6 +161,14 @@ def test_a_worker_of_a_tool_that_is_killed_takes_one_line():
         process(eval, items, lambda name: False, BatchConfig(workers=2), "files")
 
 
+def running(pid):
+    """Whether a process lives; one that has ended and that nobody asks for stays in the list as a zombie (Z)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_the_workers_of_a_tool_that_is_killed_end_with_it():
     program = """if True:
@@ -169,17 +183,21 @@ def test_the_workers_of_a_tool_that_is_killed_end_with_it():
     process.kill()
     process.wait()
     limit = time.monotonic() + 20
-    while alive := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
+    while alive := {pid for pid in pids if running(pid)}:
         assert time.monotonic() < limit, f"workers {alive} live on"
         time.sleep(0.1)
     assert pids
 
 
 @pytest.mark.parametrize("flags", [[], ["--deterministic", "--method.consistency", "30"]])
-def test_the_same_command_gives_the_same_weights(flags, tiny, tmp_path, cli):
+def test_the_same_command_gives_the_same_weights(flags, tiny, tmp_path, cli, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what the run sets goes with the test
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     try:
         for name in "ab":
             assert cli(train.main, *FLAGS, *flags, "--data.root", tiny, "--out", tmp_path / name)[0] == 0
+            assert torch.are_deterministic_algorithms_enabled() == bool(flags)
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == bool(flags)
     finally:
         torch.use_deterministic_algorithms(False)
     first, second = (state(tmp_path / name)["method"] for name in "ab")

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import HEIGHT, WIDTH
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +30,7 @@ from datasets.segmentation import SegmentationDataset, read_fitting_label
 from engine.checkpoint import load_model
 from engine.provenance import share
 from errors import UserError
+from methods import SETTINGS
 
 CASES = settings(
     max_examples=70, deadline=10_000, derandomize=True, database=None,
@@ -37,10 +38,10 @@ CASES = settings(
 )  # fmt: skip
 
 
-def one_line_or_value(read, *arguments):
+def one_line_or_value(read, *arguments, **named):
     """Calls it: a value, or None for a UserError of one line."""
     try:
-        return read(*arguments)
+        return read(*arguments, **named)
     except UserError as error:
         assert str(error) and "Traceback" not in str(error) and "\n" not in str(error), str(error)
         return None
@@ -193,7 +194,7 @@ def test_tags_of_any_shape(tmp_path, content):
 @given(JSON)
 def test_configurations_of_any_shape(tmp_path, content):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    config = one_line_or_value(parse, Config, "", ["--config", str(tmp_path / "config.yaml")])
+    config = one_line_or_value(parse, Config, "", ["--config", str(tmp_path / "config.yaml")], methods=SETTINGS)
     assert config is None or (isinstance(config, Config) and config.data.crop > 0)
 
 
@@ -204,9 +205,13 @@ FLAGS = [
 
 
 @CASES
-@given(st.sampled_from(FLAGS), TEXT | st.sampled_from(["-1", "nan", "1e400", "[2,1]", "0"]))
+@given(st.sampled_from(FLAGS), TEXT | st.sampled_from(["-1", "nan", "1e400", "[2,1]", "0", "1", "7", "0.5"]))
+@example("--train.lr", "1e400")
+@example("--data.scale", "[2,1]")
+@example("--train.steps", "7")
 def test_flags_of_any_value(flag, value):
-    config = one_line_or_value(parse, Config, "", [f"{flag}={value}"])
+    config = one_line_or_value(parse, Config, "", [f"{flag}={value}"], methods=SETTINGS)
+    assert config is not None or (flag, value) != ("--train.steps", "7")
     if config is not None:
         assert config.data.crop > 0 and config.train.lr > 0 and np.isfinite(config.train.lr) and config.train.batch_size > 0
 

@@ -47,8 +47,8 @@ def test_partial_cross_entropy_ignores_what_lies_under_unlabelled_pixels():
 @pytest.mark.parametrize("loss", [
     lambda logits: partial_cross_entropy(logits, torch.full((2, 4, 4), 255)),
     lambda logits: soft_entropy(logits, torch.ones(2, 4, 4, dtype=torch.bool)),
-    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.tensor([[0, 1]]), torch.ones(1), 2),
-    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.zeros(0, 2).long(), torch.zeros(0), 1),
+    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.tensor([[0, 1]]), torch.ones(1), 2)[0],
+    lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.zeros(0, 2).long(), torch.zeros(0), 1)[0],
 ])  # fmt: skip
 def test_a_mean_of_nothing_is_zero_with_zero_gradient(loss):
     logits = normal(2, 3, 4, 4).requires_grad_()
@@ -200,7 +200,8 @@ def dense_colour(logits, superpixel, edges, weights):
 def test_colour_constraint_equals_the_laplacian_form():
     logits = normal(2, 3, 6, 7).requires_grad_()
     superpixel, edges, weights = graph()
-    got, want = colour_constraint(logits, superpixel, edges, weights, 10), dense_colour(logits, superpixel, edges, weights)
+    got, _ = colour_constraint(logits, superpixel, edges, weights, 10)
+    want = dense_colour(logits, superpixel, edges, weights)
     assert got.item() == pytest.approx(want.item(), rel=1e-12)
     torch.testing.assert_close(gradients(got, logits), gradients(want, logits), rtol=1e-10, atol=1e-14)
 
@@ -209,15 +210,16 @@ def test_a_superpixel_that_is_gone_drops_out_with_its_edges():
     logits = normal(2, 3, 6, 7)
     superpixel, edges, weights = graph()
     superpixel[superpixel == 1] = -1
-    got = colour_constraint(logits, superpixel, edges, weights, 10)
+    got, weight = colour_constraint(logits, superpixel, edges, weights, 10)
     kept = (edges != 1).all(1)
     assert got.item() == pytest.approx(dense_colour(logits, superpixel, edges, weights).item(), rel=1e-12)
-    assert got == colour_constraint(logits, superpixel, edges[kept], weights[kept], 10)
+    assert (got, weight) == colour_constraint(logits, superpixel, edges[kept], weights[kept], 10)
+    assert weight.item() == pytest.approx(weights[kept].sum().item())
 
 
 def test_colour_constraint_is_zero_where_all_predictions_agree_and_two_where_neighbours_contradict():
     superpixel = torch.tensor([[[0, 1]]]).int()
     logits = torch.tensor([[100.0, -100.0], [-100.0, 100.0]]).view(1, 2, 1, 2)
     edge, weight = torch.tensor([[0, 1]]), torch.tensor([0.3])
-    assert colour_constraint(logits, superpixel, edge, weight, 2).item() == pytest.approx(2)
-    assert colour_constraint(torch.zeros(1, 2, 1, 2), superpixel, edge, weight, 2).item() == 0
+    assert colour_constraint(logits, superpixel, edge, weight, 2)[0].item() == pytest.approx(2)
+    assert colour_constraint(torch.zeros(1, 2, 1, 2), superpixel, edge, weight, 2)[0].item() == 0

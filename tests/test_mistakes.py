@@ -1,5 +1,6 @@
 """A user's mistakes: one line on standard error, exit code 2, nothing written."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import evaluate
 import predict
 import train
 from datasets.files import read_label
+from errors import Failure, UserError, run
 
 
 def assert_refused(result, message):
@@ -121,13 +123,39 @@ def test_a_full_gpu_takes_one_line(cli):
     assert code == 1 and "the GPU has too little memory" in stderr and len(stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("error, code, line", [
+    (UserError("no such thing"), 2, "error: no such thing"),
+    (UserError("Caught UserError in a worker.\nTraceback ...\nerrors.UserError: a.png is broken"), 2, "error: a.png is broken"),
+    (Failure("it broke"), 1, "error: it broke"),
+    (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "error: a.pt: No space left on device: make room"),
+    (PermissionError(errno.EACCES, "Permission denied", "a.png"), 2, "error: a.png: Permission denied"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+])  # fmt: skip
+def test_what_ends_a_program_is_one_line_and_its_code(cli, error, code, line):
+    def fail():
+        raise error
+
+    found, _, stderr = cli(fail)
+    assert found == code and stderr.startswith(line) and len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("of no file")])
+def test_a_bug_keeps_its_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        run(fail)
+
+
 @pytest.mark.slow
 def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
     for path in (root / "scribbles").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
     config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
     assert cli(train.main, *config, "--data.root", root, "--out", tmp_path / "run")[0] == 0
-    assert '"loss": 0.0' in (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == first["cross_entropy"] == 0
 
 
 def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
@@ -192,8 +220,10 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
     common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
     common += ["--threshold", "0", "--probabilities"]
     assert cli(predict.main, *common, "--out", tmp_path / "all")[0] == 0
-    for shard in ("1/2", "2/2"):
+    for shard, done in (("1/2", [names[0], names[2]]), ("2/2", names)):
         assert cli(predict.main, *common, "--out", tmp_path / "shards", "--shard", shard)[0] == 0
+        assert sorted(path.stem for path in (tmp_path / "shards").glob("*.png")) == done
+    assert (tmp_path / "all/shares.json").is_file() and not (tmp_path / "shards/shares.json").exists(), "not of a part"
     assert cli(predict.main, *common, "--out", tmp_path / "tags", "--tags", "--crf", "torch")[0] == 0
     strict = "{background: 1, disc: 1}"
     assert cli(predict.main, *common, "--out", tmp_path / "classes", "--class_thresholds", strict)[0] == 0

@@ -15,6 +15,7 @@ from losses.eigenspace import eigenspace_consistency
 from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
 from losses.soft_entropy import soft_entropy
+from methods.views import flip_view
 from models.local_aggregation import local_aggregation
 from tools import convert_checkpoint
 
@@ -86,10 +87,11 @@ def test_eigenspace_loss(reference):
 
 
 def test_a_flip_is_an_index(reference):
-    """The published permutation of both axes equals mirroring the positions of queries and keys."""
+    """The published permutation of both axes is the order in which the flip view's positions are compared."""
     case = np.load(reference / "cc4s_losses.npz")
     height, width = int(case["flip_h"]), int(case["flip_w"])
-    positions = torch.arange(height * width).view(height, width).flip(1).reshape(-1)
+    view = flip_view(torch.zeros(1, 3, 8 * (height - 1) + 1, 8 * (width - 1) + 1))
+    positions = view.of_view(torch.arange(height * width).view(1, 1, height, width)).flatten()
     energy = torch.from_numpy(case["energy_b"])
     assert torch.equal(energy[:, positions][:, :, positions], torch.from_numpy(case["energy_b_flipped"]))
 

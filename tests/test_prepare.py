@@ -246,6 +246,7 @@ def test_camvids_void_is_unlabelled(prepared):
 CONFIGS = {"voc": [], "context": ["pascal_context"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_ur_trains_and_evaluates_on_what_is_prepared(prepared, name, tmp_path, cli):
     root = prepared(name)
@@ -261,6 +262,7 @@ def test_ur_trains_and_evaluates_on_what_is_prepared(prepared, name, tmp_path, c
     assert len(metrics["iou"]) == len(CLASS_LISTS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "masks", "config"),
     [

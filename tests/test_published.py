@@ -9,12 +9,14 @@ import torch
 import torchvision
 
 from config import ModelConfig
+from datasets.acdc import ACDC_CLASSES
 from engine.checkpoint import load_model
 from engine.published import BASELINE, BLPSEG, RANDOM_WALK, convert, load_file
 from errors import UserError
 from methods import build_method
 from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig
+from tools import convert_checkpoint
 
 NETWORKS = {
     "random_walk": (CC4SConfig(network="random_walk"), RANDOM_WALK),
@@ -32,6 +34,18 @@ def released(network, backbone="resnet18", classes=21):
         old, new = next((old, new) for old, new in names.items() if key.startswith(new))
         state[f"module.{old}{key.removeprefix(new)}"] = value
     return {"epoch": 7, "state_dict": state, "best_pred": np.float64(0.71), "optimizer": {"lr": 0.1}}, method
+
+
+def test_converting_takes_the_walk_s_map_and_the_classes_names(tmp_path, cli):
+    content, _ = released("random_walk", classes=4)
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    flags = ["--shrink", "2", "--classes", "acdc", "--out", tmp_path / "best.pt"]
+    assert cli(convert_checkpoint.main, tmp_path / "model_best.pth.tar", *flags)[0] == 0
+    method = load_model(tmp_path / "best.pt")
+    assert method.network.walk.shrink == 2 and method.classes == ACDC_CLASSES
+    flags = ["--classes", "voc", "--out", tmp_path / "other.pt"]
+    code, _, error = cli(convert_checkpoint.main, tmp_path / "model_best.pth.tar", *flags)
+    assert code == 2 and "4 classes, but --classes has 21" in error and not (tmp_path / "other.pt").exists()
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -12,7 +11,7 @@ import time
 
 import pytest
 import torch
-from training import BLPSEG, FLAGS, UR, call, call_and_die
+from training import BLPSEG, FLAGS, UR, call, call_and_signal
 
 import engine.checkpoint
 import train
@@ -31,12 +30,14 @@ def processes():
 
 @pytest.fixture(scope="module")
 def whole(processes, tiny, tmp_path_factory):
-    """A run that was never stopped."""
+    """A run that was never stopped; how many seconds it took is in a file of its own."""
     out = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
     child = processes.Process(target=call, args=(out, tiny))
     child.start()
     child.join()
     assert child.exitcode == 0
+    (out / "seconds").write_text(str(time.monotonic() - start))
     return out
 
 
@@ -46,16 +47,15 @@ def assert_same_end(out, whole):
         assert got["step"] == want["step"]
         assert all(torch.equal(got["method"][key], value) for key, value in want["method"].items())
     momenta = [[s["momentum_buffer"] for s in torch.load(f / "last.pt")["optimizer"]["state"].values()] for f in (out, whole)]
-    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True)) and momenta[0]
     assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    assert not list(out.glob(".*.part")) or (out / "last.pt").is_file()
 
 
 @pytest.mark.parametrize("where, time", [
     ("saving", 2), ("saving", 4), ("saving", 7), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 8), ("stepping", 3),
 ])  # fmt: skip
 def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time):
-    child = processes.Process(target=call_and_die, args=(tmp_path / "run", tiny, where, time))
+    child = processes.Process(target=call_and_signal, args=(tmp_path / "run", tiny, where, time))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -75,7 +75,7 @@ def test_self_training_goes_on_to_the_same_weights(processes, tiny, tmp_path):
     codes = []
     for work, *arguments in (
         (call, whole, tiny, BLPSEG),
-        (call_and_die, run, tiny, "stepping", 3, BLPSEG),
+        (call_and_signal, run, tiny, "stepping", 3, BLPSEG),
         (call, run, tiny, BLPSEG),
     ):
         child = processes.Process(target=work, args=arguments)
@@ -87,44 +87,50 @@ def test_self_training_goes_on_to_the_same_weights(processes, tiny, tmp_path):
 
 
 def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
-    seconds = random.Random(0)
-    kills, chain = 0, 0
+    seconds, longest = random.Random(0), float((whole / "seconds").read_text())
+    kills, chain, went_on = 0, 0, 0
     while kills < 20:
         out, chain = tmp_path / str(chain), chain + 1
         while True:
             child = processes.Process(target=call, args=(out, tiny))
             child.start()
-            child.join(seconds.uniform(0.2, 4))
+            child.join(seconds.uniform(0, longest) if kills < 20 else None)
             if child.exitcode is not None:
                 break
             child.kill()
             child.join()
             kills += 1
-            if kills >= 20:  # let the last one end
-                seconds.uniform = lambda low, high: None
         assert child.exitcode == 0
         assert_same_end(out, whole)
+        went_on += sum(session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"])
+    assert went_on, "all were killed before their first checkpoint"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path, number):
+@pytest.mark.parametrize("number, times", [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path, number, times):
+    """A cluster may send SIGTERM to the launcher, too, which passes it on."""
     out, log = tmp_path / "run", tmp_path / "log"
-    child = processes.Process(target=call, args=(out, tiny, UR, log))
+    child = processes.Process(target=call_and_signal, args=(out, tiny, "stepping", 3, UR, [number] * times, log))
     child.start()
-    while not (out / "metrics.jsonl").is_file() or '"step": 1' not in (out / "metrics.jsonl").read_text():
-        time.sleep(0.01)
-    os.kill(child.pid, number)
-    if number == signal.SIGTERM:
-        os.kill(child.pid, number)  # a cluster may send it to the launcher, too, which passes it on
     child.join()
     assert child.exitcode == 128 + number
     assert f"stopped by {number.name}: the same command goes on" in log.read_text()
-    assert 1 <= torch.load(out / "last.pt", weights_only=True)["step"] <= 3
+    assert torch.load(out / "last.pt", weights_only=True)["step"] == 3
     child = processes.Process(target=call, args=(out, tiny))
     child.start()
     child.join()
     assert_same_end(out, whole)
     assert [session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"]] == [False, True]
+
+
+def test_a_second_interrupt_ends_at_once(processes, tiny, tmp_path):
+    log = tmp_path / "log"
+    arguments = (tmp_path / "run", tiny, "stepping", 3, UR, [signal.SIGINT] * 2, log)
+    child = processes.Process(target=call_and_signal, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == 130 and "interrupted" in log.read_text().splitlines()[-1]
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 2, "of the validation before"
 
 
 def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints, tmp_path, cli):

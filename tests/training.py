@@ -35,8 +35,16 @@ def call(out: Path, root: Path, flags: tuple[str, ...] = UR, log: Path | None = 
     run(train.main)
 
 
-def call_and_die(out: Path, root: Path, where: str, time: int, flags: tuple[str, ...] = UR) -> None:
-    """train.py, killed when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (a
+def call_and_signal(
+    out: Path,
+    root: Path,
+    where: str,
+    time: int,
+    flags: tuple[str, ...] = UR,
+    signals: tuple[int, ...] = (signal.SIGKILL,),
+    log: Path | None = None,
+) -> None:
+    """train.py, sent signals when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (a
     checkpoint is named), `validating` or `stepping`."""
     owner, name = {
         "saving": (engine.checkpoint.os, "fsync"),
@@ -50,9 +58,9 @@ def call_and_die(out: Path, root: Path, where: str, time: int, flags: tuple[str,
         nonlocal calls
         calls += 1
         result = original(*arguments, **named)
-        if calls == time:
-            os.kill(os.getpid(), signal.SIGKILL)
+        for number in signals if calls == time else ():
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, counted)
-    call(out, root, flags)
+    call(out, root, flags, log)

@@ -107,8 +107,8 @@ class TrainConfig:
     poly_power: NonNegativeFloat = 0.9
     """learning rate at a step: lr * (1 - step / steps) ** poly_power"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA with PyTorch's default, convolutions in
-    TF32); fp16 needs CUDA and scales its loss"""
+    """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA as PyTorch has it, with
+    convolutions in TF32); fp16 needs CUDA and scales its loss"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2

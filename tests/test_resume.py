@@ -25,6 +25,9 @@ def processes():
     """Starts training processes quickly: forks of one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training"])
+    first = context.Process(target=int)  # which waits for the imports
+    first.start()
+    first.join()
     return context
 
 

@@ -137,8 +137,8 @@ def train(config: Config, process: distributed.Process) -> int:
             save_checkpoint(out / "best.pt", method, config, classes, step=step, scores=scores)
         with distributed.autocast(device, settings.precision):
             log.pictures(step, draw_shown(method, shown, device))
-        save(step, reviewed=True)
         training_report(out)
+        save(step, reviewed=True)
 
     stop = 0  # the signal that asks for it
     recent = []  # (step, its loss terms) since they were last looked at
@@ -190,7 +190,6 @@ def train(config: Config, process: distributed.Process) -> int:
             if stop:
                 break
     if log and not stop:
-        training_report(out)
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
     elif log:
         command = "the same command without --fresh" if config.fresh else "the same command"

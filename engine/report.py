@@ -170,15 +170,18 @@ def _plot(lines: list[dict], keys: list[str], ylabel: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     plt.close(figure)
-    with Image.open(buffer) as picture:
-        return _embed(picture)
+    return _data_url(buffer)
 
 
 def _embed(picture: Image.Image) -> str:
     """A picture as a data URL."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _data_url(buffer)
+
+
+def _data_url(png: io.BytesIO) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 def _percent(value: float | None) -> str:

@@ -45,7 +45,12 @@ def main() -> int:
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device)
     config.run.precision = distributed.pick_precision(device, config.run.precision)
-    for flag, given in (("--scribbles", config.scribbles), ("--class_thresholds", config.class_thresholds)):
+    of_pseudo_labels = {
+        "--threshold": config.threshold != PredictConfig.threshold,
+        "--class_thresholds": config.class_thresholds,
+        "--scribbles": config.scribbles,
+    }
+    for flag, given in of_pseudo_labels.items():
         if given and not config.pseudo_labels:
             raise UserError(f"{flag} goes with --pseudo_labels")
     if config.scribbles is not None and not Path(config.scribbles).is_dir():

@@ -180,9 +180,8 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     common = ["--checkpoint", checkpoints / "seven.pt", "--out", tmp_path / "out"]
     images = tiny / "JPEGImages"
     assert_refused(cli(predict.main, *common, "--images", tmp_path), "no such file")
-    assert_refused(
-        cli(predict.main, *common, "--images", images, "--scribbles", tiny / "scribbles"), "goes with --pseudo_labels"
-    )
+    for flag in (["--scribbles", tiny / "scribbles"], ["--threshold", "0.5"], ["--class_thresholds", "{disc: 0.5}"]):
+        assert_refused(cli(predict.main, *common, "--images", images, *flag), f"{flag[0]} goes with --pseudo_labels")
     assert_refused(cli(predict.main, *common, "--images", tiny, "--split", "nothing"), "nothing.txt not found")
     assert_refused(cli(predict.main, *common, "--images", images, "--split", "val"), "holds neither")
     assert not (tmp_path / "out").exists()

@@ -98,9 +98,7 @@ def train(config: Config, process: distributed.Process) -> int:
     if process.world > 1:
         if device.type == "cuda":
             method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        # SyncBatchNorm keeps the running statistics alike without their being sent around at every step.
-        on_gpu = {"device_ids": [device.index], "broadcast_buffers": False}
-        model = DistributedDataParallel(method, **(on_gpu if device.type == "cuda" else {}))
+        model = DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = build_optimizer(model, settings)
     val_every = settings.val_steps or max(1, round(settings.val_epochs * len(train_set) / settings.batch_size))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** settings.poly_power)
@@ -292,9 +290,9 @@ def use_superpixels(config: Config, method: Method, train_set: SegmentationDatas
         return
     remedy = f"python -m tools.superpixels {config.data.root} --split {config.data.train_split} --out {folder}"
     if method.needs_edges:
-        raise UserError(f"superpixels {folder} not found, which the colour constraint needs: run {remedy}")
+        raise UserError(f"superpixels {folder} not found, whose edges a loss needs: run {remedy}")
     if process.is_main:
-        print(f"note: no superpixels at {folder}: the soft entropy counts every pixel ({remedy} makes them)")
+        print(f"note: no superpixels at {folder}: losses off their boundaries count every pixel ({remedy} makes them)")
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

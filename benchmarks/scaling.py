@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --layouts "[1x8, 2x8, 4x8]" --stage ss \\
         --flags "--model.backbone resnet50 --data.crop 465 --train.batch_size 16"      # on a machine with four GPUs
 
-A layout is PROCESSESxTHREADS, the threads those of each process. Runs alternate between the layouts and the median step
-of all counts.
+A layout is PROCESSESxTHREADS, the threads those of each process. Runs alternate between the layouts; the median run of each
+counts, by the mean of its steps.
 """
 
 import shlex

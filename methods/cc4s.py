@@ -145,7 +145,7 @@ MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour
 
 @contextmanager
 def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norms in training mode leave their running statistics as they are: they write into others, which go.
+    """Within it, batch norms in training mode leave their running statistics as they are: they update throw-away copies.
 
     Without any (`track_running_stats` off), SyncBatchNorm takes no bfloat16 on a GPU.
     """

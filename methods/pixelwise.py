@@ -11,7 +11,7 @@ from models.layers import upsample
 # the mean, and the weight that it has among the others' means (a number of pixels, a sum of weights).
 MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
-# Numbers of the logits at the images' size held at a time: a GPU wants enough of them to be busy, and no more, since all of the
+# How many logits at the images' size are held at a time: a GPU wants enough of them to be busy, and no more, since all of the
 # network's activations are held beside them.
 HELD = {"cpu": 2**23, "cuda": 2**24}
 

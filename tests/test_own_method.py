@@ -1,7 +1,9 @@
 """The method that docs/method.md walks through, taken from the page: it trains, goes on, evaluates and predicts."""
 
-import importlib
+import importlib.util
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -15,33 +17,48 @@ import methods
 import train
 from engine.checkpoint import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):
-    """The page's code as a module that METHODS names, and its configuration as a file."""
+    """The page's module under methods/, the entry that it is given there, and its configuration as a file."""
     text = (REPOSITORY / "docs" / "method.md").read_text()
-    code, config = (re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1] for language in ("python", "yaml"))
+    code, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "minimum_entropy.py").write_text(code)
-    (tmp_path / "minimum_entropy.yaml").write_text(config)
-    monkeypatch.syspath_prepend(tmp_path)
-    method = importlib.import_module("minimum_entropy").MinimumEntropy
-    monkeypatch.setitem(methods.METHODS, "minimum_entropy", method)
-    monkeypatch.setitem(methods.SETTINGS, "minimum_entropy", method.settings)
-    yield tmp_path / "minimum_entropy.yaml"
-    del sys.modules["minimum_entropy"]
+    (tmp_path / "minimum_entropy.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    spec = importlib.util.spec_from_file_location("methods.minimum_entropy", tmp_path / "minimum_entropy.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    names = dict(vars(methods))
+    exec(entry, names)
+    for name, method in names["METHODS"].items():
+        monkeypatch.setitem(methods.METHODS, name, method)
+        monkeypatch.setitem(methods.SETTINGS, name, method.settings)
+    return tmp_path / "minimum_entropy.yaml"
 
 
-def test_the_page_s_method_trains_goes_on_and_evaluates(page, cli, tiny, tmp_path):
-    out = tmp_path / "run"
-    command = ["--config", page, *LOOP, "--data.root", tiny, "--out", out]
-    assert cli(train.main, *command)[0] == 0
-    assert cli(train.main, *command)[0] == 0  # it is done already
-    record = yaml.safe_load((out / "config.yaml").read_text())
-    assert record["method"] == {"name": "minimum_entropy", "entropy": yaml.safe_load(page.read_text())["method"]["entropy"]}
-    first = (out / "metrics.jsonl").read_text().splitlines()[0]
-    assert {"cross_entropy", "entropy"} <= yaml.safe_load(first).keys()
-    assert load_model(out / "best.pt").predict(torch.zeros(2, 3, 40, 56)).shape == (2, 7, 40, 56)
-    code, _, error = cli(evaluate.main, "--checkpoint", out / "best.pt", "--data.root", tiny, "--out", tmp_path / "evaluation")
+def test_the_page_s_method_trains_goes_on_and_evaluates(page, cli, tiny, tmp_path, monkeypatch):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = ["--config", page, *LOOP, "--data.root", tiny, "--out"]
+    with monkeypatch.context() as patch:
+        stop = lambda self, step, epoch: step == 2 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr(methods.METHODS["minimum_entropy"], "begin_step", stop)
+        assert cli(train.main, *command, stopped)[0] == 128 + signal.SIGTERM
+    for out in (stopped, whole):
+        assert cli(train.main, *command, out)[0] == 0
+    one, other = (torch.load(out / "last.pt", weights_only=True)["method"] for out in (stopped, whole))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+    record = yaml.safe_load((whole / "config.yaml").read_text())
+    assert record["method"] == yaml.safe_load(page.read_text())["method"]
+    first = yaml.safe_load((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(first["cross_entropy"] + first["entropy"])
+    assert load_model(whole / "best.pt").predict(torch.zeros(2, 3, 40, 56)).shape == (2, 7, 40, 56)
+    code, _, error = cli(
+        evaluate.main, "--checkpoint", whole / "best.pt", "--data.root", tiny, "--out", tmp_path / "evaluation"
+    )
     assert code == 0, error
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
 

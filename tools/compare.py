@@ -25,7 +25,7 @@ from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 
 METRICS = Path("evaluation") / "metrics.json"
-ALIKE = ("data", "inference", "crf", "crf_per_scale")  # conditions that scores must share to be compared
+ALIKE = ("split", "scales", "long_side", "window", "window_stride", "flip", "crf", "crf_per_scale")  # for scores to be compared
 
 
 @dataclass
@@ -51,8 +51,8 @@ def main() -> None:
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
-    first, *others = (scores["conditions"] for scores in evaluations)
-    differing = [name for name in ALIKE if any(other[name] != first[name] for other in others)]
+    settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
+    differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
         print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {METRICS})")
     index = open_index(config.data.root, config.data.split, config.data.labels)

@@ -14,7 +14,7 @@ from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig
 from tools import export
 
-METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(), "blpseg": BLPSegConfig()}
+METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(), "blpseg": BLPSegConfig(width=32)}
 
 
 @pytest.mark.parametrize("method_config", METHODS.values(), ids=METHODS)

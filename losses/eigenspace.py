@@ -58,7 +58,8 @@ class _EigenspaceConsistency(torch.autograd.Function):
         kl_grad_key, trace_grad_key = torch.empty_like(key), torch.empty_like(key)
         for images, columns in blocks(key):
             # Rows of these (b, columns, N) matrices are columns j of S: the distributions over i.
-            # In place, and dropped before the next block: on a GPU they are what this loss adds to a step's memory.
+            # In place (log_p, p and slope are one matrix) and dropped before the next block: on a GPU they are what this loss
+            # adds to a step's memory.
             log_p = torch.log_softmax(key[images, columns] @ query[images].mT, dim=-1)
             view_log_p = torch.log_softmax(view_key[images, columns] @ view_query[images].mT, dim=-1)
             view_p = view_log_p.exp()

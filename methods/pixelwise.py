@@ -12,7 +12,7 @@ from models.layers import upsample
 MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 # How many logits at the images' size are held at a time: a GPU wants enough of them to be busy, and no more, since all of the
-# network's activations are held beside them.
+# network's activations are held beside them (reckoned, as in pairs.py).
 HELD = {"cpu": 2**23, "cuda": 2**24}
 
 

@@ -101,7 +101,7 @@ class TrainConfig:
     lr: PositiveFloat = 1e-3
     """learning rate at the first step"""
     momentum: NonNegativeFloat = 0.9
-    """of SGD"""
+    """momentum of SGD"""
     weight_decay: NonNegativeFloat = 5e-4
     """L2 penalty (SGD) or decoupled decay (AdamW)"""
     poly_power: NonNegativeFloat = 0.9
@@ -116,7 +116,7 @@ class TrainConfig:
     loader_timeout: NonNegativeInt = 300
     """seconds that a batch may take to load before the run stops, naming the files that hang; 0 waits for ever"""
     seed: NonNegativeInt = 0
-    """of weights, order and augmentation"""
+    """random seed of weights, order and augmentation"""
     val_epochs: PositiveFloat = 1.0
     """validate every so many epochs, and after the last step"""
     val_steps: PositiveInt | None = None
@@ -167,7 +167,7 @@ class InferenceConfig:
     flip: bool = False
     """average with the mirrored image"""
     batch_pixels: PositiveInt = 1_000_000
-    """pixels that go through the network at once: windows, and an image with its mirror image, are batched up to it"""
+    """pixels that go through the network at once: up to 4 images of one size, their windows and mirror images"""
 
     def __post_init__(self):
         if not self.scales:
@@ -228,7 +228,7 @@ class PredictConfig:
     checkpoint: str
     """a run's best.pt"""
     images: str
-    """an image, a folder of images, or (with --split) a data set's root"""
+    """an image, a folder of images, a text file of paths (one per line), or (with --split) a data set's root"""
     out: str
     """folder for the label PNGs, overlays, gallery.jpg, and predictions.json or pseudo_labels.json"""
     split: str | None = None
@@ -355,7 +355,7 @@ def _preset_name(argv: list[str]) -> str:
 
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
-    """What the files and flags say of method.name, or the first of `methods`. Raises UserError where they have no such one."""
+    """What the files and flags say of method.name, or the first of `methods`. Raises UserError if they have no such one."""
     name = next(iter(methods))
     for flag, value in _flags(argv):
         if flag == "--method.name":
@@ -380,8 +380,14 @@ def _preset_arguments(argv: list[str]) -> list[str]:
 
 
 def _one_line(message: str, keys: list[str]) -> str:
-    """jsonargparse's message in one line, with the nearest of `keys` where it complains of an unknown one."""
+    """jsonargparse's message in one line, with the nearest of `keys` where it complains of an unknown one, and the nearest of
+    the choices where it complains of a value."""
     message = " ".join(message.split())
+    choice = re.search(r"key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)
+    if choice:
+        key, value, choices = choice[1], choice[3], re.findall(r"[\w.]+", choice[2])
+        near = difflib.get_close_matches(value, choices, 1)
+        return f"{key} {value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose {', '.join(choices)}"
     unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message) or re.search(
         r"(?:does not accept option|[Kk]ey|[Oo]ption) ['\"]()([\w.]+)['\"]", message

@@ -4,6 +4,9 @@ import errno
 import sys
 from collections.abc import Callable
 
+LESS_MEMORY = "evaluate and predict with --inference.window 465, or --inference.long_side 512"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk
+
 
 class UserError(Exception):
     """Something the user can put right: what is wrong, where, and what to do, in one line."""
@@ -15,7 +18,7 @@ class Failure(Exception):  # noqa: N818, as KeyboardInterrupt is none
 
 def run(main: Callable[[], int | None]) -> None:
     """Calls `main` and exits with what it returns (None is 0); a UserError becomes one line on stderr and exit code 2, a
-    Failure (and a full disk or GPU) one line and exit code 1."""
+    Failure (and a full disk or memory) one line and exit code 1."""
     try:
         sys.exit(main())
     except UserError as error:
@@ -24,15 +27,11 @@ def run(main: Callable[[], int | None]) -> None:
     except Failure as error:
         _end(str(error), 1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which takes seconds to import
+        if not out_of_memory(error):
             raise
-        _end(
-            "the GPU has too little memory: train with a smaller --data.crop, or a larger --train.accumulate; evaluate and "
-            "predict with a smaller --inference.window or --inference.batch_pixels",
-            1,
-        )
+        _end(f"too little memory: train with a smaller --data.crop, or a larger --train.accumulate; {LESS_MEMORY}", 1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             _end(f"{error.filename or 'writing'}: {error.strerror}: make room and run the same command again", 1)
         if error.filename is None:  # nothing of the user's: a bug, whose traceback is wanted
             raise
@@ -40,6 +39,11 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is torch that found no memory for a tensor, on a GPU or a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _end(line: str, code: int) -> None:

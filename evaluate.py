@@ -11,10 +11,8 @@ page with the classes' scores, the best and the worst images, errors and entropy
 import json
 import math
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,14 +23,13 @@ from datasets.demo import draw_if_missing
 from datasets.files import read_label, whole
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
-from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
-from engine.crf import refine
-from engine.inference import most_likely, predict_probabilities
+from engine.crf import CrfParameters, library_version, refine
+from engine.inference import most_likely, predict_split, shared_out
 from engine.loading import Watched, faults, loader
-from engine.metrics import BoundaryScores, ConfusionMatrix, table
-from engine.pictures import evenly
+from engine.metrics import BoundaryScores, ConfusionMatrix, normalised_entropy, table
+from engine.pictures import evenly, shrunk
 from engine.provenance import circumstances
 from engine.report import Shown, evaluation_report
 from errors import UserError, run
@@ -54,10 +51,12 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
     compared = read_compared(config.compare)
     if config.crf_per_scale and config.crf == "none":
-        raise UserError("--crf_per_scale goes with --crf torch or pydensecrf")
+        raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
+    if (out / "last.pt").exists():  # its report.html would be replaced
+        raise UserError(f"{out} is a training run: choose another --out (OUT of evaluate.sh), such as {out / 'evaluation'}")
     method = load_model(config.checkpoint)
     if process.is_main:
         draw_if_missing(config.data.root)
@@ -77,7 +76,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
-    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index))}
+    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index), process)}
     with whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)
@@ -89,27 +88,31 @@ def score(
     method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
 ) -> tuple[ConfusionMatrix, BoundaryScores, dict[str, list[Shown]]]:
     """Counts over the whole split, summed over the processes, and its best, its worst and some other images, which only the
-    main process gets. Each process takes every n-th image, so none is counted twice."""
+    main process gets."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
-    share = range(process.rank, len(dataset), process.world)
+    share = shared_out(len(dataset), process)
     spread = evenly(len(dataset), PICTURES)
     best, worst, others = [], [], []
     watched = Watched(dataset, config.workers)
     images = loader(watched, config.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
+
+    def sharpen(probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return refine(probabilities, image.permute(1, 2, 0).cpu().numpy(), config.crf)
+
     with faults([watched], LOADER_TIMEOUT):
-        bar = tqdm(images, config.data.split, unit="image", leave=False, disable=None if process.is_main else True)
-        for position, item in zip(share, bar, strict=True):
-            image = item["image"].permute(1, 2, 0).numpy()
-            sharpen = None if config.crf == "none" else partial(refine, image=image, library=config.crf)
-            with distributed.autocast(process.device, config.run.precision):
-                probabilities = predict_probabilities(
-                    method.predict,
-                    normalise(item["image"].to(process.device)),
-                    config.inference,
-                    sharpen if config.crf_per_scale else None,
-                )
-            if sharpen and not config.crf_per_scale:
-                probabilities = sharpen(probabilities)
+        predicted = predict_split(
+            method.predict,
+            images,
+            share,
+            config.inference,
+            process.device,
+            config.run.precision,
+            sharpen if config.crf_per_scale else None,
+        )
+        bar = tqdm(predicted, config.data.split, len(share), False, unit="image", disable=None if process.is_main else True)
+        for position, item, probabilities in bar:
+            if config.crf != "none" and not config.crf_per_scale:
+                probabilities = sharpen(probabilities, item["image"])
             prediction = most_likely(probabilities).cpu()
             own = ConfusionMatrix(len(dataset.index.classes))
             own.update(prediction, item["label"])
@@ -121,7 +124,7 @@ def score(
             is_worst = len(worst) < PICTURES or miou < worst[-1].miou
             is_best = len(best) < PICTURES or miou > best[-1].miou
             if is_worst or is_best or position in spread:
-                shown = show(config, dataset, position, miou, image, probabilities, prediction, item["label"])
+                shown = show(config, dataset, position, miou, item, probabilities, prediction)
                 if is_worst:
                     worst = sorted([*worst, shown], key=lambda one: one.miou)[:PICTURES]
                 if is_best:
@@ -144,32 +147,30 @@ def show(
     dataset: SegmentationDataset,
     position: int,
     miou: float,
-    image: np.ndarray,
+    item: dict[str, torch.Tensor],
     probabilities: torch.Tensor,
     prediction: torch.Tensor,
-    label: torch.Tensor,
 ) -> Shown:
-    """An image with what was predicted of it, for the report."""
+    """An item's image with what was predicted of it, as small as the report shows it."""
     name = dataset.index.names[position]
     scribble = under(Path(config.data.root), config.scribbles) / f"{name}.png"
     try:
         scribbles = read_label(scribble) if scribble.is_file() else None
     except UserError:  # it is only shown; what reads it to train or to check a data set tells of it
         scribbles = None
-    entropy = torch.special.entr(probabilities).sum(dim=0) / math.log(len(probabilities))
     return Shown(
         name=name,
         miou=miou,
-        image=image,
-        scribbles=scribbles,
-        prediction=prediction.byte().numpy(),
-        truth=label.byte().numpy(),
-        entropy=entropy.cpu().numpy(),
+        image=shrunk(item["image"].permute(1, 2, 0).numpy()),
+        scribbles=None if scribbles is None else shrunk(scribbles),
+        prediction=shrunk(prediction.byte().numpy()),
+        truth=shrunk(item["label"].byte().numpy()),
+        entropy=shrunk(normalised_entropy(probabilities).cpu().numpy()),
     )
 
 
 def read_compared(folder: str | None) -> tuple[str, dict] | None:
-    """The name and scores of the evaluation in a folder; None for none. Raises UserError where it holds no evaluation."""
+    """The name and scores of the evaluation in a folder; None for none. Raises UserError if it holds no evaluation."""
     if folder is None:
         return None
     file = Path(folder) / "metrics.json"
@@ -183,14 +184,22 @@ def read_compared(folder: str | None) -> tuple[str, dict] | None:
     return (path.parent.name if path.name == "evaluation" else path.name), scores
 
 
-def conditions(config: EvaluateConfig, images: int) -> dict:
-    """What the scores depend on: settings, the checkpoint's hash, the command, the code's commit, the libraries' versions."""
-    return {
+def conditions(config: EvaluateConfig, images: int, process: distributed.Process) -> dict:
+    """What the scores depend on: settings, the checkpoint's hash, the command, the code's commit, the libraries' versions, the
+    device."""
+    found = {
         "images": images,
         "checkpoint_sha256": fingerprint(config.checkpoint),
+        "device": str(process.device),
+        "processes": process.world,
         **circumstances(),
         **asdict(config),
     }
+    if config.crf != "none":
+        found["crf_parameters"] = asdict(CrfParameters())
+    if config.crf == "pydensecrf":
+        found["versions"]["pydensecrf"] = library_version()
+    return found
 
 
 if __name__ == "__main__":

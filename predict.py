@@ -25,16 +25,16 @@ from config import PredictConfig, parse
 from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
-from datasets.index import IMAGE_SUFFIXES, Index
+from datasets.index import IMAGE_SUFFIXES, Index, read_lines
 from datasets.segmentation import read_fitting_label
-from datasets.transforms import normalise, to_tensor
+from datasets.transforms import to_tensor
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.crf import refine
 from engine.inference import predict_probabilities
 from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim, share
-from errors import UserError, run
+from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
 GALLERY = 24  # pictures
@@ -52,7 +52,7 @@ def main() -> int:
     }
     for flag, given in of_pseudo_labels.items():
         if given and not config.pseudo_labels:
-            raise UserError(f"{flag} goes with --pseudo_labels")
+            raise UserError(f"{flag} requires --pseudo_labels")
     if config.scribbles is not None and not Path(config.scribbles).is_dir():
         raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)
@@ -74,6 +74,10 @@ def main() -> int:
             counts += np.bincount(read_label(out / f"{name}.png").reshape(-1), minlength=256)
         except UserError as error:
             failures.append(error)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            failures.append(f"{images[name]}: too little memory for it: {LESS_MEMORY}")
     if not config.pseudo_labels:
         draw_gallery(images, out)
     if len(names) == len(images) and counts.sum():  # not of a part
@@ -116,12 +120,12 @@ def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndar
     """The least probability of each class, (C,) float32. Raises UserError for a name that is none."""
     unknown = sorted(set(config.class_thresholds) - set(classes))
     if unknown:
-        raise UserError(f"--class_thresholds: {unknown[0]} is none of the classes ({', '.join(classes)})")
+        raise UserError(f"--class_thresholds: {unknown[0]} is not one of the classes ({', '.join(classes)})")
     return np.array([config.class_thresholds.get(name, config.threshold) for name in classes], np.float32)
 
 
 def allowed_classes(config: PredictConfig, index: Index | None, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Name -> which classes its tags allow, (C,) bool; empty without --tags. Raises UserError where there are no tags."""
+    """Name -> which classes its tags allow, (C,) bool; empty without --tags. Raises UserError if there are no tags."""
     if not config.tags:
         return {}
     if index is None or index.tags is None:
@@ -139,7 +143,7 @@ def predict(
     allowed: np.ndarray | None,
     device: torch.device,
 ) -> None:
-    """Writes what is asked for of one image, its label last. Raises UserError where it or its scribble cannot be read."""
+    """Writes what is asked for of one image, its label last. Raises UserError if it or its scribble cannot be read."""
     out = Path(config.out)
     image = read_image(path)
     scribble = (
@@ -147,7 +151,7 @@ def predict(
     )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, normalise(to_tensor(image).to(device)), config.inference)
+            probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), config.inference)[0]
         if allowed is not None:
             probabilities[torch.from_numpy(~allowed).to(device)] = 0
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)
@@ -176,8 +180,15 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
 
 
 def find_images(images: Path, out: Path) -> dict[str, Path]:
-    """Name -> path: of the one image, or of those in the folder and below it, but not in `out`. Raises UserError where there
-    is none."""
+    """Name -> path: of the one image, of those that a text file lists (paths, one per line, relative to the file's folder), or
+    of those in the folder and below it, but not in `out`. Raises UserError if there is none, or two have one name."""
+    if images.suffix == ".txt" and images.is_file():
+        listed = [images.parent / line for line in read_lines(images)]
+        found = {path.stem: path for path in listed}
+        if not found or len(found) < len(listed):
+            what = "two of its images have the same name" if found else "no image in it; write one path per line"
+            raise UserError(f"--images {images}: {what}")
+        return found
     if images.is_file():
         return {images.stem: images}
     found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}

@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 4 train.py --config ...
 
 Writes OUT/config.yaml, run.json, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
-report.html and TensorBoard events. The next stage takes --init OUT/best.pt. Whatever stopped a run, the same command
-goes on from OUT/last.pt, to the same weights as if it had never stopped.
+report.html and TensorBoard events. The next stage takes --init OUT/best.pt. If a run is interrupted, the same command
+resumes from OUT/last.pt and ends with the same weights.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
 from datasets import open_index
-from datasets.check import check, list_faults
+from datasets.check import check, few_classes, list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import read_label
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset, Superpixels, to_device
-from datasets.transforms import Augmentation, normalise, to_tensor
+from datasets.transforms import Augmentation, to_tensor
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from engine.inference import most_likely, predict_probabilities
+from engine.inference import most_likely, predict_probabilities, predict_split
 from engine.interrupt import StopRequest
 from engine.loading import Loaders, check_batch, training_order
 from engine.metrics import ConfusionMatrix
@@ -44,7 +44,7 @@ from methods import SETTINGS, build_method
 from methods.base import Method
 from models.resnet import load_weights as load_backbone
 
-PICTURES = 6  # rows of the picture grid
+PICTURES = 6  # rows of the picture grid, half of them training images
 
 
 def main() -> int:
@@ -75,6 +75,10 @@ def train(config: Config, process: distributed.Process) -> int:
     check_batch(settings, process, method.fewest_images)
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
     method.check_steps(steps)
+
+    def epoch_of(step: int) -> float:
+        return step * settings.batch_size / len(train_set)
+
     use_superpixels(config, method, train_set, process)
     if unfinished:
         load_weights(method, unfinished, out / "last.pt", classes)
@@ -85,10 +89,18 @@ def train(config: Config, process: distributed.Process) -> int:
     if process.is_main:
         for fault in list_faults(train_set.index, val_set.index):
             print(f"note: {fault}")
-        check(train_set, config.data.train_split)
-        check(val_set, config.data.val_split)
-        shown = read_shown(val_set, config.data)
+        for dataset, split in ((train_set, config.data.train_split), (val_set, config.data.val_split)):
+            few = few_classes(check(dataset, split), classes, dataset.index.labels[0].parent)
+            if few:
+                print(f"note: {few}")
+        shown = read_shown(train_set, val_set, config.data)
         start(config, origin(config, train_set, val_set), process.world, str(device), first)
+        weights = sum(weight.numel() for weight in method.parameters())
+        print(
+            f"{len(train_set)} train and {len(val_set)} val images, {len(classes)} classes, {weights / 1e6:.1f}M weights; "
+            + (f"resuming after step {first} of " if first else "")
+            + f"{steps} steps ({epoch_of(steps):.1f} epochs) on {process.world} x {device.type} in {settings.precision}"
+        )
     distributed.wait_for_all()
 
     method.to(device, memory_format=torch.channels_last)
@@ -128,7 +140,7 @@ def train(config: Config, process: distributed.Process) -> int:
         scores = validate(method, loaders, classes, settings.precision, process)
         if not log:
             return
-        log.scores(step, step * settings.batch_size / len(train_set), scores)
+        log.scores(step, epoch_of(step), scores)
         # A split without one labelled pixel has no mIoU: the newest is kept then.
         if not scores["miou"] <= best:
             best = scores["miou"]
@@ -144,10 +156,10 @@ def train(config: Config, process: distributed.Process) -> int:
         if not reviewed:  # it stopped between a step and its validation
             review(first)
         for step in range(first, steps):
-            # All that is random in a step depends on its number, so a run that goes on needs no other state.
+            # All that is random in a step depends on its number, so a run that resumes needs no other state.
             seed_everything(settings.seed, step, process.rank)
             method.train()
-            method.begin_step(step, step * settings.batch_size / len(train_set))
+            method.begin_step(step, epoch_of(step))
             buffers = [buffer.clone() for buffer in method.buffers()] if config.skip_nonfinite else []
             losses = forward_backward(model, batches, settings, scaler, device)
             values = torch.stack(list(losses.values()))
@@ -177,7 +189,7 @@ def train(config: Config, process: distributed.Process) -> int:
             if to_log:
                 means = distributed.mean_over_processes(values).tolist()
                 if log:
-                    log.losses(done, done * settings.batch_size / len(train_set), rate, dict(zip(losses, means, strict=True)))
+                    log.losses(done, epoch_of(done), rate, dict(zip(losses, means, strict=True)))
             if log:
                 log.bar.update()
             if to_review and not stop:
@@ -191,7 +203,7 @@ def train(config: Config, process: distributed.Process) -> int:
         print(f"best val mIoU {100 * best:.2f}: {out / 'best.pt'}")
     elif log:
         command = "the same command without --fresh" if config.fresh else "the same command"
-        print(f"stopped by {signal.Signals(stop).name}: {command} goes on", file=sys.stderr)
+        print(f"stopped by {signal.Signals(stop).name}: rerun {command} to resume", file=sys.stderr)
     return 128 + stop if stop else 0
 
 
@@ -224,7 +236,7 @@ def raise_if_nonfinite(
     settings: TrainConfig,
     process: distributed.Process,
 ) -> None:
-    """Raises Failure where a loss of these steps is not finite, with the step, the loss terms and the images."""
+    """Raises Failure if a loss of these steps is not finite, with the step, the loss terms and the images."""
     for step, values in recent:
         if not values.isfinite().all():
             terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True))
@@ -238,7 +250,7 @@ def raise_if_nonfinite(
 
 
 def raise_if_broken(method: Method, step: int) -> None:
-    """Raises Failure where a weight is not finite, before it is saved: a finite loss may have had another gradient."""
+    """Raises Failure if a weight is not finite, before it is saved: a finite loss may have had another gradient."""
     if not torch.stack([weight.isfinite().all() for weight in method.parameters()]).all():
         raise Failure(
             f"the weights are not finite after step {step}; the last checkpoint is from before: start again, --fresh, with a "
@@ -279,7 +291,7 @@ def build_datasets(config: Config, process: distributed.Process) -> tuple[Segmen
 
 
 def use_superpixels(config: Config, method: Method, train_set: SegmentationDataset, process: distributed.Process) -> None:
-    """Has `train_set` read the superpixels that `method` takes. Raises UserError where it cannot do without what is missing,
+    """Has `train_set` read the superpixels that `method` takes. Raises UserError if it cannot do without what is missing,
     and says so where it can."""
     if not method.takes_superpixels:
         return
@@ -308,36 +320,37 @@ def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precisi
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()
     matrix = ConfusionMatrix(len(classes))
-    for item in loaders.validation():
-        item = {name: tensor.to(process.device) for name, tensor in item.items()}
-        with distributed.autocast(process.device, precision):
-            probabilities = predict_probabilities(method.predict, normalise(item["image"]), InferenceConfig())
-        matrix.update(most_likely(probabilities), item["label"])
+    images = loaders.validation()
+    predicted = predict_split(method.predict, images, images.sampler, InferenceConfig(), process.device, precision)
+    for _, item, probabilities in predicted:
+        matrix.update(most_likely(probabilities), item["label"].to(process.device))
     matrix.sum_over_processes(process.device)
     return matrix.scores(classes)
 
 
-def read_shown(dataset: SegmentationDataset, data: DataConfig) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-    """Image, label (None where a validation image has none) and truth of the validation images in the picture grid."""
-    labels = under(Path(data.root), data.labels)
+def read_shown(
+    train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig
+) -> list[tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]]:
+    """Caption, image, label and truth (None where there is none) of the training and validation images in the picture grid."""
     rows = []
-    for position in evenly(len(dataset), PICTURES):
-        image, maps = dataset.read(position)
-        label = labels / f"{dataset.index.names[position]}.png"
-        rows.append((image, read_label(label) if label.is_file() else None, maps["label"]))
+    for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
+        for position in evenly(len(dataset), PICTURES // 2):
+            name = dataset.index.names[position]
+            files = (under(Path(data.root), folder) / f"{name}.png" for folder in (data.labels, data.truth))
+            label, truth = (read_label(file) if file.is_file() else None for file in files)
+            rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
     return rows
 
 
 @torch.inference_mode()
 def draw_shown(method: Method, shown: list[tuple], device: torch.device) -> Image.Image:
-    """The picture grid: image, label (where any image has one: pseudo-labels are of training images), prediction, truth."""
-    labelled = any(label is not None for _, label, _ in shown)
+    """The picture grid: image, label, prediction, truth."""
     rows = []
-    for image, label, truth in shown:
-        probabilities = predict_probabilities(method.predict, normalise(to_tensor(image).to(device)), InferenceConfig())
+    for _, image, label, truth in shown:
+        probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), InferenceConfig())[0]
         prediction = most_likely(probabilities).byte().cpu().numpy()
-        rows.append([image, *([label] if labelled else []), prediction, truth])
-    return picture_grid(rows, ["image", *(["label"] if labelled else []), "prediction", "truth"])
+        rows.append([image, label, prediction, truth])
+    return picture_grid(rows, ["image", "label", "prediction", "truth"], [caption for caption, *_ in shown])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Ten mean-field steps with CC4S's parameters on photos resized to 500x375, with p
 alternate between the two; medians. pydensecrf runs on one CPU core whatever the device.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import cv2
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measure import as_json
 from config import parse
 from datasets.files import read_image
 from datasets.folder import images_below
@@ -45,7 +45,6 @@ def main() -> None:
         raise UserError(f"{config.photos}: no images in it")
     photos = [cv2.resize(read_image(file), (WIDTH, HEIGHT)) for file in files]
     rows = [measure(classes, photos, device) for classes in (2, 21, 60)]
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {HEIGHT}x{WIDTH}, {len(photos)} photos")
     print("| classes | torch, s | pydensecrf, s | torch / pydensecrf | largest difference | same class |")
     print("|---|---|---|---|---|---|")
     for row in rows:
@@ -53,7 +52,7 @@ def main() -> None:
             f"| {row['classes']} | {row['torch']:.3f} | {row['pydensecrf']:.3f} | {row['torch'] / row['pydensecrf']:.2f} "
             f"| {row['difference']:.1e} | {100 * row['same']:.3f}% |"
         )
-    print(json.dumps(rows))
+    print(as_json(rows, torch.device(device), photos=len(photos), size=[HEIGHT, WIDTH]))
 
 
 def measure(classes: int, photos: list, device: str) -> dict:

@@ -7,7 +7,6 @@ network alone, in float32, its probabilities are averaged on the CPU, and the im
 images; rounds alternate between them and the median counts.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveInt
 
+from benchmarks.measure import as_json
 from config import EvaluateConfig, RunConfig, SplitConfig, parse
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
@@ -28,8 +28,6 @@ from engine.metrics import ConfusionMatrix
 from errors import run
 from evaluate import score
 from methods.base import Method
-
-ROUNDS = 3
 
 
 @dataclass
@@ -44,6 +42,8 @@ class BenchmarkConfig:
     """how many of the split"""
     window: PositiveInt = 192
     """side of the loop's windows, pixels"""
+    rounds: PositiveInt = 3
+    """times that each scores them, in turns"""
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         }
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         scores = {}
-        for _ in range(ROUNDS):
+        for _ in range(config.rounds):
             for name, contender in contenders.items():
                 start = time.perf_counter()
                 scores[name] = contender().scores(index.classes)["miou"]
@@ -73,13 +73,11 @@ def main() -> None:
         {"evaluation": name, "images_per_second": len(index) / statistics.median(times), "miou": 100 * scores[name]}
         for name, times in seconds.items()
     ]
-    print(f"torch {torch.__version__}, {process.device}, {config.run.precision}, {torch.get_num_threads()} threads")
-    print(f"{len(index)} images")
     print("| evaluation | images/s | mIoU |\n|---|---|---|")
     for row in rows:
         print(f"| {row['evaluation']} | {row['images_per_second']:.1f} | {row['miou']:.2f} |")
     print(f"{rows[1]['images_per_second'] / rows[0]['images_per_second']:.2f} times the images a second")
-    print(json.dumps(rows))
+    print(as_json(rows, process.device, images=len(index), precision=config.run.precision))
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 python -m benchmarks.loading DATA_ROOT [--labels SegmentationClass] [--crop 465]
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jsonargparse.typing import PositiveInt
 
+from benchmarks.measure import as_json
 from config import DataConfig, parse
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
@@ -50,7 +50,7 @@ def main() -> None:
         rates.append(BATCH * BATCHES / (time.process_time() - start))
     rates = rates[1:]  # the first warms up
     print(f"{statistics.median(rates):.0f} images a second of one core's time, crop {config.crop}")
-    print(json.dumps([round(rate, 1) for rate in rates]))
+    print(as_json([{"images_per_second": round(rate, 1)} for rate in rates], torch.device("cpu"), crop=config.crop))
 
 
 if __name__ == "__main__":

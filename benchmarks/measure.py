@@ -1,5 +1,6 @@
 """Time and memory of one piece of work, in a process of its own."""
 
+import json
 import multiprocessing
 import os
 import platform
@@ -75,6 +76,11 @@ def conditions(device: torch.device) -> dict:
         under |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         under |= {"tf32 convolutions": torch.backends.cudnn.allow_tf32, "tf32 products": torch.backends.cuda.matmul.allow_tf32}
     return under
+
+
+def as_json(rows: list[dict], device: torch.device, **more: object) -> str:
+    """The rows with what they were measured on."""
+    return json.dumps({"conditions": conditions(device) | more, "rows": rows}, indent=1)
 
 
 def _resident() -> int:

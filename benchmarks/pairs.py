@@ -28,7 +28,6 @@ from losses.eigenspace import eigenspace_consistency
 from models.local_aggregation import local_aggregation
 from models.random_walk import walk
 
-SIDES = (20, 30, 40, 59, 80, 120)  # N = 400 to 14,400; 59 x 59 is a crop of 465
 WIDTH, VALUES = 64, 512  # of queries and keys; of the walk's values
 PATCH, CLASSES, SIGMA = 256, 21, 6.0  # of the local aggregation
 MATRICES = {"eigenspace": 8, "walk": 3, "aggregation": 6}  # N x N matrices that the textbook holds of an image, about
@@ -40,6 +39,8 @@ class PairsConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """where"""
+    sides: tuple[PositiveInt, ...] = (20, 30, 40, 59, 80, 96, 120)
+    """sides of the map: N = 400 to 14,400; 59 is a crop of 465 at stride 8 (CC4S), 96 one of 384 at stride 4 (BLPSeg)"""
     batch: PositiveInt = 4
     """images"""
     repeats: PositiveInt = 3
@@ -56,7 +57,7 @@ def main() -> None:
     """The command line above."""
     config = parse(PairsConfig, __doc__)
     rows = []
-    turns = [(side, what, way) for side in SIDES for what in MATRICES for way in ("textbook", "fast")]
+    turns = [(side, what, way) for side in config.sides for what in MATRICES for way in ("textbook", "fast")]
     for side, what, way in tqdm(turns, unit="run", leave=False):
         if way == "textbook" and MATRICES[what] * 4 * config.batch * side**4 > config.limit:
             continue
@@ -68,7 +69,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in under.items()))
     print("| | N | textbook, s | fast, s | textbook, MB | fast, MB |\n|---|---|---|---|---|---|")
     for what in MATRICES:
-        for side in SIDES:
+        for side in config.sides:
             found = {row["way"]: row for row in rows if row["what"] == what and row["N"] == side**2}
             seconds = [f"{found[way]['seconds']:.3f}" if way in found else "-" for way in ("textbook", "fast")]
             memory = [f"{found[way]['memory'] / 1e6:.0f}" if way in found else "-" for way in ("textbook", "fast")]

@@ -33,7 +33,7 @@ class PlotConfig:
 
 
 def main() -> None:
-    """The command line above. Raises UserError where a run of the study is missing."""
+    """The command line above. Raises UserError if a run of the study is missing."""
     folder = Path(parse(PlotConfig, __doc__, positional=True).folder)
     labels = list(dict.fromkeys(name for series in SERIES.values() for name in series.values()))
     miou = {(method, label): read_miou(folder / f"{method}_{label}") for method in METHODS for label in labels}
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def read_miou(path: Path) -> float:
-    """An evaluated run's mIoU in percent; raises UserError where it has not been evaluated."""
+    """An evaluated run's mIoU in percent; raises UserError if it has not been evaluated."""
     file = path / "evaluation" / "metrics.json"
     if not file.is_file():
         raise UserError(f"{file} not found: benchmarks/robustness.sh writes it")

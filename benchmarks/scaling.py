@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from jsonargparse.typing import PositiveInt
 
-from benchmarks.measure import conditions, step_times
+from benchmarks.measure import as_json, step_times
 from config import parse
 from datasets.demo import draw_if_missing
 from engine import distributed
@@ -48,12 +48,13 @@ def main() -> None:
     for _ in range(config.runs):
         for layout, seconds in measured.items():
             seconds.append(seconds_a_step(config, layout))
-    print(", ".join(f"{name} {value}" for name, value in conditions(distributed.pick_device("auto")).items()))
     print("| processes x threads | seconds a step | speed |\n|---|---|---|")
     medians = {layout: statistics.median(seconds) for layout, seconds in measured.items()}
     first = medians[config.layouts[0]]
     for layout, median in medians.items():
         print(f"| {layout} | {median:.3f} | {first / median:.2f} |")
+    rows = [{"layout": layout, "seconds": median} for layout, median in medians.items()]
+    print(as_json(rows, distributed.pick_device("auto"), stage=config.stage, flags=config.flags))
 
 
 def seconds_a_step(config: ScalingConfig, layout: str) -> float:

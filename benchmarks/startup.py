@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from jsonargparse.typing import PositiveInt
 
-from benchmarks.measure import ROOT, conditions, step_times
+from benchmarks.measure import ROOT, as_json, step_times
 from config import parse
 from datasets.demo import draw_if_missing
 from engine import distributed
@@ -34,17 +34,23 @@ def main() -> None:
     """The command line above."""
     config = parse(StartupConfig, __doc__)
     draw_if_missing("data/demo")
-    print(", ".join(f"{name} {value}" for name, value in conditions(distributed.pick_device("auto")).items()))
-    imports = statistics.median(seconds([sys.executable, "-c", "import train"]) for _ in range(config.runs))
-    print(f"import train: {imports:.1f} s")
-    for stage in config.stages:
-        command = [sys.executable, "train.py", "--config", f"configs/cc4s/{stage}.yaml", "--config", "configs/demo.yaml"]
-        passed = statistics.median(step_times(command, 1)[0] for _ in range(config.runs))
-        print(f"{stage}: {passed:.1f} s to the first step")
+    measured: dict[str, list[float]] = {what: [] for what in ("import train", *config.stages)}
+    for _ in range(config.runs):
+        for what, seconds in measured.items():
+            if what in config.stages:
+                command = [sys.executable, "train.py", "--config", f"configs/cc4s/{what}.yaml", "--config", "configs/demo.yaml"]
+                seconds.append(step_times(command, 1)[0])
+            else:
+                seconds.append(time_of([sys.executable, "-c", what]))
+    rows = [{"what": what, "seconds": statistics.median(seconds)} for what, seconds in measured.items()]
+    print("| | seconds |\n|---|---|")
+    for row in rows:
+        print(f"| {row['what']}{', to the first step' * (row['what'] in config.stages)} | {row['seconds']:.1f} |")
+    print(as_json(rows, distributed.pick_device("auto")))
 
 
-def seconds(command: list[str]) -> float:
-    """Of a command in this repository."""
+def time_of(command: list[str]) -> float:
+    """Seconds of a command in this repository."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
     return time.perf_counter() - start

@@ -23,17 +23,19 @@ CLASS_LISTS = {
 }
 
 
-def open_index(root: str | Path, split: str, labels: str | Path | None = None) -> Index:
+def open_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
     """The split of the data at `root`, in whichever layout it is: with a folder JPEGImages VOC's, with images the plain one.
 
-    labels: see `voc_index`. Raises UserError where it is in neither, or anything is missing.
+    labels, faults: see `voc_index`. Raises UserError if it is in neither, or anything is missing.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"data root {root} not found: give the folder that holds {' or '.join(LAYOUTS)} as --data.root")
+        raise UserError(
+            f"data root {root} not found: give the folder that holds {' or '.join(LAYOUTS)} (DATA_ROOT, --data.root)"
+        )
     for folder, layout in LAYOUTS.items():
         if (root / folder).is_dir():
-            return layout(root, split, labels)
+            return layout(root, split, labels, faults)
     raise UserError(f"{root} holds neither {' nor '.join(LAYOUTS)}: see docs/data.md for the layouts")
 
 

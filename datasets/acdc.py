@@ -49,6 +49,7 @@ def read_slice(entry: tuple[Path, str]) -> np.ndarray:
     if array.ndim != 2 or not array.size:
         raise UserError(f"{path}: its {key} has {array.ndim} dimensions, a slice has two")
     if key == "image":
+        array = array.astype(np.float64)
         low, high = array.min(), array.max()
         return (255 * (array - low) / max(high - low, 1e-9)).round().astype(np.uint8)
     if not np.isin(array, range(NOT_SCRIBBLED + 1)).all():

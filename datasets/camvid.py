@@ -31,6 +31,6 @@ def read_camvid(root: Path) -> Source:
 
 
 def read_camvid_label(path: Path) -> np.ndarray:
-    """A label as packed, 11 = void -> (H, W) uint8, 255 = void. Raises UserError where it is unreadable."""
+    """A label as packed, 11 = void -> (H, W) uint8, 255 = void. Raises UserError if it is unreadable."""
     label = read_label(path)
     return np.where(label == len(CAMVID_CLASSES), UNLABELLED, label).astype(np.uint8)

@@ -2,35 +2,52 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from datasets.files import UNLABELLED
 from datasets.index import Index
 from datasets.segmentation import SegmentationDataset
 
 MOST_READ = 2000  # images of a split that `check` reads; some seconds. tools.check_dataset reads them all
 
 
-def check(dataset: SegmentationDataset, name: str) -> None:
+def check(dataset: SegmentationDataset, name: str) -> set[int]:
     """Reads images, labels and superpixel files of `dataset` (without augmentation), `MOST_READ` spread over it or all that
-    there are; name: what the progress bar says.
+    there are; name: what the progress bar says. Returns the class ids that are in the labels.
 
     Raises UserError at the first that is unreadable, of another size than its image, or holds an id outside the classes.
     """
 
-    def read(position: int) -> None:
-        dataset.read(position)
+    def read(position: int) -> np.ndarray:
+        _, maps = dataset.read(position)
         if dataset.has_graph:
             dataset.read_graph(position)
+        return np.bincount(maps["label"].reshape(-1), minlength=256) > 0
 
     positions = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_READ, len(dataset))).round().astype(int)).tolist()
     with (
         ThreadPoolExecutor() as pool,
         tqdm(desc=f"checking {name}", total=len(positions), unit="image", leave=False, disable=None) as bar,
     ):
-        for _ in pool.map(read, positions):
+        present = np.zeros(256, bool)
+        for one in pool.map(read, positions):
+            present |= one
             bar.update()
+    return set(np.flatnonzero(present[:UNLABELLED]).tolist())
+
+
+def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> str | None:
+    """What is wrong with labels in `folder` that hold no other ids than `present`; None where there are two or more."""
+    if not present:
+        return f"{folder}: no pixel is labelled; everything is 255"
+    if len(present) == 1:
+        number = next(iter(present))
+        only = classes[number] if number < len(classes) else number
+        return f"{folder}: {only} is the only class in it; are these pictures of labels, or is unlabelled 0?"
+    return None
 
 
 def list_faults(train: Index, val: Index) -> list[str]:

@@ -37,7 +37,7 @@ def read_cityscapes(root: Path) -> Source:
 
 
 def read_cityscapes_label(path: Path) -> np.ndarray:
-    """A label of label ids -> (H, W) uint8 of train ids, 255 = void. Raises UserError where it is unreadable."""
+    """A label of label ids -> (H, W) uint8 of train ids, 255 = void. Raises UserError if it is unreadable."""
     numbers = np.full(256, UNLABELLED, np.uint8)
     numbers[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
     return numbers[read_label(path)]

@@ -18,7 +18,6 @@ from errors import UserError
 
 UNLABELLED = 255
 NO_SUPERPIXEL = 65535
-CONVERSION = "if its colours stand for classes, tools.check_dataset --convert writes ids"
 
 
 def _voc_palette() -> np.ndarray:
@@ -36,7 +35,7 @@ PALETTE = _voc_palette()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises UserError where it is missing, unreadable, or says that it is absurdly large."""
+    """An image as (H, W, 3) uint8 RGB. Raises UserError if it is missing, unreadable, or says that it is absurdly large."""
     # cv2.imread would print warnings of its own about a bad file, and cannot say why it failed.
     image = _decode(path, cv2.IMREAD_COLOR)
     if image is None:
@@ -45,13 +44,25 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError where it is missing, unreadable,
+    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError if it is missing, unreadable,
     absurdly large or in colours."""
+    with opened_label(path) as image:
+        if image.mode in ("P", "L"):
+            return np.array(image)
+        what = f"{path}: a label is a palette or grey PNG of 8 bits with class ids, this is {image.mode}"
+        if image.mode in ("RGB", "RGBA"):
+            raise UserError(
+                f"{what}; if its colours stand for classes, tools.check_dataset --convert writes ids (docs/data.md)"
+            )
+        raise UserError(f"{what}: save it as 8-bit grey")
+
+
+@contextmanager
+def opened_label(path: Path) -> Iterator[Image.Image]:
+    """A label image, to be decoded within. Raises UserError if it is missing, unreadable or absurdly large."""
     try:
         with _sized(path, path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(f"{path}: a label is a palette or grey PNG of class ids, this is {image.mode}; {CONVERSION}")
-            return np.array(image)
+            yield image
     except FileNotFoundError as error:
         raise UserError(f"{path}: label not found") from error
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what PIL raises on broken PNG chunks
@@ -79,7 +90,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def read_superpixel(path: Path) -> np.ndarray:
-    """A superpixel map as (H, W) uint16, `NO_SUPERPIXEL` where there is none. Raises UserError where it is no 16-bit PNG."""
+    """A superpixel map as (H, W) uint16, `NO_SUPERPIXEL` where there is none. Raises UserError if it is no 16-bit PNG."""
     superpixel = _decode(path, cv2.IMREAD_UNCHANGED)
     if superpixel is None or superpixel.dtype != np.uint16 or superpixel.ndim != 2:
         raise UserError(f"{path}: not a 16-bit superpixel map; delete it and run python -m tools.superpixels")
@@ -87,7 +98,7 @@ def read_superpixel(path: Path) -> np.ndarray:
 
 
 def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Superpixel edges as (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError where unreadable."""
+    """Superpixel edges as (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError if unreadable."""
     try:
         with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):
             edges, weights = arrays["edges"].astype(np.int64), arrays["weights"].astype(np.float32)
@@ -101,7 +112,7 @@ def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _sized(file: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
-    """An image of which only the header has been read. Raises UserError where it would take more memory than any photo does."""
+    """An image of which only the header has been read. Raises UserError if it would take more memory than any photo does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's, at half of what it refuses
         try:
@@ -128,7 +139,7 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
 
 
 def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
-    """The 2-D array that `pick` takes out of a MATLAB file's content. Raises UserError where there is none."""
+    """The 2-D array that `pick` takes out of a MATLAB file's content. Raises UserError if there is none."""
     try:
         array = np.asarray(pick(loadmat(path, squeeze_me=True)))
     except FileNotFoundError as error:

@@ -1,26 +1,27 @@
 """The plain layout: ROOT/images and ROOT/labels with files of any names, ROOT/classes.txt.
 
-A split is ROOT/SPLIT.txt, names one a line (with or without the suffix), or, where there is no such file, the images in
+A split is ROOT/SPLIT.txt, names one per line (with or without the suffix), or, where there is no such file, the images in
 ROOT/images/SPLIT.
 """
 
 from pathlib import Path
 
-from datasets.index import IMAGE_SUFFIXES, Index, label_paths, read_class_file, read_names, read_tags, under
+from datasets.index import IMAGE_SUFFIXES, Index, label_paths, read_class_file, read_names, read_tags, under, without_suffix
 from errors import UserError
 
 
-def folder_index(root: str | Path, split: str, labels: str | Path | None = None) -> Index:
+def folder_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
     """The split `split` of the data at `root`, in the plain layout; a label has its image's path below images/, as .png.
 
     labels: the folder of label PNGs, a folder of root or a path; None: images only. Raises UserError for whatever is
-    missing, an empty split, or a name that leads out of the folders.
+    missing, an empty split, or a name that leads out of the folders; with a list of `faults`, bad names and missing images go
+    into it and are left out.
     """
     root = Path(root)
     list_file, subfolder = root / f"{split}.txt", root / "images" / split
     images = images_below(root / "images")
     if list_file.is_file():
-        names = tuple(_without_suffix(name) for name in read_names(list_file))
+        names = tuple(without_suffix(name) for name in read_names(list_file, faults))
     elif subfolder.is_dir():
         names = tuple(name for name in images if name.startswith(f"{split}/"))
     else:
@@ -28,11 +29,14 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None)
     if not names:
         raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     missing = [name for name in names if name not in images]
-    if missing:
+    if missing and (faults is None or len(missing) == len(names)):
         raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are not)")
+    if missing:
+        faults += [f"{list_file}: {name} is not among the images in {root / 'images'}" for name in missing]
+        names = tuple(name for name in names if name in images)
     class_file = root / "classes.txt"
     if not class_file.is_file():
-        raise UserError(f"{class_file} not found: write the class names there, one a line, in id order")
+        raise UserError(f"{class_file} not found: write the class names there, one per line, in id order")
     classes = read_class_file(class_file)
     paths = None if labels is None else label_paths(under(root, labels), names)
     return Index(names, tuple(images[name] for name in names), paths, classes, read_tags(root, names, classes))
@@ -49,8 +53,3 @@ def images_below(folder: Path) -> dict[str, Path]:
                 raise UserError(f"{path} and {found[name].name}: two images of one name, whose label would be the same")
             found[name] = path
     return found
-
-
-def _without_suffix(name: str) -> str:
-    path = Path(name)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else name

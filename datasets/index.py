@@ -1,12 +1,16 @@
-"""What every data set is to the rest: an index of a split. The two layouts on disk are in voc.py and folder.py."""
+"""The interface of every data set: the index of a split. The two layouts on disk are in voc.py and folder.py."""
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
 from errors import UserError
+
+T, S = TypeVar("T"), TypeVar("S")
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -27,31 +31,55 @@ class Index:
 
 
 def under(root: Path, folder: str | Path) -> Path:
-    """`folder` as a folder of `root` where it exists there, else as a path of its own."""
+    """`folder` as a folder of `root` where it exists there, else as a path of its own; where neither exists, as the one that
+    it looks like: a name is in `root`, what has a slash is a path."""
+    folder = Path(folder)
     inside = root / folder
-    return inside if inside.is_dir() or not Path(folder).is_dir() else Path(folder)
+    return inside if inside.is_dir() or (len(folder.parts) == 1 and not folder.is_dir()) else folder
 
 
-def read_names(list_file: Path) -> list[str]:
-    """Image names, one a line; raises UserError where there is none, or one leads out of the image folder."""
-    names = _read_lines(list_file)
+def each(function: Callable[[T], S], items: Iterable[T], faults: list[str] | None) -> list[S]:
+    """`function` of every item. Where it raises UserError that goes on, or, with a list of `faults`, into it, and the item is
+    left out."""
+    results = []
+    for item in items:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+    return results
+
+
+def read_names(list_file: Path, faults: list[str] | None = None) -> list[str]:
+    """Image names, one per line; raises UserError if there is none, or (without `faults` to go into) one leads out of the
+    image folder."""
+    names = read_lines(list_file)
     if not names:
         raise UserError(f"{list_file}: the split is empty; write one image name a line")
-    for name in names:
-        check_name(name, list_file)
-    return names
+    return each(lambda name: check_name(name, list_file), names, faults)
 
 
-def check_name(name: str, file: Path) -> None:
-    """Raises UserError where an image name that stands in `file` leads out of the image folder."""
+def check_name(name: str, file: Path) -> str:
+    """`name`; raises UserError if this image name, which stands in `file`, leads out of the image folder."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-        raise UserError(f"{file}: the name {name!r} leads out of the image folder")
+        raise UserError(f"{file}: the name {name!r} leads out of the image folder; write bare names, one per line")
+    return name
+
+
+def without_suffix(name: str) -> str:
+    """An image's name from its file's, or from its name."""
+    path = Path(name)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def label_paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    """FOLDER/NAME.png of every name; raises UserError where any is missing."""
+    """FOLDER/NAME.png of every name; raises UserError if any is missing."""
     if not folder.is_dir():
-        raise UserError(f"label folder {folder} not found")
+        raise UserError(
+            f"label folder {folder} not found: make it (docs/data.md), or name another (SCRIBBLES or MASKS, --data.labels)"
+        )
     paths = tuple(folder / f"{name}.png" for name in names)
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -61,7 +89,7 @@ def label_paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
 
 def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> np.ndarray | None:
     """Which classes but the first each image shows, (names, classes - 1) bool, by ROOT/tags.json {name: [class, ...]}; None
-    where there is no such file, or none of the images is in it. Raises UserError where it does not fit."""
+    where there is no such file, or none of the images is in it. Raises UserError if it does not fit."""
     file = root / "tags.json"
     if not file.is_file():
         return None
@@ -76,7 +104,7 @@ def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> n
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: a list of class names is expected for every image; {error} has none") from error
     if unknown:
-        raise UserError(f"{file}: {unknown[0]} is none of the classes")
+        raise UserError(f"{file}: {unknown[0]} is not one of the classes")
     return np.array(rows, bool)
 
 
@@ -90,17 +118,18 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def read_class_file(file: Path) -> tuple[str, ...]:
-    """The class names in a text file, one a line, in id order; raises UserError for too few, too many or twice the same."""
-    classes = tuple(_read_lines(file))
+    """The class names in a text file, one per line, in id order; raises UserError for too few, too many or twice the same."""
+    classes = tuple(read_lines(file))
     if not 2 <= len(classes) <= 255:
         raise UserError(f"{file}: {len(classes)} classes; 2 to 255 lines are expected, one class each")
     if len(set(classes)) < len(classes):
-        raise UserError(f"{file}: {next(name for name in classes if classes.count(name) > 1)} stands there twice")
+        raise UserError(f"{file}: {next(name for name in classes if classes.count(name) > 1)} is listed twice")
     return classes
 
 
-def _read_lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty; raises UserError if it cannot be read."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable text file in UTF-8 ({error})") from error

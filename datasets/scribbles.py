@@ -4,6 +4,7 @@ In every connected part of every class, a stroke runs along the middle from near
 hand does; large parts get further strokes in what the first leave open. A stroke never leaves its part.
 """
 
+import os
 import zlib
 
 import cv2
@@ -20,7 +21,7 @@ CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth aw
 
 def generator(name: str, seed: int) -> np.random.Generator:
     """The random numbers of an image: the same for the same name and seed."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+    return np.random.default_rng((seed, zlib.crc32(os.fsencode(name))))
 
 
 def draw_scribbles(

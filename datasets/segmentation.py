@@ -136,7 +136,7 @@ class SegmentationDataset(Dataset):
 
 
 def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
-    """The label (H, W) uint8 of an image (H, W, 3). Raises UserError where it is unreadable, of another size, or holds an id
+    """The label (H, W) uint8 of an image (H, W, 3). Raises UserError if it is unreadable, of another size, or holds an id
     that is neither a class nor 255."""
     label = read_label(path)
     if label.shape != image.shape[:2]:
@@ -146,7 +146,7 @@ def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.nd
 
 
 def check_ids(label: np.ndarray, num_classes: int, path: Path) -> None:
-    """Raises UserError where `label` holds an id that is neither a class nor 255."""
+    """Raises UserError if `label` holds an id that is neither a class nor 255."""
     outside = np.flatnonzero(present_ids(label)[num_classes:UNLABELLED])
     if outside.size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What is common to the official downloads: read from where they are, they become one layout."""
+"""What every reader of an official download returns, for tools.prepare to write in one layout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from models.resnet import BACKBONES
 
 def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
     """Writes `method`'s weights, what is needed to build it again and the loop's `state` to `path`, whole or not at all,
-    however the process ends. Raises Failure where it cannot be written; what was there before is intact then."""
+    however the process ends. Raises Failure if it cannot be written; what was there before is intact then."""
     content = io.BytesIO()  # a full disk makes of torch.save's own writing two errors, one of them its destructor's
     torch.save({"config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state}, content)
     temporary = path.with_name(f".{path.name}.part")
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def load_weights(method: Method, content: dict, path: str | Path, classes: tuple[str, ...]) -> None:
-    """Fills `method` from a checkpoint's content. Raises UserError where that is of other classes or another network."""
+    """Fills `method` from a checkpoint's content. Raises UserError if that is of other classes or another network."""
     check_classes(content["classes"], classes, path)
     wanted, given = method.state_dict(), content["method"]
     differing = sorted(wanted.keys() ^ given.keys()) or [k for k in wanted if wanted[k].shape != given[k].shape]
@@ -59,7 +59,7 @@ def load_weights(method: Method, content: dict, path: str | Path, classes: tuple
 
 
 def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Path) -> None:
-    """Raises UserError where a checkpoint's classes are not as many as the data's, or the same in another order. Names alone
+    """Raises UserError if a checkpoint's classes are not as many as the data's, or the same in another order. Names alone
     may differ: data sets call one class by several, and a released file has none."""
     if len(trained) != len(classes):
         raise UserError(
@@ -72,7 +72,7 @@ def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Pa
 def load_model(path: str | Path) -> Method:
     """The method of a checkpoint in evaluation mode, on the CPU, ready for `predict`; its class names are `.classes`.
 
-    Raises UserError where the file is missing or no checkpoint of this project.
+    Raises UserError if the file is missing or no checkpoint of this project.
     """
     return model_of(read_checkpoint(path), path)
 

@@ -1,6 +1,7 @@
 """The fully connected CRF that refines probabilities (Kraehenbuehl and Koltun, NIPS 2011), in torch or by pydensecrf."""
 
 from dataclasses import dataclass
+from importlib import metadata
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def refine(
     """Marginals of the CRF whose unary terms are -log of the probabilities.
 
     probabilities: (C, H, W) float32 that sum to 1. image: (H, W, 3) uint8 RGB. library: torch (on the probabilities' device) or
-    pydensecrf, which agree to 1e-4. Returns (C, H, W) float32 on the same device. Raises UserError where pydensecrf is not
+    pydensecrf, which agree to 1e-4. Returns (C, H, W) float32 on the same device. Raises UserError if pydensecrf is not
     installed.
     """
     by_library = {"torch": mean_field, "pydensecrf": _by_pydensecrf}[library]
@@ -69,6 +70,12 @@ def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfPa
             logits.addcmul_(lattice.filter(marginals * norm), norm, value=weight)
         marginals = logits.softmax(dim=1)
     return marginals.T.reshape(classes, height, width)
+
+
+def library_version() -> str:
+    """pydensecrf's version, whichever of its two packages has it."""
+    names = metadata.packages_distributions()["pydensecrf"]
+    return f"{names[0]} {metadata.version(names[0])}"
 
 
 def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfParameters) -> torch.Tensor:

@@ -62,6 +62,8 @@ def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     x86 = platform.machine() in ("x86_64", "AMD64")  # where oneDNN counts any AVX-512
+    if not torch.backends.mkldnn.is_available():
+        return False
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (not x86 or torch.cpu._is_avx512_bf16_supported())
 
 

@@ -1,35 +1,74 @@
 """Probabilities of whole images: scales, flips and sliding windows, averaged."""
 
 import math
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, islice, product
 
 import torch
 import torch.nn.functional as F
 
 from config import InferenceConfig
+from datasets.transforms import normalise
+from engine.distributed import Process, autocast
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
+Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+GROUP = 4  # images of a split that may be predicted together
+
+
+def shared_out(length: int, process: Process) -> list[int]:
+    """This process's positions of a split: of its groups of `GROUP` that follow each other, every n-th."""
+    return [position for position in range(length) if position // GROUP % process.world == process.rank]
+
+
+def predict_split(
+    predict: Predict,
+    items: Iterable[dict[str, torch.Tensor]],
+    positions: Iterable[int],
+    config: InferenceConfig,
+    device: torch.device,
+    precision: str,
+    sharpen: Sharpen | None = None,
+) -> Iterator[tuple[int, dict[str, torch.Tensor], torch.Tensor]]:
+    """Each position of a split, its item, and the probabilities (C, H, W) of the item's "image" (3, H, W), as
+    `predict_probabilities` has them, on `device`.
+
+    Images of one size that follow each other in a group of `GROUP` go through the network together, up to
+    `config.batch_pixels`. What goes together shows in the last digits; groups are of the split, and so the digits are the same
+    however many processes share it.
+    """
+
+    def kind(pair: tuple[int, dict[str, torch.Tensor]]) -> tuple:
+        return pair[0] // GROUP, pair[1]["image"].shape
+
+    for (_, (_, height, width)), alike in groupby(zip(positions, items, strict=True), kind):
+        while together := list(islice(alike, max(1, config.batch_pixels // (height * width)))):
+            images = torch.stack([item["image"] for _, item in together]).to(device)
+            with autocast(device, precision):
+                probabilities = predict_probabilities(predict, images, config, sharpen)
+            for (position, item), of_image in zip(together, probabilities, strict=True):
+                yield position, item, of_image
 
 
 def predict_probabilities(
-    predict: Predict, image: torch.Tensor, config: InferenceConfig, sharpen: Predict | None = None
+    predict: Predict, images: torch.Tensor, config: InferenceConfig, sharpen: Sharpen | None = None
 ) -> torch.Tensor:
-    """image (3, H, W) float32 normalised -> probabilities (C, H, W) float32, the mean over scales and flips.
+    """images (B, 3, H, W) uint8 RGB -> probabilities (B, C, H, W) float32, the mean over scales and flips.
 
-    predict: images (B, 3, h, w) -> logits (B, C, h, w). At each scale the image is resized (align_corners=True),
-    predicted whole or window by window, and its probabilities are resized back. sharpen: what each scale's probabilities
-    (C, H, W) go through before the mean.
+    predict: normalised images (B, 3, h, w) -> logits (B, C, h, w). At each scale the images are resized (align_corners=True),
+    predicted whole or window by window, and their probabilities are resized back. sharpen: what an image's probabilities
+    (C, H, W) at each scale go through before the mean, with the image (3, H, W) uint8 beside them.
     """
-    height, width = image.shape[-2:]
+    normalised = normalise(images)
+    height, width = images.shape[-2:]
     base = 1.0 if config.long_side is None else config.long_side / max(height, width)
     total = None
     for scale in config.scales:
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
-        scaled = _resize(image.unsqueeze(0), size)
-        probabilities = _resize(_average(predict, scaled, config).unsqueeze(0), (height, width))[0]
+        probabilities = _resize(_average(predict, _resize(normalised, size), config), (height, width))
         if sharpen is not None:
-            probabilities = sharpen(probabilities)
+            probabilities = torch.stack([sharpen(*pair) for pair in zip(probabilities, images, strict=True)])
         total = probabilities if total is None else total.add_(probabilities)
     return total.div_(len(config.scales))
 
@@ -47,40 +86,40 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(number * stride, side - window) for number in range(count)]
 
 
-def _average(predict: Predict, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
-    """(1, 3, H, W) -> probabilities (C, H, W): of the whole image or the mean over its windows, and over its mirror image.
+def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
+    """(B, 3, H, W) -> probabilities (B, C, H, W): of the whole images or the mean over their windows, and over mirror images.
 
-    Windows of both go through the network together, up to `config.batch_pixels` pixels. A side shorter than the window is
+    Windows of all go through the network together, up to `config.batch_pixels` pixels. A side shorter than the window is
     padded with the channel mean (0). Windows may overlap unevenly, so each is weighted as it is added up: nothing but the
-    sum is held.
+    sums are held.
     """
-    height, width = image.shape[-2:]
+    height, width = images.shape[-2:]
     rows, columns = config.window or height, config.window or width
-    image = F.pad(image, (0, max(0, columns - width), 0, max(0, rows - height)))
+    images = F.pad(images, (0, max(0, columns - width), 0, max(0, rows - height)))
     tops, lefts = (
         window_starts(side, window, max(1, round(window * config.window_stride)))
-        for side, window in zip(image.shape[-2:], (rows, columns), strict=True)
+        for side, window in zip(images.shape[-2:], (rows, columns), strict=True)
     )
-    count = image.new_zeros(image.shape[-2:])
+    count = images.new_zeros(images.shape[-2:])
     for top, left in product(tops, lefts):
         count[top : top + rows, left : left + columns] += 1
     mirrorings = (False, True) if config.flip else (False,)
     weight = 1 / (count * len(mirrorings))
-    images = {mirrored: image.flip(-1) if mirrored else image for mirrored in mirrorings}
-    windows = list(product(mirrorings, tops, lefts))
+    views = {mirrored: images.flip(-1) if mirrored else images for mirrored in mirrorings}
+    windows = list(product(range(len(images)), mirrorings, tops, lefts))
     at_once = max(1, config.batch_pixels // (rows * columns))
     total = None
     for start in range(0, len(windows), at_once):
         chunk = windows[start : start + at_once]
-        crops = [images[mirrored][..., top : top + rows, left : left + columns] for mirrored, top, left in chunk]
-        for (mirrored, top, left), probabilities in zip(chunk, predict(torch.cat(crops)).softmax(dim=1), strict=True):
+        crops = [views[mirrored][of, :, top : top + rows, left : left + columns] for of, mirrored, top, left in chunk]
+        for (of, mirrored, top, left), probabilities in zip(chunk, predict(torch.stack(crops)).softmax(dim=1), strict=True):
             if total is None:
-                total = image.new_zeros(len(probabilities), *image.shape[-2:])
+                total = images.new_zeros(len(images), len(probabilities), *images.shape[-2:])
             probabilities = probabilities * weight[top : top + rows, left : left + columns]
             if mirrored:
-                probabilities, left = probabilities.flip(-1), image.shape[-1] - left - columns
-            total[:, top : top + rows, left : left + columns] += probabilities
-    return total[:, :height, :width]
+                probabilities, left = probabilities.flip(-1), images.shape[-1] - left - columns
+            total[of, :, top : top + rows, left : left + columns] += probabilities
+    return total[..., :height, :width]
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

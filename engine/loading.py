@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from config import TrainConfig
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
 from engine.distributed import Process
+from engine.inference import shared_out
 from engine.interrupt import leave_to_main
 from errors import Failure, UserError
 
@@ -63,8 +64,7 @@ class Loaders:
 
     def validation(self) -> DataLoader:
         """This process's share of the validation split, image by image."""
-        share = range(self.process.rank, len(self.val_set), self.process.world)
-        return self._loader(self.val_set, batch_size=None, sampler=share)
+        return self._loader(self.val_set, batch_size=None, sampler=shared_out(len(self.val_set), self.process))
 
     def faults(self) -> AbstractContextManager[None]:
         """`faults` of both splits."""
@@ -121,7 +121,7 @@ def training_order(length: int, settings: TrainConfig, steps: int, first: int, p
 
 
 def check_batch(settings: TrainConfig, process: Process, fewest_images: int) -> None:
-    """Raises UserError where a batch does not divide, or leaves a pass with less than `fewest_images`."""
+    """Raises UserError if a batch does not divide, or leaves a pass with less than `fewest_images`."""
     if settings.batch_size % (settings.accumulate * process.world):
         raise UserError(
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "

@@ -78,6 +78,12 @@ class BoundaryScores:
         }
 
 
+def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) -> (H, W), 0 to 1 (all classes alike)."""
+    # Class by class, since a large photo's probabilities do not fit into memory twice.
+    return sum(torch.special.entr(of_class) for of_class in probabilities) / math.log(len(probabilities))
+
+
 def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     """The pixels of (H, W) bool that are at most `width` steps, diagonal ones too, from one outside or from the edge."""
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)

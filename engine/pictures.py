@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -68,6 +69,16 @@ def contact_sheet(images: Sequence[np.ndarray]) -> Image.Image:
     """Images (H, W, 3) uint8 in rows of `SHEET_COLUMNS`."""
     rows = [images[start : start + SHEET_COLUMNS] for start in range(0, len(images), SHEET_COLUMNS)]
     return picture_grid(rows, [""] * min(SHEET_COLUMNS, len(images)))
+
+
+def shrunk(array: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8, a label map (H, W) uint8 or numbers (H, W) float, no larger than a tile shows it."""
+    factor = TILE / max(array.shape[:2])
+    if factor >= 1:
+        return array
+    is_label = array.ndim == 2 and array.dtype == np.uint8
+    height, width = (max(1, round(side * factor)) for side in array.shape[:2])
+    return cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST if is_label else cv2.INTER_AREA)
 
 
 def _tile(array: np.ndarray) -> Image.Image:

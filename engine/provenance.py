@@ -60,7 +60,7 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
     """Makes the folder of `record`, a JSON of the conditions (and notes) that the files in it are made under; or finds it made
     under the same conditions, so that a later call may go on in it.
 
-    Raises UserError where the folder holds files of other conditions, or of something else.
+    Raises UserError if the folder holds files of other conditions, or of something else.
     """
     conditions = json.loads(json.dumps(conditions))
     out = record.parent
@@ -74,10 +74,13 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
         except ValueError:
             there = None
         if not isinstance(there, dict):
-            raise UserError(f"{out} holds something else already: delete it or choose another --out")
+            raise UserError(f"{out} holds something else already: choose another --out")
         differing = [name for name, value in conditions.items() if name not in there or there[name] != value]
         if differing:
-            raise UserError(f"{out} was made with another {', '.join(differing)}: delete it or choose another --out")
+            raise UserError(
+                f"{out} was made with another {', '.join(differing)}: delete it, or choose another folder "
+                "(--out; PSEUDO_LABELS or SUPERPIXELS of the stage scripts)"
+            )
         return
     with whole(record) as temporary:
         temporary.write_text(json.dumps(conditions | (notes or {}), indent=2) + "\n")

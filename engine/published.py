@@ -52,7 +52,7 @@ DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, T
 def load_file(path: str | Path) -> object:
     """A PyTorch file's content on the CPU: tensors, plain values and numpy scalars, which are all that is allowed in it.
 
-    Raises UserError where it is missing, unreadable, or holds anything else.
+    Raises UserError if it is missing, unreadable, or holds anything else.
     """
     try:
         with _numpy_scalars():

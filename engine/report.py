@@ -66,7 +66,7 @@ def training_report(run: Path) -> None:
     pictures = []
     if (run / "pictures.png").is_file():
         with Image.open(run / "pictures.png") as grid:
-            legend = "Validation images after the last validation; grey is unlabelled."
+            legend = "Training and validation images after the last validation; grey is unlabelled, or not there."
             pictures.append({"title": "Pictures", "legend": legend, "colours": [], "picture": _embed(grid)})
     described = yaml.safe_load(config)
     lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"

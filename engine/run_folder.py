@@ -1,5 +1,6 @@
 """A run's folder: going on from what is in it, starting over, and what a run writes into it."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -36,7 +37,7 @@ def read_unfinished(config: Config, restarted: bool) -> dict | None:
     """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`, unless torchrun has `restarted`
     the command and this is the run that it began.
 
-    Raises UserError where that run had other settings, naming them, or where OUT holds a checkpoint but no run.
+    Raises UserError if that run had other settings, naming them, or where OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
     if config.fresh and not restarted:
@@ -53,7 +54,7 @@ def read_unfinished(config: Config, restarted: bool) -> dict | None:
     if differing:
         changes = ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in differing)
         raise UserError(
-            f"{config.out} holds a run of other settings ({changes}): choose another --out, or --fresh to delete it"
+            f"{config.out} holds a run with different settings ({changes}): choose another --out, or --fresh to delete it"
         )
     if "optimizer" not in content:
         raise UserError(f"{last} is no training state: choose another --out, or --fresh to delete it")
@@ -63,7 +64,7 @@ def read_unfinished(config: Config, restarted: bool) -> dict | None:
 def start(config: Config, made_from: dict, process_count: int, device: str, first: int) -> None:
     """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
 
-    made_from: what `origin` says. Raises UserError where OUT cannot be written, where another process trains in it, or where
+    made_from: what `origin` says. Raises UserError if OUT cannot be written, where another process trains in it, or where
     the run was begun from something else.
     """
     out = Path(config.out)
@@ -82,7 +83,9 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
                 "--out, or --fresh to delete it"
             )
         with whole(out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+            # To be given as --config again: that must not delete or go on with this run.
+            settings = {name: value for name, value in asdict(config).items() if name not in ("out", "fresh")}
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
         record |= made_from
         record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
         with whole(out / "run.json") as temporary:
@@ -92,11 +95,14 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
 
 
 def lock(out: Path) -> None:
-    """Keeps other trainings out of a folder for as long as this process lives. Raises UserError where one is in it."""
+    """Keeps other trainings out of a folder for as long as this process lives. Raises UserError if one is in it."""
     file = os.open(out / ".lock", os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loader workers do not inherit
-    except (BlockingIOError, PermissionError):
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            print(f"note: the file system of {out} has no locks: see to it that no other training writes there")
+            return
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
 
 

@@ -1,4 +1,4 @@
-"""What every method offers the loop."""
+"""The interface between a method and the training loop."""
 
 import torch
 from torch import nn
@@ -30,10 +30,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def check_crop(self, crop: int) -> None:
-        """Raises UserError where training on crops of this side (pixels) is not possible; called before training."""
+        """Raises UserError if training on crops of this side (pixels) is not possible; called before training."""
 
     def check_steps(self, steps: int) -> None:
-        """Raises UserError where a run of so many steps is too short for what is asked for; called before training."""
+        """Raises UserError if a run of so many steps is too short for what is asked for; called before training."""
 
     def begin_step(self, step: int, epoch: float) -> None:
         """Called before a step's forward passes; for schedules inside a method."""

@@ -25,7 +25,7 @@ class BLPSegConfig(MethodConfig):
     gamma: NonNegativeFloat = 2.0
     """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy"""
     sigma: NonNegativeFloat = 6.0
-    """of the local aggregation's Gaussian, in steps of 4 pixels; 0 does without the module"""
+    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels; 0 disables the module"""
     width: PositiveInt = 256
     """channels of decoder, heads and patch embedding"""
     unlabelled_weight: NonNegativeFloat = 0.02

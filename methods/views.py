@@ -22,7 +22,7 @@ class View:
 
 
 def require_grid(side: int, shrink: int, kind: str) -> None:
-    """Raises UserError where the positions of an image of `side` pixels and of its view ("flip" or "crop") do not meet: with
+    """Raises UserError if the positions of an image of `side` pixels and of its view ("flip" or "crop") do not meet: with
     `shrink` > 1 the side must be 8 k + 1 for a flip, 8 k shrink + 1 for a crop."""
     step = STRIDE * (shrink if kind == "crop" else 1)
     if shrink > 1 and (side - 1) % step:
@@ -35,7 +35,7 @@ def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
 
     Feature column i looks at pixel 8 i, so only a width of 8 k + 1 mirrors its columns onto themselves: what is beyond
     (at most 7 pixels) is cut off before, and a column that looks past the last pixel is not compared.
-    shrink: the maps compared are that many times smaller; raises UserError where the width is not 8 k + 1 then.
+    shrink: the maps compared are that many times smaller; raises UserError if the width is not 8 k + 1 then.
     """
     require_grid(images.shape[-1], shrink, "flip")
     columns = (images.shape[-1] - 1) // STRIDE + 1
@@ -50,7 +50,7 @@ def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
 def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> View:
     """A window at a random place, `share` of the feature map's rows and columns, cut on the stride's grid.
 
-    shrink: the maps compared hold every `shrink`-th feature row and column; raises UserError where the sides are not
+    shrink: the maps compared hold every `shrink`-th feature row and column; raises UserError if the sides are not
     8 k shrink + 1 pixels then, since the window's positions would lie between the image's.
     """
     spans = [_random_span(side, shrink, share) for side in images.shape[-2:]]

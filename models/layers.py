@@ -1,4 +1,4 @@
-"""What several networks are made of."""
+"""Building blocks that the networks share."""
 
 import torch
 import torch.nn.functional as F

@@ -90,8 +90,8 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
     """Fills `resnet`: weights is "none", "imagenet", one of torchvision's names for it (such as IMAGENET1K_V1), or the path of
     a file with a state dict under its names.
 
-    "imagenet" is torchvision's default for `name`, or `DEEP_STEM_WEIGHTS` for a ResNet with a deep stem.
-    Raises UserError where the download fails, the file cannot be read or does not fit.
+    "imagenet" is IMAGENET1K_V1, the papers' weights, or `DEEP_STEM_WEIGHTS` for a ResNet with a deep stem.
+    Raises UserError if the download fails, the file cannot be read or does not fit.
     """
     if weights == "none":
         return
@@ -127,4 +127,4 @@ def _addresses(resnet: nn.Sequential, name: str) -> dict[str, str]:
     if isinstance(resnet, Pyramid):
         return {"imagenet": DEEP_STEM_WEIGHTS[name]} if name in DEEP_STEM_WEIGHTS else {}
     choices = torchvision.models.get_model_weights(name)
-    return {"imagenet": choices.DEFAULT.url} | {key: entry.url for key, entry in choices.__members__.items()}
+    return {"imagenet": choices["IMAGENET1K_V1"].url} | {key: entry.url for key, entry in choices.__members__.items()}

@@ -171,7 +171,11 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
         (tmp_path / name / "evaluation").mkdir(parents=True)
         (tmp_path / name / compare.METRICS).write_text(json.dumps(scores))
         (tmp_path / name / "best.pt").symlink_to(chain / name / "best.pt")
-    assert "not all evaluated alike: crf differ" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
+    printed = cli(compare.main, tmp_path, "--data.root", tiny)[1]
+    assert "not all evaluated alike: crf differ" in printed and "of another checkpoint" not in printed
+    (tmp_path / "ur/best.pt").unlink()
+    (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # trained again, not evaluated again
+    assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ DAMAGE = {
     ),
     "16 bits": (
         lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((HEIGHT, WIDTH), np.uint16)),
-        ["this is I;16"],
+        ["this is I;16: save it as 8-bit grey"],
     ),
     "RGBA": (
         lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((HEIGHT, WIDTH, 4), np.uint8)),
@@ -130,6 +130,21 @@ def test_what_would_break_or_spoil_training_is_found(root, look, damage):
         assert any(message in problem for problem in problems), output
 
 
+def test_one_bad_entry_does_not_hide_the_rest(root, look):
+    append(root / "ImageSets/Segmentation/train.txt", "../way_out")
+    (root / "JPEGImages/demo_0002.jpg").unlink()
+    (root / "scribbles/demo_0003.png").unlink()
+    code, problems, output = look(root)
+    assert code == 1 and len(problems) == 3, problems
+    assert "train" in output and "7 images" in output
+
+
+def test_lists_may_have_suffixes_and_a_byte_order_mark(root):
+    names = root / "ImageSets/Segmentation/val.txt"
+    names.write_text("\ufeff" + "".join(f"{name}.jpg\n" for name in names.read_text().split()), encoding="utf-8")
+    assert open_index(root, "val", "SegmentationClass").names[0] == "demo_0008"
+
+
 def test_coloured_labels_become_ids(root, look, tmp_path, cli):
     before = {path.name: read_label(path) for path in (root / "scribbles").glob("*.png")}
     coloured(root)
@@ -151,6 +166,27 @@ def test_coloured_labels_become_ids(root, look, tmp_path, cli):
     (tmp_path / "colours.txt").write_text("0 0 0\n1 2 3\n")
     code, _, _ = look(root, "--convert", tmp_path / "others", "--colours", tmp_path / "colours.txt")
     assert code == 1 and not list((tmp_path / "others").glob("*.png")), "colours that are no class's"
+
+
+def test_the_unlabelled_colour_goes_before_the_classes(root, look, tmp_path):
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    picture[5] = 255
+    for path in (root / "scribbles").glob("*.png"):
+        overwrite(path, picture)
+    (tmp_path / "colours.txt").write_text("0 0 0\n255 255 255\n")
+    flags = ["--convert", tmp_path / "ids", "--colours", tmp_path / "colours.txt", "--void", "[0, 0, 0]"]
+    assert look(root, *flags)[0] == 0
+    label = read_label(tmp_path / "ids/demo_0000.png")
+    assert (label[5] == 1).all() and (label[:5] == 255).all()
+
+
+@pytest.mark.parametrize(("harm", "message"), [
+    (all_black, "background is the only class in it"), (nothing_labelled, "no pixel is labelled"),
+])  # fmt: skip
+def test_training_says_that_labels_are_empty(root, tmp_path, cli, harm, message):
+    harm(root)
+    code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
+    assert code == 0 and f"note: {root}/scribbles: {message}" in output
 
 
 def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
@@ -212,7 +248,7 @@ def test_the_plain_layout_takes_lists(plain):
         ),
         (
             lambda root: (root / "tags.json").write_text(json.dumps({f"train/scène {n}/été": [1] for n in range(8)})),
-            "1 is none of the classes",
+            "1 is not one of the classes",
         ),
         (lambda root: (root / "tags.json").write_text("{"), "not readable as JSON"),
     ],

@@ -46,6 +46,15 @@ def test_blpseg_goes_with_every_dataset(dataset):
     assert (ours.data.labels, ours.train.optimizer) == ("scribbles", "adamw")
 
 
+def test_the_published_sizes_of_other_data_sets():
+    def with_ur(name):
+        return of_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"{name}.yaml")])
+
+    context, cityscapes = with_ur("pascal_context"), with_ur("cityscapes")
+    assert (context.model.backbone, context.data.crop, context.train.epochs) == ("resnet101", 465, 50)
+    assert cityscapes.data.crop >= 720 and cityscapes.data.crop % 8 == 1
+
+
 def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     config = of_train(["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
     assert type(config.train.batch_size) is int and type(config.data.scale[1]) is float
@@ -56,7 +65,8 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
     (["--train.batch_size", "0"], "train.batch_size"),
     (["--train.lr", "fast"], "train.lr"),
-    (["--train.precision", "fp8"], "'bf16'"),
+    (["--train.precision", "bfloat16"], "train.precision bfloat16: did you mean bf16? choose auto, fp32, bf16, fp16"),
+    (["--model.backbone", "vgg"], "model.backbone vgg: choose resnet18, "),
     (["--config", "no/such.yaml"], "no/such.yaml"),
     (["stray"], "stray"),
     (["--train.seed", "-1"], "train.seed"),

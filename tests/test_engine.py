@@ -2,6 +2,7 @@
 
 import math
 import platform
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from config import Config, InferenceConfig, ModelConfig
+from datasets.transforms import normalise
 from engine import checkpoint, distributed
-from engine.inference import predict_probabilities, window_starts
+from engine.inference import GROUP, predict_probabilities, predict_split, shared_out, window_starts
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from errors import UserError
 from methods import build_method
@@ -26,8 +28,13 @@ def network(images):
     return F.conv2d(images, kernel, padding=2)
 
 
+def drawn(*shape):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
 def naive(image, scales, window, stride, flip, long_side):
     """The average that predict_probabilities promises, one window at a time."""
+    image = normalise(image)
     height, width = image.shape[-2:]
     base = 1 if long_side is None else long_side / max(height, width)
     results = []
@@ -61,15 +68,16 @@ def naive(image, scales, window, stride, flip, long_side):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("scales, long_side", [((1.0,), None), ((0.5, 1.0, 1.75), 40)])
 def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_side):
-    image = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
+    images = drawn(2, 3, *size)
     config = InferenceConfig(scales=scales, long_side=long_side, window=16, window_stride=15 / 16, flip=flip)
-    got = predict_probabilities(network, image, config)
-    torch.testing.assert_close(got, naive(image, scales, 16, 15, flip, long_side), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got.sum(0), torch.ones(size))
+    got = predict_probabilities(network, images, config)
+    wanted = torch.stack([naive(image, scales, 16, 15, flip, long_side) for image in images])
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.sum(1), torch.ones(2, *size))
 
 
 def test_windows_are_batched_up_to_the_budget_and_nothing_else_changes():
-    image = torch.randn(3, 40, 50)
+    image = drawn(1, 3, 40, 50)
     passes = []
 
     def counting(crops):
@@ -87,8 +95,53 @@ def test_windows_are_batched_up_to_the_budget_and_nothing_else_changes():
 
 
 def test_one_scale_of_a_whole_image_is_the_networks_own_softmax():
-    image = torch.randn(3, 20, 30)
-    torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(image[None]).softmax(1)[0])
+    image = drawn(1, 3, 20, 30)
+    torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(normalise(image)).softmax(1))
+
+
+def recording(passes):
+    def predict(images):
+        passes.append(tuple(images.shape))
+        return network(images)
+
+    return predict
+
+
+def test_images_of_one_size_in_a_group_are_predicted_together_up_to_the_budget():
+    passes = []
+    sizes = [(20, 30), (20, 30), (20, 30), (30, 20), (20, 30), (20, 30)]
+    items = [{"image": drawn(3, *size), "label": torch.full(size, number)} for number, size in enumerate(sizes)]
+    positions = [0, 1, 2, 3, 8, 12]  # groups of four of a split, so that the last two are apart
+    darker = lambda probabilities, image: probabilities * image.float().mean()  # noqa: E731
+    config = InferenceConfig(batch_pixels=2 * 20 * 30)
+    results = list(predict_split(recording(passes), items, positions, config, torch.device("cpu"), "fp32", darker))
+    assert passes == [(2, 3, 20, 30), (1, 3, 20, 30), (1, 3, 30, 20), (1, 3, 20, 30), (1, 3, 20, 30)]
+    assert [position for position, _, _ in results] == positions
+    for item, (_, got, probabilities) in zip(items, results, strict=True):
+        assert got is item
+        wanted = predict_probabilities(network, item["image"][None], config)[0] * item["image"].float().mean()
+        torch.testing.assert_close(probabilities, wanted)
+
+
+@pytest.mark.parametrize(
+    "config", [InferenceConfig(scales=(0.5, 2.0)), InferenceConfig(window=64), InferenceConfig(long_side=60)]
+)
+def test_the_budget_holds_for_images_that_are_enlarged_or_padded(config):
+    passes = []
+    config.batch_pixels = 2 * 64 * 64
+    predict_probabilities(recording(passes), drawn(4, 3, 20, 30), config)
+    assert all(batch == 1 or batch * height * width <= config.batch_pixels for batch, _, height, width in passes)
+    assert max(batch for batch, _, _, _ in passes) > 1
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 23])
+def test_processes_share_whole_groups(length):
+    shares = [shared_out(length, distributed.Process(rank, 3, torch.device("cpu"))) for rank in range(3)]
+    assert sorted(chain.from_iterable(shares)) == list(range(length))
+    for share in shares:
+        for position in share:
+            group = range(position // GROUP * GROUP, min(position // GROUP * GROUP + GROUP, length))
+            assert set(group) <= set(share)
 
 
 def test_windows_cover_every_pixel_and_end_with_the_image():

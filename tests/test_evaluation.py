@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 import torch
 
 import evaluate
@@ -28,6 +29,26 @@ def test_metrics_say_what_they_depend_on(checkpoints, tiny, tmp_path, cli):
     hit = np.diagonal(metrics["confusion_matrix"]).sum()
     assert metrics["pixel_accuracy"] == hit / np.sum(metrics["confusion_matrix"])
     assert 0 <= metrics["boundary_iou"] <= 1 and len(metrics["boundary_iou_per_class"]) == 7
+
+
+@pytest.mark.parametrize("library", ["torch", "pydensecrf"])
+def test_metrics_say_which_crf_refined_them(checkpoints, tiny, tmp_path, cli, library):
+    if library == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path, "--crf", library]
+    code, _, error = cli(evaluate.main, *arguments)
+    assert code == 0, error
+    conditions = json.loads((tmp_path / "metrics.json").read_text())["conditions"]
+    assert conditions["crf_parameters"]["bilateral_sxy"] == 80 and conditions["processes"] == 1 and "device" in conditions
+    assert ("pydensecrf" in conditions["versions"]) == (library == "pydensecrf")
+
+
+def test_an_evaluation_does_not_write_over_a_trainings_report(checkpoints, tiny, tmp_path, cli):
+    (tmp_path / "last.pt").write_bytes(b"")
+    (tmp_path / "report.html").write_text("of the training")
+    code, _, error = cli(evaluate.main, "--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path)
+    assert code == 2 and "is a training run: choose another --out" in error
+    assert (tmp_path / "report.html").read_text() == "of the training"
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_path, cli):

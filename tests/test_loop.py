@@ -137,14 +137,30 @@ def test_the_optimizer_has_its_settings(settings, kind):
     assert group.get("momentum", 0.8) == 0.8
 
 
+def test_where_compiling_fails_the_backbone_runs_as_it_is(monkeypatch, tiny, tmp_path, cli):
+    def no_compiler(graph, inputs):
+        tried.append(graph)
+        raise RuntimeError("no C++ compiler")
+
+    tried, compile_module = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=no_compiler))
+    flags = [*FLAGS, "--train.steps", "1", "--data.root", tiny]
+    with torch._dynamo.config.patch(suppress_errors=False):
+        for name, more in (("plain", []), ("compiled", ["--compile"])):
+            assert cli(train.main, *flags, *more, "--out", tmp_path / name)[0] == 0
+    assert tried
+    one, other = (state(tmp_path / name)["method"] for name in ("plain", "compiled"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_compile_is_for_the_backbone_and_leaves_no_mark_on_the_checkpoint(monkeypatch, tiny, tmp_path, cli):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     validations(monkeypatch, 0.1, 0.2)
     flags = [*FLAGS, "--train.steps", "1", "--data.root", tiny]
-    for name, more in (("plain", []), ("compiled", ["--compile"])):
-        assert cli(train.main, *flags, *more, "--out", tmp_path / name)[0] == 0
-        assert len(compiled) == len(more)
-    assert isinstance(compiled[0].conv1, torch.nn.Conv2d) and torch._dynamo.config.suppress_errors
+    with torch._dynamo.config.patch(suppress_errors=False):
+        for name, more in (("plain", []), ("compiled", ["--compile"])):
+            assert cli(train.main, *flags, *more, "--out", tmp_path / name)[0] == 0
+            assert len(compiled) == len(more)
+    assert isinstance(compiled[0].conv1, torch.nn.Conv2d)
     assert state(tmp_path / "plain")["method"].keys() == state(tmp_path / "compiled")["method"].keys()

@@ -134,6 +134,37 @@ def test_eigenspace_is_zero_for_the_same_energies_and_finite_for_huge_ones():
     assert torch.isfinite(value) and torch.isfinite(gradients(value, query)[0]).all()
 
 
+def whole_numbers(*shape, seed):
+    """Products of which float32 holds exactly, up to 1e4 and over."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-60, 61, shape, generator=generator).double()
+
+
+def far(ours, exact):
+    """The distance of float32 from float64, as a share of its length."""
+    return ((ours.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("axis", ["query", "key"])
+@pytest.mark.parametrize("make", [lambda seed: normal(2, 90, 8, seed=seed), lambda seed: whole_numbers(2, 90, 8, seed=seed)])
+def test_eigenspace_in_float32_is_the_dense_formula_in_float64(axis, make):
+    exact = [make(seed).requires_grad_() for seed in range(4)]
+    single = [part.detach().float().requires_grad_() for part in exact]
+    got, want = (f(*parts, axis=axis) for f, parts in ((eigenspace_consistency, single), (dense_by_logs, exact)))
+    assert far(got.detach(), want.detach()) < 1e-5
+    for ours, dense in zip(gradients(got, *single[:2]), gradients(want, *exact[:2]), strict=True):
+        assert far(ours, dense) < 1e-5
+
+
+def dense_by_logs(query, key, view_query, view_key, axis):
+    """`dense_eigenspace` where some entries of S are 0."""
+    dim = 1 if axis == "query" else 2
+    log_s, view_log_s = ((q @ k.mT).log_softmax(dim) for q, k in ((query, key), (view_query.detach(), view_key.detach())))
+    divergence = (view_log_s.exp() * (view_log_s - log_s)).mean()
+    traces = [m.exp().diagonal(dim1=1, dim2=2).sum(1) for m in (log_s, view_log_s)]
+    return divergence + 0.01 * (traces[0] - traces[1]).abs().mean()
+
+
 def test_eigenspace_holds_no_square_matrix():
     query, key = normal(1, 2500, 4).float().requires_grad_(), normal(1, 2500, 4, seed=1).float()
     largest = 0
@@ -204,6 +235,16 @@ def test_colour_constraint_equals_the_laplacian_form():
     want = dense_colour(logits, superpixel, edges, weights)
     assert got.item() == pytest.approx(want.item(), rel=1e-12)
     torch.testing.assert_close(gradients(got, logits), gradients(want, logits), rtol=1e-10, atol=1e-14)
+
+
+def test_colour_constraint_in_float32_is_the_laplacian_form_in_float64():
+    logits = normal(2, 3, 6, 7).requires_grad_()
+    single = logits.detach().float().requires_grad_()
+    superpixel, edges, weights = graph()
+    got, _ = colour_constraint(single, superpixel, edges, weights.float(), 10)
+    want = dense_colour(logits, superpixel, edges, weights)
+    assert far(got.detach(), want.detach()) < 1e-5
+    assert far(*(gradients(loss, of)[0] for loss, of in ((got, single), (want, logits)))) < 1e-5
 
 
 def test_a_superpixel_that_is_gone_drops_out_with_its_edges():

@@ -58,27 +58,33 @@ def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("held", [1, 10**9])
-def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held):
+@pytest.mark.parametrize("held, dtype", [(1, torch.float64), (10**9, torch.float64), (1, torch.float32)])
+def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held, dtype):
     """The formulas with every matrix in full, on the same weights; all images of the batch at once, or one after the other."""
     monkeypatch.setitem(pixelwise.HELD, "cpu", held)
     torch.manual_seed(0)
-    method = build_method(STAGES[stage][0], MODEL, 4).eval().double()
+    method = build_method(STAGES[stage][0], MODEL, 4).eval().to(dtype)
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)
     some = batch()
-    some |= {name: some[name].double() for name in ("image", "edge_weights")}
+    some |= {name: some[name].to(dtype) for name in ("image", "edge_weights")}
     some["label"][1, :15] = 255  # as many labels in one image as in the other would hide a mean of means
     some["boundary"][0, 20:40] = True
     got, want = method(some), textbook.losses(method.network, method.config, some)
     assert got.keys() == want.keys()
     for name, value in want.items():
-        assert got[name].item() == pytest.approx(value.item(), rel=1e-9), name
+        # The textbook's Laplacian loses digits in float32 that edge by edge are kept.
+        tolerance = {"rel": 1e-9} if dtype == torch.float64 else {"rel": 1e-5, "abs": 1e-8}
+        assert got[name].item() == pytest.approx(value.item(), **tolerance), name
     gradients = [torch.autograd.grad(sum(losses.values()), method.parameters(), allow_unused=True) for losses in (got, want)]
+    largest = max(theirs.norm() for theirs in gradients[1] if theirs is not None)
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # the key's bias has none, but for rounding
+            if dtype == torch.float64:
+                torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # the key's bias has none, but for rounding
+            else:
+                assert (ours - theirs).norm() <= 1e-5 * max(theirs.norm(), 1e-2 * largest)
 
 
 @pytest.mark.parametrize("on", ["eigenspace", "x", "z"])

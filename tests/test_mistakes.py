@@ -1,7 +1,9 @@
 """A user's mistakes: one line on standard error, exit code 2, nothing written."""
 
 import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,9 @@ import evaluate
 import predict
 import train
 from datasets.files import read_label
+from engine.run_folder import lock
 from errors import Failure, UserError, run
+from tools.batch import BatchConfig, process
 
 
 def assert_refused(result, message):
@@ -94,6 +98,22 @@ def test_training_refuses_a_checkpoint(name, flags, message, checkpoints, tiny, 
     assert not out.exists()
 
 
+def test_a_missing_folder_is_named_as_it_was_given(root, tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    shutil.rmtree(root / "scribbles")
+    config = [
+        "--config",
+        REPOSITORY / "configs/cc4s/baseline.yaml",
+        *SMALL,
+        "--data.root",
+        root.name,
+        "--out",
+        tmp_path / "run",
+    ]
+    for labels in (f"{root.name}/scribbles", "scribbles"):  # as the scripts give it, and as a name
+        assert_refused(cli(train.main, *config, "--data.labels", labels), f"label folder {root.name}/scribbles not found")
+
+
 def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
     (tmp_path / "last.pt").write_bytes(b"precious")
     assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "not a readable checkpoint")
@@ -115,12 +135,67 @@ def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_full_gpu_takes_one_line(cli):
-    def fill():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+def test_a_file_system_without_locks_is_told_of(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
 
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    lock(tmp_path)
+    assert "has no locks" in capsys.readouterr().out
+
+
+def test_a_batch_goes_on_past_a_file_that_may_not_be_read_but_not_past_a_full_disk(tmp_path, capsys):
+    def work(name, number):
+        if name == "b":
+            raise OSError(number, os.strerror(number), "b.xml")
+
+    def call(number):
+        return process(work, {"a": 0, "b": number, "c": 0}, lambda name: False, BatchConfig(workers=1), "work")
+
+    assert call(errno.EACCES) == ([None, None], 1)
+    assert "failed: b: b.xml: Permission denied" in capsys.readouterr().err
+    with pytest.raises(OSError, match="No space left"):
+        call(errno.ENOSPC)
+
+
+def fill_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@pytest.mark.parametrize("fill", [fill_a_gpu, lambda: torch.empty(10**16)])
+def test_too_little_memory_takes_one_line(cli, fill):
     code, _, stderr = cli(fill)
-    assert code == 1 and "the GPU has too little memory" in stderr and len(stderr.splitlines()) == 1
+    assert code == 1 and "--inference.window 465" in stderr and len(stderr.splitlines()) == 1
+
+
+def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, tmp_path, cli, monkeypatch):
+    def of_small_images(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            fill_a_gpu()
+        return predict_probabilities(*arguments)
+
+    calls, predict_probabilities = [], predict.predict_probabilities
+    monkeypatch.setattr(predict, "predict_probabilities", of_small_images)
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny, "--split", "val", "--out", tmp_path / "out"]
+    code, output, error = cli(predict.main, *arguments)
+    assert code == 1 and "2 images" in output
+    assert "demo_0009.jpg: too little memory" in error and "--inference.long_side 512" in error
+
+
+def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
+    files = tmp_path / "some.txt"
+    listed = [tiny / "JPEGImages/demo_0001.jpg", "beside.jpg", "missing.jpg"]
+    shutil.copy(tiny / "JPEGImages/demo_0002.jpg", tmp_path / "beside.jpg")
+    files.write_text("\n".join(map(str, listed)))
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", files, "--out", tmp_path / "out"]
+    code, _, error = cli(predict.main, *arguments)
+    assert code == 1 and "missing.jpg" in error
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["beside.png", "demo_0001.png"]
+    files.write_text("a/one.jpg\nb/one.jpg\n")
+    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "the same name")
+    files.write_text("")
+    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "one path per line")
 
 
 @pytest.mark.parametrize("error, code, line", [
@@ -163,7 +238,7 @@ def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
     common = ["--data.root", root, "--out", out, "--workers", "0"]
     assert_refused(cli(evaluate.main, "--checkpoint", checkpoints / "three.pt", *common), "3 classes")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
-    assert_refused(cli(evaluate.main, *seven, *common, "--crf_per_scale", "true"), "goes with --crf")
+    assert_refused(cli(evaluate.main, *seven, *common, "--crf_per_scale", "true"), "requires --crf")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
     for path in (root / "SegmentationClass").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
@@ -181,7 +256,7 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     images = tiny / "JPEGImages"
     assert_refused(cli(predict.main, *common, "--images", tmp_path), "no such file")
     for flag in (["--scribbles", tiny / "scribbles"], ["--threshold", "0.5"], ["--class_thresholds", "{disc: 0.5}"]):
-        assert_refused(cli(predict.main, *common, "--images", images, *flag), f"{flag[0]} goes with --pseudo_labels")
+        assert_refused(cli(predict.main, *common, "--images", images, *flag), f"{flag[0]} requires --pseudo_labels")
     assert_refused(cli(predict.main, *common, "--images", tiny, "--split", "nothing"), "nothing.txt not found")
     assert_refused(cli(predict.main, *common, "--images", images, "--split", "val"), "holds neither")
     assert not (tmp_path / "out").exists()
@@ -234,7 +309,7 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
         assert set(np.unique(read_label(tmp_path / f"tags/{name}.png"))) <= {0, 1, 4}
         assert (read_label(tmp_path / f"classes/{name}.png") == np.where(whole <= 1, 255, whole)).all()
     refused = [*common, "--out", tmp_path / "x"]
-    assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is none of the classes")
+    assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is not one of the classes")
     assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
     (root / "tags.json").unlink()
     assert_refused(cli(predict.main, *refused, "--tags"), "tags.json")

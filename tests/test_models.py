@@ -110,6 +110,22 @@ def test_the_walk_equals_the_dense_formula(monkeypatch, held):
     torch.testing.assert_close(got, torch.autograd.grad((want * weights).sum(), inputs))
 
 
+@pytest.mark.parametrize("largest", [3, 60])  # energies of some tens, and of 1e4 and over, exact in float32
+def test_the_walk_in_float32_is_the_dense_formula_in_float64(largest):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 8, 9, 10), (2, 8, 9, 10), (2, 12, 9, 10))
+    exact = [torch.randint(-largest, largest + 1, shape, generator=generator).double().requires_grad_() for shape in shapes]
+    single = [part.detach().float().requires_grad_() for part in exact]
+    assert largest == 3 or (exact[0].flatten(2).mT @ exact[1].flatten(2)).abs().max() > 1e4
+    weights = torch.randn(shapes[2], generator=generator, dtype=torch.float64)
+    got, want = walk(*single), dense_walk(*exact)
+    ours = [got, *torch.autograd.grad(got, single, weights.float())]
+    theirs = [want, *torch.autograd.grad(want, exact, weights)]
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.isfinite(one).all()
+        assert (one.double() - other).norm() <= 1e-5 * other.norm() + 1e-9
+
+
 def test_the_walk_holds_no_square_matrix_in_training():
     inputs = [torch.randn(1, d, 50, 50).requires_grad_() for d in (8, 8, 64)]
     largest = 0

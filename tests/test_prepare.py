@@ -18,6 +18,7 @@ from datasets import CLASS_LISTS, open_index
 from datasets.coco import draw_instances
 from datasets.files import PALETTE, read_label
 from datasets.segmentation import SegmentationDataset, collate
+from datasets.voc import VOC_CLASSES
 from tools import prepare, scribbles
 
 SIZE = (72, 96)
@@ -189,11 +190,15 @@ def test_voc_takes_pngs_for_sbd_too(tmp_path, cli):
     assert (read(tmp_path / "data", "SegmentationClassAug", "2008_000004") == halves(3, 4)).all()
 
 
-def test_context_numbers_59_names_alphabetically(prepared):
+def test_context_numbers_59_names_as_the_released_networks_do(prepared):
     root = prepared("context")
     label = read(root, "SegmentationClass", "2008_000003")
     classes = CLASS_LISTS["context"]
-    assert len(classes) == 60 and list(classes[1:]) == sorted(classes[1:])
+    assert len(set(classes)) == 60 and classes[11] == "table"
+    assert [name for name in classes[:21] if name != "table"] == [name for name in VOC_CLASSES if name != "diningtable"]
+    # Numbers of BLPSeg's released code (data/xml2png_context.py).
+    numbers = {"bag": 21, "cup": 30, "mountain": 40, "curtain": 42, "plate": 45, "sky": 50, "bedclothes": 52, "wood": 59}
+    assert {name: classes.index(name) for name in numbers} == numbers
     assert (label[:8] == 0).all() and (label[8:] == halves(classes.index("wood"), classes.index("sky"))[8:]).all()
     assert names_of(root, "train") == ["2008_000001", "2008_000002"], "a name without a label is not in it"
 

@@ -55,7 +55,7 @@ def assert_same_end(out, whole):
 
 
 @pytest.mark.parametrize("where, time", [
-    ("saving", 2), ("saving", 4), ("saving", 7), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 8), ("stepping", 3),
+    ("saving", 2), ("saving", 4), ("saving", 7), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 11), ("stepping", 3),
 ])  # fmt: skip
 def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time):
     child = processes.Process(target=call_and_signal, args=(tmp_path / "run", tiny, where, time))
@@ -118,7 +118,7 @@ def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path,
     child.start()
     child.join()
     assert child.exitcode == 128 + number
-    assert f"stopped by {number.name}: the same command goes on" in log.read_text()
+    assert f"stopped by {number.name}: rerun the same command to resume" in log.read_text()
     assert torch.load(out / "last.pt", weights_only=True)["step"] == 3
     child = processes.Process(target=call, args=(out, tiny))
     child.start()
@@ -166,7 +166,8 @@ def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints,
 def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli, monkeypatch):
     before = (whole / "last.pt").read_bytes()
     arguments = [*FLAGS, "--data.root", tiny, "--out"]
-    assert cli(train.main, *arguments, whole)[0] == 0
+    code, output, _ = cli(train.main, *arguments, whole)
+    assert code == 0 and "8 train and 3 val images, 7 classes" in output and "resuming after step 4 of 4 steps" in output
     assert (whole / "last.pt").read_bytes() == before
 
     code, _, stderr = cli(train.main, *arguments, whole, "--train.lr", "0.02", "--train.seed", "3")
@@ -185,6 +186,13 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "the user's own is a new beginning"
+
+    # Its config.yaml repeats it, elsewhere, and does not delete what is there.
+    for _ in range(2):
+        assert cli(train.main, "--config", out / "config.yaml", "--out", tmp_path / "again")[0] == 0
+    assert len(json.loads((tmp_path / "again/run.json").read_text())["sessions"]) == 2
+    one, other = (torch.load(folder / "last.pt", weights_only=True)["method"] for folder in (out, tmp_path / "again"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tiny, tmp_path):

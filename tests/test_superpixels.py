@@ -70,6 +70,26 @@ def naive_similarities(image, superpixel):
     return pairs, 0.8 * w / w.max()
 
 
+def test_what_is_wrong_with_some_images_does_not_stop_the_rest(root, tmp_path, cli):
+    names = root / "ImageSets/Segmentation/train.txt"
+    names.write_text(names.read_text() + "../secret\nmissing\n")
+    (root / "JPEGImages/demo_0001.jpg").write_bytes(b"")
+    truncated = root / "JPEGImages/demo_0002.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    code, output, error = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
+    assert code == 1 and "6 written, 0 were there, 4 failed" in output
+    failed = [line for line in error.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 4
+    for name in (
+        "'../secret' leads out",
+        "missing: no image",
+        "demo_0001.jpg: not a readable",
+        "demo_0002.jpg: not a readable",
+    ):
+        assert any(name in line for line in failed), error
+    assert not (tmp_path / "secret.png").exists() and len(list((root / "superpixels/map").iterdir())) == 6
+
+
 def test_edge_weights_equal_the_formula_by_loops():
     rng = np.random.default_rng(0)
     superpixel = np.kron(rng.permutation(12).reshape(3, 4), np.ones((7, 6))).astype(np.uint16)

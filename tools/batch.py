@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.provenance import share
-from errors import Failure, UserError
+from errors import FULL, Failure, UserError
 
 T = TypeVar("T")
 
@@ -41,32 +41,37 @@ class BatchConfig:
 
 
 def process(
-    work: Callable[[str, T], Any], items: Mapping[str, T], finished: Callable[[str], bool], config: BatchConfig, what: str
+    work: Callable[[str, T], Any],
+    items: Mapping[str, T],
+    finished: Callable[[str], bool],
+    config: BatchConfig,
+    what: str,
+    faults: Sequence[str] = (),
 ) -> tuple[list, int]:
     """`work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
 
-    A UserError of one does not stop the rest: it is listed on stderr at the end. Returns the results in order of the
-    items, and the exit code: 1 where any failed, else 0. what: names the progress bar. Raises Failure where a worker was
-    killed.
+    A UserError of one, or a file that the system does not let it read, does not stop the rest: it is listed on stderr at the
+    end, after the `faults` that kept others from becoming items. Returns the results in order of the items, and the exit code:
+    1 where any failed, else 0. what: names the progress bar. Raises Failure if a worker was killed.
     """
     mine = share(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
-    results, failures = [], []
+    results, failures = [], list(faults)
     try:
         with parallel(config.workers, len(todo)) as mapping:
             for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
                 if error is None:
                     results.append(result)
                 else:
-                    failures.append((name, error))
+                    failures.append(f"{name}: {error}")
     except BrokenProcessPool as error:
         raise Failure(
-            f"{what}: a worker was killed, for lack of memory perhaps; what is written stays, and the same command goes on "
+            f"{what}: a worker was killed, for lack of memory perhaps; what is written stays: rerun the same command "
             "(--workers 1 takes the least memory)"
         ) from error
     print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
-    for name, error in failures:
-        print(f"failed: {name}: {error}", file=sys.stderr)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
     distributed.leave_together()
     return results, int(bool(failures))
 
@@ -107,3 +112,7 @@ def _attempt(work: Callable[[str, T], Any], named: tuple[str, T]) -> tuple[str, 
         return name, work(name, item), None
     except UserError as error:
         return name, None, str(error)
+    except OSError as error:
+        if error.filename is None or error.errno in FULL:  # a bug, or nothing more can be written
+            raise
+        return name, None, f"{error.filename}: {error.strerror}"

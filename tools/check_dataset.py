@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
-from PIL import Image
 from tqdm import tqdm
 
 from config import parse
 from datasets import open_index
-from datasets.check import list_faults
+from datasets.check import few_classes, list_faults
 from datasets.demo import draw_if_missing
-from datasets.files import PALETTE, UNLABELLED, read_image, read_label, whole, write_label
+from datasets.files import PALETTE, UNLABELLED, opened_label, read_image, read_label, whole, write_label
 from datasets.index import Index, under
 from datasets.segmentation import read_fitting_label
 from engine.pictures import contact_sheet, evenly, overlay
@@ -29,7 +28,6 @@ from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process
 
 AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles that were looked at reach 0.99
-VOID = (224, 224, 192)  # what PASCAL VOC's coloured labels have for 255
 MOST_PRINTED = 50  # problems
 
 
@@ -55,6 +53,8 @@ class CheckConfig(BatchConfig):
     """folder to write the training labels to as ids, where they are coloured"""
     colours: str | None = None
     """for --convert: text file of a class's red, green and blue (0-255) a line, in id order; unset: VOC's colours"""
+    void: tuple[int, int, int] = (224, 224, 192)
+    """for --convert: the colour of what is unlabelled, such as '[255, 255, 255]', before the classes'; unset: VOC's"""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def main() -> int:
     if config.convert is not None:
         return convert(config)
     if config.shard != "1/1":
-        raise UserError("--shard goes with --convert: a look is at everything")
+        raise UserError("--shard requires --convert: the check always reads the whole data set")
     root = Path(config.root)
     faults: list[str] = []
     train = read_split(root, config.train_split, config.labels, faults)
@@ -105,7 +105,7 @@ def main() -> int:
 def read_split(root: Path, split: str, labels: str, faults: list[str]) -> Index | None:
     """The split with where its labels should be, whether or not they are there; None, and a line in `faults`, without it."""
     try:
-        index = open_index(root, split)
+        index = open_index(root, split, faults=faults)
     except UserError as error:
         faults.append(str(error))
         return None
@@ -164,11 +164,8 @@ def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_trainin
     readable = [finding for finding in findings if finding.fault is None]
     present = np.flatnonzero(total[:UNLABELLED])
     folder = index.labels[0].parent
-    if readable and not len(present):
-        faults.append(f"{folder}: no pixel is labelled; everything is 255")
-    elif len(present) == 1:
-        only = index.classes[present[0]] if present[0] < len(index.classes) else present[0]
-        faults.append(f"{folder}: {only} is the only class in it; are these pictures of labels, or is unlabelled 0?")
+    if readable and (few := few_classes(set(present.tolist()), index.classes, folder)):
+        faults.append(few)
     absent = [name for name, count in zip(index.classes, total, strict=False) if not count]
     if len(present) > 1 and absent and is_training:
         faults.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn what it never sees")
@@ -199,9 +196,10 @@ def convert(config: CheckConfig) -> int:
     colours = read_colours(Path(config.colours)) if config.colours else PALETTE
     train = open_index(config.root, config.train_split, config.labels)
     out = Path(config.convert)
-    claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours})
+    claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours, "void": config.void})
     items = dict(zip(train.names, train.labels, strict=True))
-    work = partial(write_ids, out, {tuple(map(int, colour)): number for number, colour in enumerate(colours)})
+    number_of = {tuple(map(int, colour)): number for number, colour in enumerate(colours)}
+    work = partial(write_ids, out, number_of, tuple(config.void))
     return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "convert")[1]
 
 
@@ -216,18 +214,15 @@ def read_colours(file: Path) -> np.ndarray:
     return colours
 
 
-def write_ids(out: Path, number_of: dict[tuple[int, int, int], int], name: str, path: Path) -> None:
+def write_ids(out: Path, number_of: dict[tuple[int, int, int], int], void: tuple[int, int, int], name: str, path: Path) -> None:
     """Writes one coloured label as ids. Raises UserError for a colour that is no class's."""
-    try:
-        with Image.open(path) as image:
-            picture = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
+    with opened_label(path) as image:
+        picture = np.array(image.convert("RGB"))
     colours, where = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
-    unknown = [colour for colour in map(tuple, colours.tolist()) if colour not in number_of and colour != VOID]
+    unknown = [colour for colour in map(tuple, colours.tolist()) if colour not in number_of and colour != void]
     if unknown:
-        raise UserError(f"{path}: the colour {unknown[0]} is no class's; name the colours by --colours")
-    ids = np.array([number_of.get(tuple(colour), UNLABELLED) for colour in colours.tolist()], np.uint8)
+        raise UserError(f"{path}: the colour {unknown[0]} is no class's; name the colours by --colours and --void")
+    ids = np.array([UNLABELLED if colour == void else number_of[colour] for colour in map(tuple, colours.tolist())], np.uint8)
     write_label(out / f"{name}.png", ids[where].reshape(picture.shape[:2]))
 
 

@@ -18,14 +18,15 @@ from datasets import open_index
 from datasets.files import read_label
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
-from datasets.transforms import normalise, to_tensor
-from engine.checkpoint import load_model
+from datasets.transforms import to_tensor
+from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.inference import most_likely, predict_probabilities
 from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 
 METRICS = Path("evaluation") / "metrics.json"
-ALIKE = ("split", "scales", "long_side", "window", "window_stride", "flip", "crf", "crf_per_scale")  # for scores to be compared
+# What must be the same for scores to be compared.
+ALIKE = ("labels", "split", "images", "scales", "long_side", "window", "window_stride", "flip", "crf", "crf_per_scale")
 
 
 @dataclass
@@ -44,7 +45,7 @@ class CompareConfig:
 
 
 def main() -> None:
-    """The command line above. Raises UserError where the folder holds no evaluated run, or the data is missing."""
+    """The command line above. Raises UserError if the folder holds no evaluated run, or the data is missing."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
     evaluations = [json.loads((path / METRICS).read_text()) for path in runs]
@@ -55,6 +56,9 @@ def main() -> None:
     differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
         print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {METRICS})")
+    for path, one in zip(runs, settings, strict=True):
+        if one["checkpoint_sha256"] != fingerprint(path / "best.pt"):
+            print(f"note: {path / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
     index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(runs, SegmentationDataset(index), under(Path(config.data.root), config.scribbles), config.rows)
@@ -63,7 +67,7 @@ def main() -> None:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The evaluated runs in `folder`, oldest first; raises UserError where there is none."""
+    """The evaluated runs in `folder`, oldest first; raises UserError if there is none."""
     runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / METRICS).is_file()]
     if not runs:
         raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt bash evaluate.sh evaluates one")
@@ -74,14 +78,15 @@ def find_runs(folder: Path) -> list[Path]:
 def compare(runs: list[Path], dataset: SegmentationDataset, scribbles: Path, count: int) -> list[list]:
     """Rows of image, scribbles (None where there are none), every run's prediction, and truth, of `count` images."""
     methods = [load_model(path / "best.pt") for path in runs]
+    for path, method in zip(runs, methods, strict=True):
+        check_classes(method.classes, dataset.index.classes, path / "best.pt")
     rows = []
     for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)
         scribble = scribbles / f"{dataset.index.names[position]}.png"
-        tensor = normalise(to_tensor(image))
-        predictions = [
-            most_likely(predict_probabilities(method.predict, tensor, InferenceConfig())).byte().numpy() for method in methods
-        ]
+        images = to_tensor(image)[None]
+        probabilities = [predict_probabilities(method.predict, images, InferenceConfig())[0] for method in methods]
+        predictions = [most_likely(one).byte().numpy() for one in probabilities]
         rows.append([image, read_label(scribble) if scribble.is_file() else None, *predictions, maps["label"]])
     return rows
 

@@ -19,7 +19,7 @@ from config import parse
 from datasets import class_names
 from datasets.files import UNLABELLED, read_image, write_label
 from datasets.folder import images_below
-from datasets.index import check_name
+from datasets.index import check_name, each, without_suffix
 from datasets.strokes import line
 from engine.provenance import claim
 from errors import UserError, run
@@ -46,7 +46,8 @@ def main() -> int:
     """The command line above; returns the exit code, 1 where an image failed. Raises UserError for what spoils all of them."""
     config = parse(PointsConfig, __doc__)
     classes = class_names(config.classes)
-    clicks = read_clicks(Path(config.clicks))
+    faults: list[str] = []
+    clicks = read_clicks(Path(config.clicks), faults)
     images = images_below(Path(config.images))
     if not images:
         raise UserError(f"--images {config.images}: no images in it")
@@ -54,24 +55,23 @@ def main() -> int:
     claim(out / "points.json", config.settings())
     items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
     work = partial(write, out, classes, config.width)
-    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points")[1]
+    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points", faults)[1]
 
 
-def read_clicks(file: Path) -> dict[str, list]:
-    """The JSON's content; raises UserError where it is no such file."""
+def read_clicks(file: Path, faults: list[str]) -> dict[str, list]:
+    """The JSON's content by image name, without suffix; names that lead out of the folder go into `faults`. Raises UserError
+    where it is no such file."""
     try:
         clicks = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(clicks, dict):
         raise UserError(f"{file}: {{image name: [click, ...]}} is expected, this is a {type(clicks).__name__}")
-    for name in clicks:
-        check_name(name, file)
-    return clicks
+    return {without_suffix(name): clicks[name] for name in each(lambda name: check_name(name, file), clicks, faults)}
 
 
 def write(out: Path, classes: tuple[str, ...], width: int, name: str, item: tuple[Path | None, list]) -> None:
-    """Writes the label of one image. Raises UserError where the image is missing or a click makes no sense."""
+    """Writes the label of one image. Raises UserError if the image is missing or a click makes no sense."""
     image, clicks = item
     if image is None:
         raise UserError("no image of this name")
@@ -79,7 +79,7 @@ def write(out: Path, classes: tuple[str, ...], width: int, name: str, item: tupl
 
 
 def point_label(clicks: list, classes: tuple[str, ...], width: int, shape: tuple[int, int]) -> np.ndarray:
-    """Clicks as a label map, (H, W) uint8, 255 = unlabelled. Raises UserError where one is no click on a class."""
+    """Clicks as a label map, (H, W) uint8, 255 = unlabelled. Raises UserError if one is no click on a class."""
     label = np.full(shape, UNLABELLED, np.uint8)
     try:
         clicks = [(float(click["x"]), float(click["y"]), click["cls"], float(click.get("rank", 0))) for click in clicks]

@@ -39,7 +39,7 @@ class Xml2PngConfig(BatchConfig):
     classes: str = "voc"
     """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names in id order"""
     width: PositiveInt = 3
-    """of a stroke, pixels"""
+    """width of a stroke, pixels"""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class GenerateConfig(BatchConfig):
     seed: NonNegativeInt = 0
     """another seed draws other strokes; the same seed and image name draw the same"""
     width: PositiveInt = 3
-    """of a stroke, pixels"""
+    """width of a stroke, pixels"""
     smallest: ClosedUnitInterval = 0.001
     """parts of a class under this share of the image get no stroke"""
     most: PositiveInt = 3
@@ -81,7 +81,7 @@ class DropConfig(BatchConfig):
     out: str
     """folder for what is left of them"""
     probability: ClosedUnitInterval
-    """of a stroke to go; what a larger probability keeps, a smaller one keeps too"""
+    """probability of dropping a stroke; what a larger probability keeps, a smaller one keeps too"""
     seed: NonNegativeInt = 0
     """another seed drops others"""
 

@@ -24,6 +24,7 @@ from datasets.files import read_image, whole
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
 from engine.inference import most_likely, predict_probabilities
+from engine.metrics import normalised_entropy
 from engine.pictures import picture_grid
 from errors import UserError, run
 from models.cc4s import RandomWalkNet
@@ -55,12 +56,12 @@ def main() -> None:
     after, before = load_model(config.checkpoint), load_model(config.before)
     if not isinstance(after.network, RandomWalkNet):
         raise UserError(f"{config.checkpoint}: no random-walk network")
-    tensor = normalise(to_tensor(image))
+    images = to_tensor(image)[None]
     with torch.inference_mode():
-        probabilities = [predict_probabilities(method.predict, tensor, InferenceConfig()) for method in (before, after)]
-        rows = transition_rows(after.network, tensor, config.points)
+        probabilities = [predict_probabilities(method.predict, images, InferenceConfig())[0] for method in (before, after)]
+        rows = transition_rows(after.network, normalise(images[0]), config.points)
     predictions = [most_likely(one).byte().numpy() for one in probabilities]
-    entropies = [torch.special.entr(one).sum(dim=0).numpy() / math.log(len(one)) for one in probabilities]
+    entropies = [normalised_entropy(one).numpy() for one in probabilities]
     marked = image.copy()
     for point in config.points:
         cv2.circle(marked, point, 3, (255, 255, 255), -1)

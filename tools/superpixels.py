@@ -50,14 +50,14 @@ def main() -> int:
     """The command line above; returns the exit code, 1 where an image failed. Raises UserError for missing data."""
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
-    index = open_index(config.root, config.split)
+    faults: list[str] = []
+    index = open_index(config.root, config.split, faults=faults)
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
     claim(superpixels.folder / "superpixels.json", {"segments": config.segments, "compactness": config.compactness})
     images = dict(zip(index.names, index.images, strict=True))
-    return process(
-        partial(prepare, superpixels, config), images, superpixels.present, config, f"superpixels in {superpixels.folder}"
-    )[1]
+    work = partial(prepare, superpixels, config)
+    return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", faults)[1]
 
 
 def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Preparing superpixels: seconds of one core for an image, in parts.
+
+    python -m benchmarks.superpixels DATA_ROOT/JPEGImages
+
+What `tools.superpixels` does for each training image: reading it, SLIC, the graph (adjacent superpixels and the likeness of
+their histograms), boundaries and writing. Medians over photos of about 500x375.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from jsonargparse.typing import PositiveInt
+
+from benchmarks.measure import as_json
+from config import parse
+from datasets.files import read_image
+from datasets.folder import images_below
+from datasets.segmentation import Superpixels
+from errors import UserError, run
+from tools.superpixels import SuperpixelConfig, prepare, segment, similarities
+
+
+@dataclass
+class BenchmarkConfig:
+    """What is prepared."""
+
+    photos: str
+    """a folder of images"""
+    count: PositiveInt = 24
+    """how many of them"""
+
+
+def main() -> None:
+    """The command line above: prints the table and the rows as JSON. Raises UserError for a folder without images."""
+    config = parse(BenchmarkConfig, __doc__, positional=True)
+    files = list(images_below(Path(config.photos)).values())[: config.count]
+    if not files:
+        raise UserError(f"{config.photos}: no images in it")
+    cv2.setNumThreads(1)  # as the tool does in each of its processes
+    settings = SuperpixelConfig(root="")
+    seconds: dict[str, list[float]] = {"SLIC": [], "graph": [], "everything": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            image = read_image(file)
+            start = time.perf_counter()
+            superpixel = segment(image, settings.segments, settings.compactness)
+            middle = time.perf_counter()
+            similarities(image, superpixel)
+            end = time.perf_counter()
+            prepare(Superpixels(Path(folder)), settings, file.stem, file)
+            everything = time.perf_counter() - end
+            for times, passed in zip(seconds.values(), (middle - start, end - middle, everything), strict=True):
+                times.append(passed)
+    rows = [{"part": part, "seconds": statistics.median(times)} for part, times in seconds.items()]
+    print("| part | seconds |\n|---|---|")
+    for row in rows:
+        print(f"| {row['part']} | {row['seconds']:.3f} |")
+    print(f"{1 / rows[-1]['seconds']:.1f} images a second of one core")
+    print(as_json(rows, torch.device("cpu"), images=len(files)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -95,6 +95,7 @@ def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
         dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
         if not dead and "DataLoader timed out" not in str(error):
             raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises again at every child's end
         pids = [int(pid) for pid in dead[1].split(",")] if dead else []
         files = " or ".join(str(file) for data in watched for file in data.read_by(pids)) or "no file"
         if dead:

@@ -12,10 +12,8 @@ import pytest
 import torch
 from check_run import problems
 from conftest import REPOSITORY
-from torch.utils.data import get_worker_info
 from training import FLAGS
 
-import evaluate
 import train
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder
@@ -93,30 +91,39 @@ def test_weights_that_are_not_finite_are_not_saved(monkeypatch, tiny, tmp_path, 
     assert not list(tmp_path.glob("*.pt"))
 
 
-def at_the_sixth_image(monkeypatch, tiny, act):
-    """Makes a loader worker do something else than to read it; returns its name."""
-    read = SegmentationDataset.read
+def with_workers_that(act, position, command, *arguments):
+    """A command, in a process of its own (torch reports a dead worker by a signal), whose loader workers `act` instead of
+    reading the image at `position`."""
+    program = f"""if True:
+        import os, sys, time, evaluate, train
+        from torch.utils.data import get_worker_info
+        from datasets.segmentation import SegmentationDataset as Data
+        from errors import run
+        read = Data.read
+        Data.read = lambda self, position: {act} if get_worker_info() and position == {position} else read(self, position)
+        run({command})
+    """
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
 
-    def instead(self, position):
-        return act() if get_worker_info() and position == 5 else read(self, position)
 
-    monkeypatch.setattr(SegmentationDataset, "read", instead)
-    return (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
-
-
-def test_a_worker_that_dies_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
-    name = at_the_sixth_image(monkeypatch, tiny, lambda: os._exit(1))
-    code, _, stderr = cli(train.main, *FLAGS, "--train.workers", "1", "--data.root", tiny, "--out", tmp_path)
-    assert code == 1 and f"a loader worker died reading {tiny}/JPEGImages/{name}.jpg" in stderr.splitlines()[-1]
+def test_a_worker_that_dies_is_reported_with_its_file(tiny, tmp_path):
+    flags = [*FLAGS, "--train.workers", "1", "--data.root", tiny, "--out", tmp_path]
+    done = with_workers_that("os._exit(1)", 5, "train.main", *flags)
+    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
+    assert done.returncode == 1
+    assert f"a loader worker died reading {tiny}/JPEGImages/{name}.jpg" in done.stderr.splitlines()[-1]
 
 
-def test_a_worker_that_hangs_is_reported_with_its_file(monkeypatch, tiny, tmp_path, cli):
-    name = at_the_sixth_image(monkeypatch, tiny, lambda: time.sleep(600))
-    flags = ["--train.workers", "1", "--train.loader_timeout", "5", "--data.root", tiny, "--out", tmp_path]
-    start = time.monotonic()
-    code, _, stderr = cli(train.main, *FLAGS, *flags)
-    assert code == 1 and "no batch came in 5 s" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
-    assert time.monotonic() - start < 300
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_is_reported_with_its_file_and_does_not_keep_the_program(tiny, tmp_path, workers):
+    flags = ["--train.workers", workers, "--train.loader_timeout", "5", "--data.root", tiny, "--out", tmp_path]
+    done = with_workers_that("time.sleep(600)", 5, "train.main", *FLAGS, *flags)
+    name = (tiny / "ImageSets/Segmentation/train.txt").read_text().split()[5]
+    assert done.returncode == 1
+    assert "no batch came in 5 s" in done.stderr.splitlines()[-1] and f"{name}.jpg" in done.stderr.splitlines()[-1]
 
 
 def test_a_file_that_has_been_read_is_not_blamed(tiny):
@@ -126,32 +133,12 @@ def test_a_file_that_has_been_read_is_not_blamed(tiny):
     assert watched.read_by([int(watched.reading[0, 0])]) == [watched.dataset.index.images[7]]
 
 
-def test_a_worker_that_hangs_does_not_keep_the_program(tiny, tmp_path):
-    hang = """if True:
-        import sys, time, training
-        from torch.utils.data import get_worker_info
-        from datasets.segmentation import SegmentationDataset as Data
-        read = Data.read
-        Data.read = lambda self, position: time.sleep(600) if get_worker_info() else read(self, position)
-        training.call(*sys.argv[1:3], sys.argv[3:])
-    """
-    flags = ["--train.workers", "2", "--train.loader_timeout", "2"]
-    paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
-    done = subprocess.run(
-        [sys.executable, "-c", hang, tmp_path / "run", tiny, *flags],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": paths},
-    )  # fmt: skip
-    assert done.returncode == 1 and "no batch came in 2 s" in done.stderr
-
-
-def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(monkeypatch, checkpoints, tiny, tmp_path, cli):
-    read = SegmentationDataset.read
-    die = lambda self, position: os._exit(1) if get_worker_info() and position == 2 else read(self, position)  # noqa: E731
-    monkeypatch.setattr(SegmentationDataset, "read", die)
+def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(checkpoints, tiny, tmp_path):
     flags = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "out", "--workers", "1"]
-    code, _, stderr = cli(evaluate.main, *flags)
+    done = with_workers_that("os._exit(1)", 2, "evaluate.main", *flags)
     name = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()[2]
-    assert code == 1 and "a loader worker died reading" in stderr.splitlines()[-1] and f"{name}.jpg" in stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert "a loader worker died reading" in done.stderr.splitlines()[-1] and f"{name}.jpg" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,7 @@ def pixelwise(
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
-        values = _Pixelwise.apply(logits.to(dtype), size, align_corners, tuple(means.values()))
+        values = _Pixelwise.apply(logits.to(dtype).contiguous(), size, align_corners, tuple(means.values()))
     return dict(zip(means, values, strict=True))
 
 

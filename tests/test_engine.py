@@ -1,13 +1,17 @@
 """Inference, metrics and checkpoints."""
 
 import math
+import os
 import platform
+import subprocess
+import sys
 from itertools import chain
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch.nn import functional as F
 
 from config import Config, InferenceConfig, ModelConfig
@@ -278,3 +282,14 @@ def test_more_processes_than_gpus_take_one_line(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="2 GPUs, too few"):
         distributed.pick_device("auto")
+
+
+def test_numbers_below_the_normal_range_are_zero_in_every_thread_of_a_cpu():
+    program = """if True:
+        import torch
+        from engine.distributed import pick_device
+        pick_device("cpu")
+        torch.set_num_threads(2)
+        assert not (torch.full((2**22,), 1e-39) * 1).any()
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})

@@ -228,7 +228,7 @@ class PredictConfig:
     checkpoint: str
     """a run's best.pt"""
     images: str
-    """an image, a folder of images, a text file of paths (one per line), or (with --split) a data set's root"""
+    """an image, a folder of images, a text file of paths (one per line, relative to it), or (with --split) a data set's root"""
     out: str
     """folder for the label PNGs, overlays, gallery.jpg, and predictions.json or pseudo_labels.json"""
     split: str | None = None

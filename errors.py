@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-LESS_MEMORY = "evaluate and predict with --inference.window 465, or --inference.long_side 512"
+LESS_MEMORY = "--inference.window 465, a smaller --inference.batch_pixels, or --inference.long_side 512"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk
 
 
@@ -26,10 +26,10 @@ def run(main: Callable[[], int | None]) -> None:
         _end(str(error).rsplit("UserError: ", 1)[-1].strip(), 2)
     except Failure as error:
         _end(str(error), 1)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        _end(f"too little memory: train with a smaller --data.crop, or a larger --train.accumulate; {LESS_MEMORY}", 1)
+        _end(f"too little memory: train with a smaller --data.crop or larger --train.accumulate, predict with {LESS_MEMORY}", 1)
     except OSError as error:
         if error.errno in FULL:
             _end(f"{error.filename or 'writing'}: {error.strerror}: make room and run the same command again", 1)
@@ -41,9 +41,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is torch that found no memory for a tensor, on a GPU or a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether there was no memory for a tensor, on a GPU or a CPU, or for an array."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _end(line: str, code: int) -> None:

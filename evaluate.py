@@ -20,7 +20,7 @@ from config import EvaluateConfig, parse
 from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
-from datasets.files import read_label, whole
+from datasets.files import shown_label, whole
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
@@ -68,6 +68,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
+    conditions_then = conditions(config, len(index), process)  # a training may replace the checkpoint meanwhile
     matrix, boundaries, shown = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
     if not process.is_main:
         return
@@ -76,7 +77,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
-    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions(config, len(index), process)}
+    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions_then}
     with whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)
@@ -153,11 +154,7 @@ def show(
 ) -> Shown:
     """An item's image with what was predicted of it, as small as the report shows it."""
     name = dataset.index.names[position]
-    scribble = under(Path(config.data.root), config.scribbles) / f"{name}.png"
-    try:
-        scribbles = read_label(scribble) if scribble.is_file() else None
-    except UserError:  # it is only shown; what reads it to train or to check a data set tells of it
-        scribbles = None
+    scribbles = shown_label(under(Path(config.data.root), config.scribbles) / f"{name}.png")
     return Shown(
         name=name,
         miou=miou,

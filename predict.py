@@ -74,10 +74,10 @@ def main() -> int:
             counts += np.bincount(read_label(out / f"{name}.png").reshape(-1), minlength=256)
         except UserError as error:
             failures.append(error)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            failures.append(f"{images[name]}: too little memory for it: {LESS_MEMORY}")
+            failures.append(f"{images[name]}: too little memory for it: predict it to another --out with {LESS_MEMORY}")
     if not config.pseudo_labels:
         draw_gallery(images, out)
     if len(names) == len(images) and counts.sum():  # not of a part
@@ -100,8 +100,10 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     if config.pseudo_labels:
         settings["count"] = len(images)
         settings["names_sha256"] = hashlib.sha256("\n".join(images).encode()).hexdigest()
-    else:  # more pictures may come into the folder
+    else:
         del settings["threshold"], settings["class_thresholds"]
+        if Path(config.images).suffix == ".txt":  # unlike a folder's names, a list's may come to stand for other pictures
+            settings["paths_sha256"] = hashlib.sha256("\n".join(map(str, images.values())).encode()).hexdigest()
     return settings
 
 
@@ -184,10 +186,13 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
     of those in the folder and below it, but not in `out`. Raises UserError if there is none, or two have one name."""
     if images.suffix == ".txt" and images.is_file():
         listed = [images.parent / line for line in read_lines(images)]
-        found = {path.stem: path for path in listed}
-        if not found or len(found) < len(listed):
-            what = "two of its images have the same name" if found else "no image in it; write one path per line"
-            raise UserError(f"--images {images}: {what}")
+        if not listed:
+            raise UserError(f"--images {images}: no image in it; write one path per line")
+        found: dict[str, Path] = {}
+        for path in listed:
+            if path.stem in found:
+                raise UserError(f"--images {images}: {found[path.stem]} and {path} would have one name in --out")
+            found[path.stem] = path
         return found
     if images.is_file():
         return {images.stem: images}

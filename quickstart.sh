@@ -9,7 +9,7 @@ unset TRAIN_SPLIT SCRIBBLES SUPERPIXELS PSEUDO_LABELS THRESHOLD MASKS INIT LAUNC
 export DATA_ROOT=data/demo
 
 # Pseudo-labels of runs that are about to be deleted would be refused in stage 2.
-case " $* " in *" --fresh "*) rm -rf "$OUT_ROOT"/{ur,ss}/pseudo_labels ;; esac
+case " $* " in *" --fresh "* | *" --fresh=true "*) rm -rf "$OUT_ROOT"/{ur,ss}/pseudo_labels ;; esac
 
 bash tools/setup_venv.sh
 source .venv/bin/activate

@@ -26,7 +26,7 @@ from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
 from datasets import open_index
 from datasets.check import check, few_classes, list_faults
 from datasets.demo import draw_if_missing
-from datasets.files import read_label
+from datasets.files import shown_label
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset, Superpixels, to_device
 from datasets.transforms import Augmentation, to_tensor
@@ -337,7 +337,7 @@ def read_shown(
         for position in evenly(len(dataset), PICTURES // 2):
             name = dataset.index.names[position]
             files = (under(Path(data.root), folder) / f"{name}.png" for folder in (data.labels, data.truth))
-            label, truth = (read_label(file) if file.is_file() else None for file in files)
+            label, truth = map(shown_label, files)
             rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
     return rows
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.superpixels DATA_ROOT/JPEGImages
 
-What `tools.superpixels` does for each training image: reading it, SLIC, the graph (adjacent superpixels and the likeness of
-their histograms), boundaries and writing. Medians over photos of about 500x375.
+What `tools.superpixels` does for each training image: SLIC, the graph (adjacent superpixels and the likeness of their
+histograms), and everything, with reading, boundaries and writing. Medians over photos of about 500x375.
 """
 
 import statistics

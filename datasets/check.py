@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from datasets.files import UNLABELLED
 from datasets.index import Index
-from datasets.segmentation import SegmentationDataset
+from datasets.segmentation import SegmentationDataset, present_ids
 
 MOST_READ = 2000  # images of a split that `check` reads; some seconds. tools.check_dataset reads them all
 
@@ -25,7 +25,7 @@ def check(dataset: SegmentationDataset, name: str) -> set[int]:
         _, maps = dataset.read(position)
         if dataset.has_graph:
             dataset.read_graph(position)
-        return np.bincount(maps["label"].reshape(-1), minlength=256) > 0
+        return present_ids(maps["label"])
 
     positions = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_READ, len(dataset))).round().astype(int)).tolist()
     with (
@@ -42,11 +42,11 @@ def check(dataset: SegmentationDataset, name: str) -> set[int]:
 def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> str | None:
     """What is wrong with labels in `folder` that hold no other ids than `present`; None where there are two or more."""
     if not present:
-        return f"{folder}: no pixel is labelled; everything is 255"
+        return f"{folder}: no pixel is labelled; everything is 255 in the images read"
     if len(present) == 1:
         number = next(iter(present))
         only = classes[number] if number < len(classes) else number
-        return f"{folder}: {only} is the only class in it; are these pictures of labels, or is unlabelled 0?"
+        return f"{folder}: {only} is the only class in the images read; are these pictures of labels, or is unlabelled 0?"
     return None
 
 

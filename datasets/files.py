@@ -57,6 +57,15 @@ def read_label(path: Path) -> np.ndarray:
         raise UserError(f"{what}: save it as 8-bit grey")
 
 
+def shown_label(path: Path) -> np.ndarray | None:
+    """`read_label` for a picture: None where there is none, or none that can be read; what trains on a label, scores it or
+    checks it tells of that."""
+    try:
+        return read_label(path) if path.is_file() else None
+    except UserError:
+        return None
+
+
 @contextmanager
 def opened_label(path: Path) -> Iterator[Image.Image]:
     """A label image, to be decoded within. Raises UserError if it is missing, unreadable or absurdly large."""

@@ -26,6 +26,8 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
         names = tuple(name for name in images if name.startswith(f"{split}/"))
     else:
         raise UserError(f"{root}: no split {split}: list its images in {list_file}, or put them into {subfolder}")
+    if not names and list_file.is_file():
+        raise UserError(f"{list_file}: none of its names is one in the image folder ({faults[-1]})")
     if not names:
         raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     missing = [name for name in names if name not in images]

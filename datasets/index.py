@@ -57,14 +57,14 @@ def read_names(list_file: Path, faults: list[str] | None = None) -> list[str]:
     image folder."""
     names = read_lines(list_file)
     if not names:
-        raise UserError(f"{list_file}: the split is empty; write one image name a line")
+        raise UserError(f"{list_file}: the split is empty; write one image name per line")
     return each(lambda name: check_name(name, list_file), names, faults)
 
 
 def check_name(name: str, file: Path) -> str:
     """`name`; raises UserError if this image name, which stands in `file`, leads out of the image folder."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-        raise UserError(f"{file}: the name {name!r} leads out of the image folder; write bare names, one per line")
+        raise UserError(f"{file}: the name {name!r} leads out of the image folder")
     return name
 
 

@@ -74,8 +74,8 @@ def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfPa
 
 def library_version() -> str:
     """pydensecrf's version, whichever of its two packages has it."""
-    names = metadata.packages_distributions()["pydensecrf"]
-    return f"{names[0]} {metadata.version(names[0])}"
+    names = metadata.packages_distributions().get("pydensecrf")
+    return f"{names[0]} {metadata.version(names[0])}" if names else "of no installed package"
 
 
 def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfParameters) -> torch.Tensor:

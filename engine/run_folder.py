@@ -103,6 +103,8 @@ def lock(out: Path) -> None:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             print(f"note: the file system of {out} has no locks: see to it that no other training writes there")
             return
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise OSError(error.errno, error.strerror, str(out / ".lock")) from error
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
 
 

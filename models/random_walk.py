@@ -29,8 +29,7 @@ class RandomWalk(nn.Module):
         walked = walk(query, key, self.value_conv(small))
         if self.shrink > 1:
             walked = _resize(walked, features.shape[-2:])
-        # gamma is float32: with it as it is, the sum of bfloat16 maps would be, too, at twice the memory.
-        return torch.addcmul(features, self.gamma.to(walked.dtype), walked), query, key
+        return self.gamma * walked + features, query, key
 
     def query_key(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of the energy alone: features (B, D, h, w) -> queries and keys, each (B, D/8, h', w') at the shrunken

@@ -166,6 +166,10 @@ def test_coloured_labels_become_ids(root, look, tmp_path, cli):
     (tmp_path / "colours.txt").write_text("0 0 0\n1 2 3\n")
     code, _, _ = look(root, "--convert", tmp_path / "others", "--colours", tmp_path / "colours.txt")
     assert code == 1 and not list((tmp_path / "others").glob("*.png")), "colours that are no class's"
+    for line, message in (("224 224 192", "by --void"), ("0 0 256", "from 0 to 255")):
+        (tmp_path / "colours.txt").write_text(line)
+        code, _, error = cli(check_dataset.main, root, "--convert", tmp_path / "none", "--colours", tmp_path / "colours.txt")
+        assert code == 2 and message in error
 
 
 def test_the_unlabelled_colour_goes_before_the_classes(root, look, tmp_path):
@@ -181,12 +185,19 @@ def test_the_unlabelled_colour_goes_before_the_classes(root, look, tmp_path):
 
 
 @pytest.mark.parametrize(("harm", "message"), [
-    (all_black, "background is the only class in it"), (nothing_labelled, "no pixel is labelled"),
+    (all_black, "background is the only class in the images read"), (nothing_labelled, "no pixel is labelled"),
 ])  # fmt: skip
 def test_training_says_that_labels_are_empty(root, tmp_path, cli, harm, message):
     harm(root)
     code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
     assert code == 0 and f"note: {root}/scribbles: {message}" in output
+
+
+def test_a_mask_that_is_only_shown_does_not_stop_a_training(root, tmp_path, cli):
+    for path in (root / "SegmentationClass").glob("demo_000[0-7].png"):
+        path.write_bytes(b"no picture")
+    code, _, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
+    assert code == 0 and (tmp_path / "run/pictures.png").is_file()
 
 
 def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):

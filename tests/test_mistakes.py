@@ -59,11 +59,6 @@ TRAINING_MISTAKES = {
         ["--method.consistency", "1", "--method.view", "random", "--model.shrink", "2", "--data.crop", "73"],
         "choose 65",
     ),
-    "label of a shown image": (
-        lambda root: (root / "scribbles/demo_0009.png").write_bytes(b"broken"),
-        [],
-        "not a readable label",
-    ),
     "batch of one": (
         lambda root: None,
         ["--method.network", "baseline", "--method.soft_entropy", "0", "--train.batch_size", "1"],
@@ -144,6 +139,15 @@ def test_a_file_system_without_locks_is_told_of(monkeypatch, tmp_path, capsys):
     assert "has no locks" in capsys.readouterr().out
 
 
+def test_a_lock_that_fails_otherwise_is_not_taken_for_another_training(monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*\.lock"):
+        lock(tmp_path)
+
+
 def test_a_batch_goes_on_past_a_file_that_may_not_be_read_but_not_past_a_full_disk(tmp_path, capsys):
     def work(name, number):
         if name == "b":
@@ -162,7 +166,7 @@ def fill_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-@pytest.mark.parametrize("fill", [fill_a_gpu, lambda: torch.empty(10**16)])
+@pytest.mark.parametrize("fill", [fill_a_gpu, lambda: torch.empty(10**16), lambda: np.empty(10**16)])
 def test_too_little_memory_takes_one_line(cli, fill):
     code, _, stderr = cli(fill)
     assert code == 1 and "--inference.window 465" in stderr and len(stderr.splitlines()) == 1
@@ -192,8 +196,10 @@ def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
     code, _, error = cli(predict.main, *arguments)
     assert code == 1 and "missing.jpg" in error
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["beside.png", "demo_0001.png"]
+    files.write_text(str(tiny / "JPEGImages/demo_0001.jpg"))
+    assert_refused(cli(predict.main, *arguments), "paths_sha256")
     files.write_text("a/one.jpg\nb/one.jpg\n")
-    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "the same name")
+    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "would have one name")
     files.write_text("")
     assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "one path per line")
 

@@ -342,6 +342,10 @@ def test_a_damaged_file_does_not_stop_the_rest_and_is_made_up_for(tmp_path, cli,
     path.write_bytes(content)
     code, output, _ = cli(prepare.main, *arguments)
     assert code == 0 and (" 1 written" in output or " 3 written" in output)
+    record = tmp_path / "data/prepare.json"
+    record.write_text(record.read_text().replace('"classes": [', '"classes": ["another",'))
+    code, _, error = cli(prepare.main, *arguments)
+    assert code == 2 and "made with another classes" in error, "its ids stand for other names"
 
 
 def test_names_in_a_download_do_not_lead_out(tmp_path, cli):

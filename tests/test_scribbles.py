@@ -286,7 +286,7 @@ def test_clicks_become_points(root, tmp_path, cli):
     assert first[30, 21] == 4 and first[30, 20] == 4 and first[30, 19] == 3, "the lower rank wins"
     assert (first != 255).sum() == 8
     assert second[-1, 0] == 0 and (second != 255).sum() == 3, "outside counts at the nearest pixel"
-    (tmp_path / "clicks.json").write_text('{"../x": [], "demo_0001.jpg": []}')
+    (tmp_path / "clicks.json").write_text('{"../x": [], "demo_0001.jpg": [], "demo_0001": [{"x": 1, "y": 1, "cls": 0}]}')
     code, output, error = cli(points.main, *arguments[:-1], tmp_path / "other/points")
-    assert code == 1 and "'../x' leads out of" in error and "1 written" in output
+    assert code == 1 and "'../x' leads out of" in error and "'demo_0001' is there already" in error and "1 written" in output
     assert [path.name for path in (tmp_path / "other").rglob("*.png")] == ["demo_0001.png"]

@@ -52,11 +52,11 @@ def process(
 
     A UserError of one, or a file that the system does not let it read, does not stop the rest: it is listed on stderr at the
     end, after the `faults` that kept others from becoming items. Returns the results in order of the items, and the exit code:
-    1 where any failed, else 0. what: names the progress bar. Raises Failure if a worker was killed.
+    1 where any failed or anything was at fault, else 0. what: names the progress bar. Raises Failure if a worker was killed.
     """
     mine = share(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
-    results, failures = [], list(faults)
+    results, failures = [], list(share(faults, config.shard))
     try:
         with parallel(config.workers, len(todo)) as mapping:
             for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
@@ -73,7 +73,7 @@ def process(
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     distributed.leave_together()
-    return results, int(bool(failures))
+    return results, int(bool(failures or faults))
 
 
 @contextlib.contextmanager

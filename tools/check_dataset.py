@@ -195,6 +195,8 @@ def convert(config: CheckConfig) -> int:
     """Writes the coloured labels of the training split as ids; returns the exit code."""
     colours = read_colours(Path(config.colours)) if config.colours else PALETTE
     train = open_index(config.root, config.train_split, config.labels)
+    if config.colours and tuple(config.void) == CheckConfig.void and list(config.void) in colours.tolist():
+        raise UserError(f"{config.colours} has {config.void}, VOC's colour of the unlabelled: say by --void which it is here")
     out = Path(config.convert)
     claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours, "void": config.void})
     items = dict(zip(train.names, train.labels, strict=True))
@@ -209,8 +211,8 @@ def read_colours(file: Path) -> np.ndarray:
         colours = np.loadtxt(file, int, ndmin=2)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: lines of three numbers are expected ({error})") from error
-    if colours.shape[1] != 3 or len(colours) > UNLABELLED:
-        raise UserError(f"{file}: at most {UNLABELLED} lines of three numbers are expected, these are {colours.shape}")
+    if colours.shape[1] != 3 or len(colours) > UNLABELLED or colours.min() < 0 or colours.max() > 255:
+        raise UserError(f"{file}: at most {UNLABELLED} lines of three numbers from 0 to 255 are expected")
     return colours
 
 

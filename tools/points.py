@@ -52,7 +52,7 @@ def main() -> int:
     if not images:
         raise UserError(f"--images {config.images}: no images in it")
     out = Path(config.out)
-    claim(out / "points.json", config.settings())
+    claim(out / "points.json", {"class_names": classes} | config.settings())
     items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
     work = partial(write, out, classes, config.width)
     return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points", faults)[1]
@@ -67,7 +67,13 @@ def read_clicks(file: Path, faults: list[str]) -> dict[str, list]:
         raise UserError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(clicks, dict):
         raise UserError(f"{file}: {{image name: [click, ...]}} is expected, this is a {type(clicks).__name__}")
-    return {without_suffix(name): clicks[name] for name in each(lambda name: check_name(name, file), clicks, faults)}
+    found = {}
+    for name in each(lambda name: check_name(name, file), clicks, faults):
+        bare = without_suffix(name)
+        if bare in found:
+            faults.append(f"{file}: {name!r} is there already, with another suffix or none: put its clicks together")
+        found.setdefault(bare, clicks[name])
+    return found
 
 
 def write(out: Path, classes: tuple[str, ...], width: int, name: str, item: tuple[Path | None, list]) -> None:

@@ -126,7 +126,7 @@ def main() -> int:
     if missing:
         raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")
     out = Path(config.out)
-    claim(out / "prepare.json", {"command": command} | config.settings())
+    claim(out / "prepare.json", {"command": command, "classes": source.classes} | config.settings())
     items = {f"{folder}/{name}": entry for folder, entries in source.maps.items() for name, entry in entries.items()}
     work = partial(write_map, out, source.read)
     _, code = process(work, items, lambda name: (out / f"{name}.png").is_file(), config, command)

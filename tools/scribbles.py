@@ -100,9 +100,8 @@ def main() -> int:
     }[command]
     out = Path(config.out)
     files = files_in(Path(getattr(config, source)), suffix)
-    if command == "xml2png":
-        class_names(config.classes)  # refuses a wrong name before anything is made
-    claim(out / "scribbles.json", {"command": command} | config.settings())
+    ids = {"class_names": class_names(config.classes)} if command == "xml2png" else {}
+    claim(out / "scribbles.json", {"command": command} | ids | config.settings())
     counts, code = process(partial(write, make, config), files, lambda name: (out / f"{name}.png").is_file(), config, command)
     if counts:
         print(shares(np.sum(counts, axis=0)))

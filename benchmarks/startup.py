@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from jsonargparse.typing import PositiveInt
 
@@ -34,26 +35,26 @@ def main() -> None:
     """The command line above."""
     config = parse(StartupConfig, __doc__)
     draw_if_missing("data/demo")
-    measured: dict[str, list[float]] = {what: [] for what in ("import train", *config.stages)}
+    parts = {"import train": partial(time_of, [sys.executable, "-c", "import train"])}
+    for stage in config.stages:
+        command = [sys.executable, "train.py", "--config", f"configs/cc4s/{stage}.yaml", "--config", "configs/demo.yaml"]
+        parts[f"{stage}, to the first step"] = partial(step_times, command, 1)
+    measured: dict[str, list[float]] = {what: [] for what in parts}
     for _ in range(config.runs):
-        for what, seconds in measured.items():
-            if what in config.stages:
-                command = [sys.executable, "train.py", "--config", f"configs/cc4s/{what}.yaml", "--config", "configs/demo.yaml"]
-                seconds.append(step_times(command, 1)[0])
-            else:
-                seconds.append(time_of([sys.executable, "-c", what]))
+        for what, part in parts.items():
+            measured[what] += part()
     rows = [{"what": what, "seconds": statistics.median(seconds)} for what, seconds in measured.items()]
     print("| | seconds |\n|---|---|")
     for row in rows:
-        print(f"| {row['what']}{', to the first step' * (row['what'] in config.stages)} | {row['seconds']:.1f} |")
+        print(f"| {row['what']} | {row['seconds']:.1f} |")
     print(as_json(rows, distributed.pick_device("auto")))
 
 
-def time_of(command: list[str]) -> float:
-    """Seconds of a command in this repository."""
+def time_of(command: list[str]) -> list[float]:
+    """Seconds of a command in this repository, as the one of a list, as in `step_times`."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
-    return time.perf_counter() - start
+    return [time.perf_counter() - start]
 
 
 if __name__ == "__main__":

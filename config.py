@@ -99,13 +99,15 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW"""
     lr: PositiveFloat = 1e-3
-    """learning rate at the first step"""
+    """learning rate at the first step, but for lr_factor; it depends on the data and the network"""
+    lr_factor: PositiveFloat = 1.0
+    """what the stage multiplies lr with: those that go on from a trained network may want a lower rate than it had"""
     momentum: NonNegativeFloat = 0.9
     """momentum of SGD"""
     weight_decay: NonNegativeFloat = 5e-4
     """L2 penalty (SGD) or decoupled decay (AdamW)"""
     poly_power: NonNegativeFloat = 0.9
-    """learning rate at a step: lr * (1 - step / steps) ** poly_power"""
+    """learning rate at a step: lr * lr_factor * (1 - step / steps) ** poly_power"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA as PyTorch has it, with
     convolutions in TF32); fp16 needs CUDA and scales its loss"""
@@ -125,7 +127,7 @@ class TrainConfig:
     """steps between lines in metrics.jsonl and TensorBoard"""
 
     def __post_init__(self):
-        for name in ("epochs", "val_epochs", "lr"):
+        for name in ("epochs", "val_epochs", "lr", "lr_factor"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"train.{name} is {getattr(self, name)}: a finite number is expected")
 

@@ -309,7 +309,7 @@ def use_superpixels(config: Config, method: Method, train_set: SegmentationDatas
 
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; one kernel for all weights."""
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    common = {"lr": settings.lr * settings.lr_factor, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=settings.momentum, **common)
     return torch.optim.AdamW(model.parameters(), **common)

@@ -106,7 +106,8 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
     assert Path(config["data"]["labels"]).name == ("pseudo_labels" if "stage2" in stage else "scribbles")
     lines = [json.loads(line) for line in (chain / stage / "metrics.jsonl").read_text().splitlines()]
     rates = [line["lr"] for line in lines if "lr" in line]
-    assert rates == pytest.approx([0.01 * (1 - step / 3) ** 0.9 for step in range(3)])
+    first = 0.001 if stage in ("ss", "ss_stage2") else 0.01
+    assert rates == pytest.approx([first * (1 - step / 3) ** 0.9 for step in range(3)])
     assert ("consistency" in lines[0], "colour" in lines[0]) == ("ss" in stage, "stage2" in stage)
 
     board = EventAccumulator(str(chain / stage)).Reload()

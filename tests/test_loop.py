@@ -128,13 +128,14 @@ def test_two_processes_and_two_steps_have_different_random_numbers():
 
 @pytest.mark.parametrize("settings, kind", [
     (TrainConfig(lr=0.3, momentum=0.8, weight_decay=0.02), torch.optim.SGD),
+    (TrainConfig(lr=3.0, lr_factor=0.1, weight_decay=0.02), torch.optim.SGD),
     (TrainConfig(optimizer="adamw", lr=0.3, weight_decay=0.02), torch.optim.AdamW),
 ])  # fmt: skip
 def test_the_optimizer_has_its_settings(settings, kind):
     optimizer = train.build_optimizer(torch.nn.Linear(2, 2), settings)
     (group,) = optimizer.param_groups
-    assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (0.3, 0.02)
-    assert group.get("momentum", 0.8) == 0.8
+    assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (pytest.approx(0.3), 0.02)
+    assert group.get("momentum", settings.momentum) == settings.momentum
 
 
 def test_where_compiling_fails_the_backbone_runs_as_it_is(monkeypatch, tiny, tmp_path, cli):

@@ -84,7 +84,11 @@ def test_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
 
 def assert_agree(probabilities, image, parameters):
     ours, theirs = (refine(probabilities, image, library, parameters) for library in ("torch", "pydensecrf"))
-    assert (ours - theirs).abs().max() <= 1e-4
+    difference = (ours - theirs).abs()
+    # Ten steps enlarge the rounding of a pixel that is about to change its class: pydensecrf's own marginal there moves by 1e-4
+    # where its input moves by 1e-8. How many such pixels there are depends on the processor.
+    assert (difference > 1e-4).double().mean() <= 1e-5
+    assert difference.max() <= 1e-3 and difference.mean() <= 1e-7
     assert (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean() >= 0.9999
 
 

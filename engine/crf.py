@@ -35,8 +35,8 @@ def refine(
     """Marginals of the CRF whose unary terms are -log of the probabilities.
 
     probabilities: (C, H, W) float32 that sum to 1. image: (H, W, 3) uint8 RGB. library: torch (on the probabilities' device) or
-    pydensecrf, which agree to 1e-4 (docs/evaluation.md has the exceptions). Returns (C, H, W) float32 on the same device. Raises
-    UserError if pydensecrf is not installed.
+    pydensecrf, which agree to 1e-4 (but for what docs/evaluation.md tells). Returns (C, H, W) float32 on the same device.
+    Raises UserError if pydensecrf is not installed.
     """
     by_library = {"torch": mean_field, "pydensecrf": _by_pydensecrf}[library]
     with torch.autocast(probabilities.device.type, enabled=False):  # in bfloat16 the lattice would be another

@@ -43,7 +43,7 @@ def pick_device(device: str) -> torch.device:
         torch.cuda.set_device(place)
         return place
     # Before any thread is started, which then do the same. Most of an N x N matrix of a softmax may be below float32's normal
-    # range (1e-38), where processors compute ten times slower.
+    # range (1e-38), with which processors compute several times slower.
     torch.set_flush_denormal(True)
     return torch.device("cpu")
 

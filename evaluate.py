@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
-    conditions_then = conditions(config, len(index), process)  # a training may replace the checkpoint meanwhile
+    scored_under = conditions(config, len(index), process)  # a training may replace the checkpoint meanwhile
     matrix, boundaries, shown = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
     if not process.is_main:
         return
@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
-    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": conditions_then}
+    record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
     with whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)

@@ -15,6 +15,7 @@ import train
 from datasets import open_index
 from datasets.demo import CLASSES
 from datasets.files import PALETTE, read_label
+from errors import UserError
 from tools import check_dataset, scribbles, superpixels
 
 
@@ -237,6 +238,9 @@ def test_the_plain_layout_takes_lists(plain):
     (plain / "some.txt").write_text("train/scène 3/été.JPG\nval/scène 0/été\n")
     index = open_index(plain, "some", "labels")
     assert index.names == ("train/scène 3/été", "val/scène 0/été") and index.images[0].suffix == ".JPG"
+    (plain / "some.txt").write_text("../secret\n/etc/passwd\n")
+    with pytest.raises(UserError, match=r"some\.txt: none of its names .*/etc/passwd"):
+        open_index(plain, "some", faults=[])
 
 
 @pytest.mark.parametrize(

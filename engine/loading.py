@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -90,7 +91,11 @@ def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataL
 def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
     """Within it, a worker that dies, or takes longer than `timeout` seconds, is a Failure that names the file."""
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError):  # of the socket that batches come through: its worker has gone
+            time.sleep(1)  # for the end of that worker, which the RuntimeError below tells of
+            raise
     except RuntimeError as error:  # torch raises it from a signal handler, so wherever the program is
         dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
         if not dead and "DataLoader timed out" not in str(error):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from training import FLAGS
 import train
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder
-from engine.loading import Watched, loader
+from engine.loading import Watched, faults, loader
 from errors import Failure
 from tools.batch import BatchConfig, process
 
@@ -140,6 +141,27 @@ def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(checkpoin
     assert done.returncode == 1
     assert "a loader worker died reading" in done.stderr.splitlines()[-1] and f"{name}.jpg" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dying_worker_whose_socket_fails_first_is_reported_with_its_file(tiny):
+    """The kernel closes a dying worker's sockets before it tells of its end. Here, an alarm stands for what tells of it."""
+    watched = Watched(SegmentationDataset(open_index(tiny, "train", "scribbles")), workers=1)
+    watched.reading[0] = torch.tensor([4321, 3, 1])
+
+    def tell(*_):
+        raise RuntimeError("DataLoader worker (pid 4321) exited unexpectedly with exit code 1")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGCHLD)}
+    signal.signal(signal.SIGALRM, tell)
+    try:
+        with pytest.raises(Failure, match=f"died reading {watched.dataset.index.images[3]}:"), faults([watched], 9):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            raise ConnectionResetError(104, "Connection reset by peer")
+        with pytest.raises(ConnectionResetError), faults([watched], 9):  # no worker died
+            raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_worker_of_a_tool_that_is_killed_takes_one_line():

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from benchmarks import textbook
 from config import ModelConfig
 from errors import UserError
 from losses.eigenspace import eigenspace_consistency
 from methods import build_method, pixelwise
+from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig, running_statistics_untouched
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
@@ -42,6 +44,23 @@ STAGES = {
     ),
     "colour_alone": (CC4SConfig(colour=0.3), {"cross_entropy", "colour"}),
 }
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("config", [*(config for config, _ in STAGES.values()), BLPSegConfig(width=16, self_training_from=0)])
+def test_the_losses_on_a_gpu_mix_no_devices_and_wait_for_nothing(monkeypatch, config):
+    """On a GPU that is pretended: its tensors hold nothing, so whatever asks for a value raises. Backward needs a real one."""
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, small, **_: (torch.zeros_like(small),))
+    made, gpu = batch(), torch.device("cuda", 0)
+    made["tags"] = torch.ones(2, 3)
+    with FakeTensorMode() as pretend:
+        with gpu:
+            method = build_method(config, MODEL, 4).train()
+        method.begin_step(1, 0.0)
+        losses = method({k: pretend.from_tensor(v).to(gpu) if isinstance(v, torch.Tensor) else v for k, v in made.items()})
+        assert losses and all(loss.device == gpu for loss in losses.values())
+        with pytest.raises(DataDependentOutputException):
+            float(sum(losses.values()).detach())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -25,6 +25,16 @@ from errors import UserError
 
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
+# The restricted numbers, as an error calls them.
+NUMBERS = {
+    "PositiveInt": "a whole number over 0",
+    "NonNegativeInt": "a whole number, 0 or more,",
+    "PositiveFloat": "a number over 0",
+    "NonNegativeFloat": "a number, 0 or more,",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "WindowStride": "a number over 0, at most 1,",
+}
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 EVALUATION_PRESETS = Path(__file__).parent / "configs" / "evaluate"
@@ -126,11 +136,6 @@ class TrainConfig:
     log_every: PositiveInt = 20
     """steps between lines in metrics.jsonl and TensorBoard"""
 
-    def __post_init__(self):
-        for name in ("epochs", "val_epochs", "lr", "lr_factor"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"train.{name} is {getattr(self, name)}: a finite number is expected")
-
 
 @dataclass
 class Config:
@@ -177,6 +182,24 @@ class InferenceConfig:
 
 
 @dataclass
+class CrfConfig:
+    """The dense CRF: mean-field steps and the two pairwise terms, CC4S's by default."""
+
+    iterations: NonNegativeInt = 10
+    """mean-field steps"""
+    gaussian_sxy: PositiveFloat = 3.0
+    """standard deviation of the smoothness term, pixels"""
+    gaussian_compat: NonNegativeFloat = 3.0
+    """weight of the smoothness term"""
+    bilateral_sxy: PositiveFloat = 80.0
+    """standard deviation of the appearance term in place, pixels"""
+    bilateral_srgb: PositiveFloat = 13.0
+    """standard deviation of the appearance term in colour, values of 0-255"""
+    bilateral_compat: NonNegativeFloat = 10.0
+    """weight of the appearance term"""
+
+
+@dataclass
 class RunConfig:
     """Where a checkpoint is run."""
 
@@ -209,7 +232,7 @@ class EvaluateConfig:
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), paper (CC4S) or blpseg"""
     crf: Literal["none", "torch", "pydensecrf"] = "none"
-    """refine the averaged probabilities by a dense CRF (CC4S's parameters), by the project's own code or by pydensecrf"""
+    """refine the averaged probabilities by a dense CRF, by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False
     """refine each scale's probabilities before they are averaged, as CC4S's released code does"""
     compare: str | None = None
@@ -220,6 +243,7 @@ class EvaluateConfig:
     """processes that load images"""
     data: SplitConfig = field(default_factory=SplitConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    crf_parameters: CrfConfig = field(default_factory=CrfConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -244,7 +268,7 @@ class PredictConfig:
     tags: bool = False
     """no class but the first and those that the data set's tags.json gives an image (needs --split)"""
     crf: Literal["none", "torch", "pydensecrf"] = "none"
-    """refine the probabilities by a dense CRF (CC4S's parameters)"""
+    """refine the probabilities by a dense CRF"""
     probabilities: bool = False
     """write them too: OUT/probabilities/NAME.npz, float16"""
     shard: str = "1/1"
@@ -254,6 +278,7 @@ class PredictConfig:
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml"""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    crf_parameters: CrfConfig = field(default_factory=CrfConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -263,16 +288,19 @@ def parse(
     argv: list[str] | None = None,
     positional: bool = False,
     methods: dict[str, type[MethodConfig]] | None = None,
+    command: str = "",
 ) -> Any:
     """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags, in order.
 
     A field called `preset` goes before everything else as configs/evaluate/NAME.yaml. A flag of a bool may stand alone,
     for true. positional: fields without a default are arguments without a flag. methods: what a field called `method` may
-    be, by its `name`.
+    be, by its `name`. command: the word before the flags, for the help.
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
     argv = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser = ArgumentParser(
+        prog=_program(command), description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
     )
@@ -320,11 +348,17 @@ def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any
     if name not in commands:
         near = difflib.get_close_matches(name, commands, 1)
         raise UserError(f"command {name!r}: " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(commands)}"))
-    return name, parse(commands[name], commands[name].__doc__, sys.argv[2:], positional=True)
+    return name, parse(commands[name], commands[name].__doc__, sys.argv[2:], positional=True, command=name)
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """jsonargparse's help with the description's own lines kept."""
+
+
+def _program(command: str) -> str:
+    """How the running program is called: python train.py, or python -m tools.scribbles COMMAND."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return " ".join(filter(None, ["python", f"-m {module.name}" if module else Path(sys.argv[0]).name, command]))
 
 
 def _underscored(argument: str) -> str:
@@ -333,13 +367,18 @@ def _underscored(argument: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
-def _plain(value: Any) -> Any:
-    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints."""
+def _plain(value: Any, key: str = "") -> Any:
+    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints.
+    Raises UserError, naming its key, for a number that is not finite."""
     if is_dataclass(value):
-        return type(value)(**{name: _plain(getattr(value, name)) for name in value.__dataclass_fields__})
+        return type(value)(**{name: _plain(part, f"{key}.{name}") for name, part in vars(value).items()})
+    if isinstance(value, dict):
+        return {name: _plain(part, f"{key}.{name}") for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_plain(part) for part in value)
+        return type(value)(_plain(part, key) for part in value)
     plain = next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+    if plain is float and not math.isfinite(value):
+        raise UserError(f"{key[1:]} is {value}: a finite number is expected")
     return value if plain is None else plain(value)
 
 
@@ -385,6 +424,13 @@ def _one_line(message: str, keys: list[str]) -> str:
     """jsonargparse's message in one line, with the nearest of `keys` where it complains of an unknown one, and the nearest of
     the choices where it complains of a value."""
     message = " ".join(message.split())
+    number = re.search(r"key \"([\w.]+)\": .*?(" + "|".join(NUMBERS) + ")", message)
+    if number:
+        given = re.search(r"Given value: (.*)|'([^']*)'$|(\S+) does not conform", message)
+        return f"{number[1]}: {NUMBERS[number[2]]} is expected" + (f", not {given[1] or given[2] or given[3]}" if given else "")
+    alone = re.fullmatch(r"[Uu]nrecognized arguments: ([^-].*)", message)
+    if alone:
+        return f"{alone[1]}: belongs to no flag (one for yes or no stands alone, or is --flag=true or --flag=false)"
     choice = re.search(r"key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)
     if choice:
         key, value, choices = choice[1], choice[3], re.findall(r"[\w.]+", choice[2])

@@ -25,8 +25,8 @@ from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
-from engine.crf import CrfParameters, library_version, refine
-from engine.inference import most_likely, predict_split, shared_out
+from engine.crf import library_version, refine
+from engine.inference import most_likely, note_preset, predict_split, shared_out
 from engine.loading import Watched, faults, loader
 from engine.metrics import BoundaryScores, ConfusionMatrix, normalised_entropy, table
 from engine.pictures import evenly, shrunk
@@ -59,6 +59,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         raise UserError(f"{out} is a training run: choose another --out (OUT of evaluate.sh), such as {out / 'evaluation'}")
     method = load_model(config.checkpoint)
     if process.is_main:
+        note_preset(config.preset, method)
         draw_if_missing(config.data.root)
     distributed.wait_for_all()
     index = open_index(config.data.root, config.data.split, config.data.labels)
@@ -98,7 +99,7 @@ def score(
     images = loader(watched, config.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
 
     def sharpen(probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        return refine(probabilities, image.permute(1, 2, 0).cpu().numpy(), config.crf)
+        return refine(probabilities, image.permute(1, 2, 0).cpu().numpy(), config.crf, config.crf_parameters)
 
     with faults([watched], LOADER_TIMEOUT):
         predicted = predict_split(
@@ -192,8 +193,8 @@ def conditions(config: EvaluateConfig, images: int, process: distributed.Process
         **circumstances(),
         **asdict(config),
     }
-    if config.crf != "none":
-        found["crf_parameters"] = asdict(CrfParameters())
+    if config.crf == "none":
+        del found["crf_parameters"]
     if config.crf == "pydensecrf":
         found["versions"]["pydensecrf"] = library_version()
     return found

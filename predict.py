@@ -31,13 +31,14 @@ from datasets.transforms import to_tensor
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.crf import refine
-from engine.inference import predict_probabilities
+from engine.inference import note_preset, predict_probabilities
 from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim, share
 from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
 GALLERY = 24  # pictures
+LARGE = 4_000_000  # pixels of an image that few mean to put through the network whole
 
 
 def main() -> int:
@@ -56,9 +57,12 @@ def main() -> int:
     if config.scribbles is not None and not Path(config.scribbles).is_dir():
         raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)
+    note_preset(config.preset, method)
     index = open_index(config.images, config.split) if config.split else None
+    if index and (config.pseudo_labels or config.tags):
+        check_classes(method.classes, index.classes, config.checkpoint)
     images = dict(zip(index.names, index.images, strict=True)) if index else find_images(Path(config.images), Path(config.out))
-    allowed = allowed_classes(config, index, method.classes)
+    allowed = allowed_classes(config, index)
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
     record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
@@ -96,6 +100,8 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     settings = asdict(config)
     for elsewhere in ("run", "out", "shard", "preset"):  # the preset is in the inference settings
         del settings[elsewhere]
+    if config.crf == "none":
+        del settings["crf_parameters"]
     settings["checkpoint_sha256"] = fingerprint(config.checkpoint)
     if config.pseudo_labels:
         settings["count"] = len(images)
@@ -126,13 +132,12 @@ def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndar
     return np.array([config.class_thresholds.get(name, config.threshold) for name in classes], np.float32)
 
 
-def allowed_classes(config: PredictConfig, index: Index | None, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+def allowed_classes(config: PredictConfig, index: Index | None) -> dict[str, np.ndarray]:
     """Name -> which classes its tags allow, (C,) bool; empty without --tags. Raises UserError if there are no tags."""
     if not config.tags:
         return {}
     if index is None or index.tags is None:
         raise UserError("--tags: needs --split, and a tags.json in the data set")
-    check_classes(classes, index.classes, config.checkpoint)
     return {name: np.r_[True, tags] for name, tags in zip(index.names, index.tags, strict=True)}
 
 
@@ -151,6 +156,8 @@ def predict(
     scribble = (
         read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
     )
+    if image[..., 0].size > LARGE and not (config.inference.window or config.inference.long_side):
+        tqdm.write(f"note: {path} goes through the network whole: it needs less with {LESS_MEMORY}", file=sys.stderr)
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
             probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), config.inference)[0]
@@ -158,7 +165,7 @@ def predict(
             probabilities[torch.from_numpy(~allowed).to(device)] = 0
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)
         if config.crf != "none":
-            probabilities = refine(probabilities, image, config.crf)
+            probabilities = refine(probabilities, image, config.crf, config.crf_parameters)
     certainty, label = (maximum.cpu().numpy() for maximum in probabilities.max(dim=0))
     label = label.astype(np.uint8)
     if config.pseudo_labels:
@@ -194,6 +201,8 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
                 raise UserError(f"--images {images}: {found[path.stem]} and {path} would have one name in --out")
             found[path.stem] = path
         return found
+    if images.is_file() and images.suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(f"--images {images}: neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a list of images, NAME.txt")
     if images.is_file():
         return {images.stem: images}
     found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}

@@ -1,4 +1,5 @@
-"""Training images a second on one core: read, augmented, cut and put into batches, as a loader worker does it.
+"""Training images a second on one core: read, augmented, cut and put into batches, as a loader worker does it before it hands
+them over; without superpixels.
 
 python -m benchmarks.loading DATA_ROOT [--labels SegmentationClass] [--crop 465]
 """

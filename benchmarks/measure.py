@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine.provenance import commit
+from engine.provenance import circumstances
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +29,8 @@ def repeat(step: Callable[[], object], times: int, warm: int, device: torch.devi
     """`seconds` of each of `times` steps after `warm` others, and `memory`: the most bytes held over what was held before
     (allocated on a GPU, the resident set on a CPU)."""
     cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated() if cuda else _resident()
     seconds = []
     for _ in range(warm + times):
@@ -71,7 +73,7 @@ def step_times(command: list[str], steps: int, environment: dict[str, str] | Non
 def conditions(device: torch.device) -> dict:
     """What a measurement was made on."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
-    under = {"torch": str(torch.__version__), "device": name, "threads": torch.get_num_threads(), "commit": commit()}
+    under = {"device": name, "threads": torch.get_num_threads(), **circumstances()}
     if device.type == "cuda":  # PyTorch's defaults: convolutions in TF32, matrix products in float32
         under |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         under |= {"tf32 convolutions": torch.backends.cudnn.allow_tf32, "tf32 products": torch.backends.cuda.matmul.allow_tf32}

@@ -4,10 +4,9 @@ over N: seconds and memory.
     python -m benchmarks.pairs [--device cuda] [--out pairs.json] [--plot docs/performance.png]
 
 Each measurement is a process of its own, as in `benchmarks.steps`. The textbook is run as far as its matrices fit into
-`limit` bytes.
+`limit` bytes. --out is written after every measurement.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from benchmarks import textbook
-from benchmarks.measure import alone, conditions, repeat
+from benchmarks.measure import alone, as_json, repeat
 from config import parse
 from engine import distributed
 from errors import run
@@ -56,17 +55,22 @@ class PairsConfig:
 def main() -> None:
     """The command line above."""
     config = parse(PairsConfig, __doc__)
-    rows = []
+    rows, device = [], distributed.pick_device(config.device)
+    settings = {name: getattr(config, name) for name in ("batch", "repeats", "limit")}
     turns = [(side, what, way) for side in config.sides for what in MATRICES for way in ("textbook", "fast")]
     for side, what, way in tqdm(turns, unit="run", leave=False):
         if way == "textbook" and MATRICES[what] * 4 * config.batch * side**4 > config.limit:
             continue
-        measured = alone(measure, config, side, what, way)
+        try:
+            measured = alone(measure, config, side, what, way)
+        except torch.OutOfMemoryError:
+            tqdm.write(f"{what}, {way}, N {side**2}: does not fit into the GPU's memory")
+            continue
         seconds = statistics.median(measured["seconds"])
         rows.append({"what": what, "way": way, "N": side**2, "seconds": seconds, "memory": measured["memory"]})
         tqdm.write(f"{what}, {way}, N {side**2}: {seconds:.3f} s, {measured['memory'] / 1e6:.0f} MB")
-    under = conditions(distributed.pick_device(config.device)) | {"batch": config.batch}
-    print(", ".join(f"{name} {value}" for name, value in under.items()))
+        if config.out:
+            Path(config.out).write_text(as_json(rows, device, **settings) + "\n")
     print("| | N | textbook, s | fast, s | textbook, MB | fast, MB |\n|---|---|---|---|---|---|")
     for what in MATRICES:
         for side in config.sides:
@@ -74,8 +78,8 @@ def main() -> None:
             seconds = [f"{found[way]['seconds']:.3f}" if way in found else "-" for way in ("textbook", "fast")]
             memory = [f"{found[way]['memory'] / 1e6:.0f}" if way in found else "-" for way in ("textbook", "fast")]
             print(f"| {what} | {side**2} | {' | '.join(seconds + memory)} |")
-    if config.out:
-        Path(config.out).write_text(json.dumps({"conditions": under, "rows": rows}, indent=1) + "\n")
+    if not config.out:
+        print(as_json(rows, device, **settings))
     if config.plot:
         draw(rows, config.plot)
 

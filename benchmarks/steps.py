@@ -12,10 +12,9 @@ floor     the network's own forward and backward pass as train.py runs it (preci
 
 Each measurement is a process of its own: WARM steps, then STEPS timed ones; rounds alternate between the three, and the median
 step of all rounds counts. Memory is the peak over what the process held when the batch was ready: resident set on a CPU,
-allocated on a GPU.
+allocated on a GPU. What does not fit on the GPU has no row. --out is written after every measurement.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from benchmarks import textbook
-from benchmarks.measure import ROOT, alone, conditions, repeat
+from benchmarks.measure import ROOT, alone, as_json, repeat
 from config import ModelConfig, TrainConfig, parse
 from datasets.segmentation import to_device
 from engine import distributed
@@ -48,7 +47,7 @@ class StepsConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """where"""
-    backbone: str = "resnet18"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
     """of the network"""
     crop: PositiveInt = 465
     """side of the images, pixels"""
@@ -73,40 +72,60 @@ def main() -> None:
     config = parse(StepsConfig, __doc__)
     measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in WAYS}
     turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in WAYS)]
-    for turn in tqdm(turns, unit="run", leave=False):
-        measured[turn].append(alone(measure, config, *turn))
-    rows = []
-    for (stage, way), runs in measured.items():
-        seconds = statistics.median(second for one in runs for second in one["seconds"])
-        rows.append(
-            {"stage": stage, "way": way, "seconds": seconds, "memory": statistics.median(one["memory"] for one in runs)}
-        )
     device = distributed.pick_device(config.device)
     settings = {name: getattr(config, name) for name in ("backbone", "crop", "batch", "classes", "rounds", "steps")}
     settings["precision"] = distributed.pick_precision(device, config.precision)
-    under = conditions(device) | settings
-    print(", ".join(f"{name} {value}" for name, value in under.items()))
+    for turn in tqdm(turns, unit="run", leave=False):
+        stage, way = turn
+        try:
+            measured[turn].append(alone(measure, config, stage, way))
+        except torch.OutOfMemoryError:
+            tqdm.write(f"{stage}, {way}: does not fit into the GPU's memory")
+            continue
+        tqdm.write(f"{stage}, {way}: {measured[turn][-1]['seconds'][-1]:.3f} s, {measured[turn][-1]['memory'] / 1e6:.0f} MB")
+        if config.out:
+            Path(config.out).write_text(as_json(medians(measured), device, **settings) + "\n")
+    rows = medians(measured)
     print(table(rows))
-    if config.out:
-        Path(config.out).write_text(json.dumps({"conditions": under, "rows": rows}, indent=1) + "\n")
+    if not config.out:
+        print(as_json(rows, device, **settings))
+
+
+def medians(measured: dict[tuple[str, str], list[dict]]) -> list[dict]:
+    """Median seconds and memory of each stage and way that has been measured."""
+    return [
+        {
+            "stage": stage,
+            "way": way,
+            "seconds": statistics.median(second for run in runs for second in run["seconds"]),
+            "memory": statistics.median(run["memory"] for run in runs),
+        }
+        for (stage, way), runs in measured.items()
+        if runs
+    ]
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table of a stage a line."""
+    """A Markdown table of a stage a line; "-" where a way has no row."""
     found = {(row["stage"], row["way"]): row for row in rows}
+
+    def cell(stage: str, way: str, quantity: str, unit: float, over: str | None = None) -> str:
+        if (stage, way) not in found or (over and (stage, over) not in found):
+            return "-"
+        value = found[stage, way][quantity] / (found[stage, over][quantity] if over else unit)
+        return f"{value:.0f}" if unit > 1 and not over else f"{value:.2f}"
+
     lines = [
         "| stage | textbook, s | fast, s | floor, s | textbook / fast | fast / floor | textbook, MB | fast, MB | floor, MB "
-        "| fast / textbook | fast / floor |",
+        "| memory, fast / textbook | memory, fast / floor |",
         "|" + "---|" * 11,
     ]
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        book, fast, floor = (found[stage, way] for way in WAYS)
-        megabytes = (f"{row['memory'] / 1e6:.0f}" for row in (book, fast, floor))
-        lines.append(
-            f"| {stage} | {book['seconds']:.3f} | {fast['seconds']:.3f} | {floor['seconds']:.3f} "
-            f"| {book['seconds'] / fast['seconds']:.2f} | {fast['seconds'] / floor['seconds']:.2f} | {' | '.join(megabytes)} "
-            f"| {fast['memory'] / book['memory']:.2f} | {fast['memory'] / floor['memory']:.2f} |"
-        )
+        cells = [cell(stage, way, "seconds", 1) for way in WAYS]
+        cells += [cell(stage, "textbook", "seconds", 1, "fast"), cell(stage, "fast", "seconds", 1, "floor")]
+        cells += [cell(stage, way, "memory", 1e6) for way in WAYS]
+        cells += [cell(stage, "fast", "memory", 1e6, over) for over in ("textbook", "floor")]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -150,10 +169,11 @@ def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> 
     network = method.network
     if config.network == "baseline":
         return network.aspp(network.backbone(images)).float().mean()
-    if config.consistency:
+    logits = network.head(network.features(images))
+    if config.consistency:  # after the pass with gradient, whose activations are held then, as in a real step
         with torch.no_grad():
             network.features(images.flip(-1))
-    return network.head(network.features(images)).float().mean()
+    return logits.float().mean()
 
 
 def make_batch(images: int, crop: int, classes: int) -> dict[str, torch.Tensor]:

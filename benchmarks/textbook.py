@@ -46,19 +46,23 @@ def soft_entropy(logits: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
 def colour_constraint(
     logits: torch.Tensor, superpixel: torch.Tensor, edges: torch.Tensor, edge_weights: torch.Tensor
 ) -> torch.Tensor:
-    """(2 / ||W||) tr(Y^T L Y) with the dense Laplacian of the batch's superpixels."""
-    probabilities = logits.softmax(dim=1).movedim(1, -1).flatten(0, 2)
-    ids = superpixel.flatten().long()
-    inside = ids >= 0
-    count = int(max(ids.max(), edges.max())) + 1
-    area = probabilities.new_zeros(count).index_add(0, ids[inside], torch.ones_like(probabilities[inside, 0]))
-    total = probabilities.new_zeros(count, probabilities.shape[1]).index_add(0, ids[inside], probabilities[inside])
-    mean = total / area.clamp(min=1)[:, None]
-    weights = probabilities.new_zeros(count, count)
-    weights[edges[:, 0], edges[:, 1]] = edge_weights * (area[edges[:, 0]] > 0) * (area[edges[:, 1]] > 0)
-    weights = weights + weights.T
-    laplacian = weights.sum(dim=1).diag() - weights
-    return 2 * torch.trace(mean.T @ laplacian @ mean) / weights.sum()
+    """(2 / ||W||) tr(Y^T L Y) with the dense Laplacians of the images' superpixels, ||W|| over all of them."""
+    traces, norms = [], []
+    for probabilities, ids in zip(logits.softmax(dim=1).flatten(2).mT, superpixel.flatten(1).long(), strict=True):
+        inside = ids >= 0
+        first, last = ids[inside].min(), ids[inside].max()
+        own = ((edges >= first) & (edges <= last)).all(dim=1)
+        ids, (left, right), count = ids[inside] - first, (edges[own] - first).T, int(last - first) + 1
+        area = probabilities.new_zeros(count).index_add(0, ids, torch.ones_like(probabilities[inside, 0]))
+        total = probabilities.new_zeros(count, probabilities.shape[1]).index_add(0, ids, probabilities[inside])
+        mean = total / area.clamp(min=1)[:, None]
+        weights = probabilities.new_zeros(count, count)
+        weights[left, right] = edge_weights[own] * (area[left] > 0) * (area[right] > 0)
+        weights = weights + weights.T
+        laplacian = weights.sum(dim=1).diag() - weights
+        traces.append(torch.trace(mean.T @ laplacian @ mean))
+        norms.append(weights.sum())
+    return 2 * sum(traces) / sum(norms)
 
 
 def losses(network: torch.nn.Module, config: CC4SConfig, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

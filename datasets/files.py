@@ -19,6 +19,8 @@ from errors import UserError
 UNLABELLED = 255
 NO_SUPERPIXEL = 65535
 
+cv2.utils.logging.setLogLevel(0)  # what it prints of a bad file, the errors below say with the file's name
+
 
 def _voc_palette() -> np.ndarray:
     """The bits of an id, three at a time, from the top bits of red, green, blue down."""
@@ -123,7 +125,7 @@ def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _sized(file: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
     """An image of which only the header has been read. Raises UserError if it would take more memory than any photo does."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's, at half of what it refuses
+        warnings.simplefilter("ignore")  # PIL's, of pictures half as large as it refuses, and of odd metadata
         try:
             image = Image.open(file)
         except Image.DecompressionBombError as error:
@@ -138,13 +140,23 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    # What PIL does not know, OpenCV may.
+    with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data), path) as image:
+        if image.format == "PNG" and not _intact(image):
+            return None
     try:
-        # What PIL does not know, OpenCV may.
-        with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data), path):
-            pass
         return cv2.imdecode(data, flags) if data.size else None
     except cv2.error:
         return None
+
+
+def _intact(png: Image.Image) -> bool:
+    """Whether its chunks are whole. Of one that is not, the library below OpenCV would print a line of its own."""
+    try:
+        png.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:

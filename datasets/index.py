@@ -109,8 +109,8 @@ def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> n
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image called `name` in `folder`, with whichever of `IMAGE_SUFFIXES` it has."""
-    for suffix in IMAGE_SUFFIXES:
+    """The image called `name` in `folder`, with whichever of `IMAGE_SUFFIXES` it has, in small or capital letters."""
+    for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return path

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d, label, map_coordinates
 from skimage.graph import MCP_Geometric
 
 from datasets.files import UNLABELLED
-from datasets.strokes import line
+from datasets.strokes import farthest, line
 
 FURTHER = 0.15  # one more stroke for every such share of the image that a part covers
 CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth away from its edge
@@ -106,16 +106,11 @@ def _middle_way(depth: np.ndarray) -> np.ndarray:
     core = coarse >= CORE * depth.max()
     length = np.where(core, 1.0, np.inf)
     for _ in range(2):
-        first, start = start, _farthest(length, start)
+        first, start = start, farthest(length, start)
     towards_middle = np.where(core, (depth.max() / np.maximum(coarse, 0.5)) ** 2, np.inf)
     ways = MCP_Geometric(towards_middle)
     ways.find_costs([first], [start])
     return np.array(ways.traceback(start), float) * step + offset
-
-
-def _farthest(length: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
-    distance, _ = MCP_Geometric(length).find_costs([start])
-    return np.unravel_index(np.where(np.isfinite(distance), distance, -1).argmax(), length.shape)
 
 
 def _even(way: np.ndarray) -> np.ndarray:

@@ -74,16 +74,18 @@ def middle(stroke: np.ndarray) -> tuple[int, int]:
     """The pixel (row, column) half way along the longest way through a stroke, (h, w) bool."""
     start = tuple(np.argwhere(stroke)[0])
     for _ in range(2):  # the pixel farthest from any is one end, the pixel farthest from that the other
-        first, start = start, _farthest(stroke, start)
+        first, start = start, farthest(_costs(stroke), start)
     distance = MCP_Geometric(_costs(stroke))
     distance.find_costs([first])
     way = distance.traceback(start)
     return way[len(way) // 2]
 
 
-def _farthest(stroke: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
-    distance = _distance_along(stroke, start)
-    return np.unravel_index(np.where(stroke, distance, -1).argmax(), stroke.shape)
+def farthest(costs: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
+    """The pixel to which the cheapest way from `start` costs most, of those that can be reached. costs: (H, W) float, of
+    each pixel on a way, infinite where there is none."""
+    distance, _ = MCP_Geometric(costs).find_costs([start])
+    return np.unravel_index(np.where(np.isfinite(distance), distance, -1).argmax(), costs.shape)
 
 
 def _distance_along(stroke: np.ndarray, start: tuple[int, int]) -> np.ndarray:

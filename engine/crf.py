@@ -1,37 +1,18 @@
 """The fully connected CRF that refines probabilities (Kraehenbuehl and Koltun, NIPS 2011), in torch or by pydensecrf."""
 
-from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
 import torch
 
+from config import CrfConfig
 from engine.permutohedral import PermutohedralLattice
 from errors import UserError
 
 LEAST_PROBABILITY = 1e-5  # as pydensecrf clips them
 
 
-@dataclass(frozen=True)
-class CrfParameters:
-    """Mean-field steps and the two pairwise terms, as CC4S has them."""
-
-    iterations: int = 10
-    gaussian_sxy: float = 3.0
-    """standard deviation of the smoothness term, pixels"""
-    gaussian_compat: float = 3.0
-    """its weight"""
-    bilateral_sxy: float = 80.0
-    """standard deviations of the appearance term, pixels and"""
-    bilateral_srgb: float = 13.0
-    """colour values of 0-255"""
-    bilateral_compat: float = 10.0
-    """its weight"""
-
-
-def refine(
-    probabilities: torch.Tensor, image: np.ndarray, library: str, parameters: CrfParameters | None = None
-) -> torch.Tensor:
+def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, parameters: CrfConfig) -> torch.Tensor:
     """Marginals of the CRF whose unary terms are -log of the probabilities.
 
     probabilities: (C, H, W) float32 that sum to 1. image: (H, W, 3) uint8 RGB. library: torch (on the probabilities' device) or
@@ -40,10 +21,10 @@ def refine(
     """
     by_library = {"torch": mean_field, "pydensecrf": _by_pydensecrf}[library]
     with torch.autocast(probabilities.device.type, enabled=False):  # in bfloat16 the lattice would be another
-        return by_library(probabilities.float(), image, parameters or CrfParameters())
+        return by_library(probabilities.float(), image, parameters)
 
 
-def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfParameters) -> torch.Tensor:
+def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfConfig) -> torch.Tensor:
     """`refine` by mean field on permutohedral lattices, each kernel normalised symmetrically (Kraehenbuehl and Koltun)."""
     classes, height, width = probabilities.shape
     device = probabilities.device
@@ -78,7 +59,7 @@ def library_version() -> str:
     return f"{names[0]} {metadata.version(names[0])}" if names else "of no installed package"
 
 
-def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfParameters) -> torch.Tensor:
+def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfConfig) -> torch.Tensor:
     try:
         from pydensecrf import densecrf
         from pydensecrf.utils import unary_from_softmax

@@ -1,6 +1,7 @@
 """Probabilities of whole images: scales, flips and sliding windows, averaged."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice, product
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from config import InferenceConfig
 from datasets.transforms import normalise
 from engine.distributed import Process, autocast
+from methods.base import Method
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -71,6 +73,12 @@ def predict_probabilities(
             probabilities = torch.stack([sharpen(*pair) for pair in zip(probabilities, images, strict=True)])
         total = probabilities if total is None else total.add_(probabilities)
     return total.div_(len(config.scales))
+
+
+def note_preset(preset: str, method: Method) -> None:
+    """Says so where `preset` is CC4S's paper's, and the method's own paper has another."""
+    if preset == "paper" and method.preset != preset:
+        print(f"note: --preset paper is CC4S's; this method's is --preset {method.preset}", file=sys.stderr)
 
 
 def most_likely(probabilities: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ class Method(nn.Module):
 
     settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
     data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
-    least. `network.backbone` takes pretrained weights.
+    least. preset: the evaluation's settings in its paper, of configs/evaluate. `network.backbone` takes pretrained weights.
     """
 
     settings: type[MethodConfig]
     takes_superpixels = False
     needs_edges = False
     fewest_images = 1
+    preset = "paper"
     network: nn.Module
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ class BLPSeg(Method):
 
     settings = BLPSegConfig
     fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
+    preset = "blpseg"
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()

@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# On the CPU whatever the machine has: what is compared is exact, and processes may be more than GPUs. Before torch is imported.
+if not os.environ.get("SEG_TEST_CUDA"):  # tests/test_cuda.py is for GPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import torch
 
 from config import Config, ModelConfig
@@ -25,9 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Networks have the same weights whichever tests came before in this process."""
+def as_at_the_start() -> None:
+    """Networks have the same weights, and the smallest numbers are numbers, whichever tests came before in this process."""
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # which `pick_device` sets
 
 
 @pytest.fixture(scope="session")

@@ -90,16 +90,14 @@ def test_scribble_cross_entropy_in_value_and_gradient(case):
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 9), (1, 5), (12, 4)])
-@pytest.mark.parametrize("held", [1, 10**9])
-def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held):
+@pytest.mark.parametrize(("held", "dtype"), [(1, torch.float64), (10**9, torch.float64), (50, torch.float32)])
+def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held, dtype):
     monkeypatch.setitem(pairs.HELD, "cpu", held)
     generator = torch.Generator().manual_seed(0)
-    logits, features = (
-        torch.randn(2, c, height, width, generator=generator, dtype=torch.float64).requires_grad_() for c in (CLASSES, 4)
-    )
+    logits, features = (torch.randn(2, c, height, width, generator=generator).to(dtype).requires_grad_() for c in (CLASSES, 4))
     got, want = local_aggregation(logits, features, 2.5), textbook.local_aggregation(logits, features, 2.5)
     torch.testing.assert_close(got, want)
-    weight = torch.randn(got.shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(got.shape, generator=generator).to(dtype)
     for ours, theirs in zip(*(torch.autograd.grad((m * weight).sum(), (logits, features)) for m in (got, want)), strict=True):
         torch.testing.assert_close(ours, theirs)
 

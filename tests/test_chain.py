@@ -160,7 +160,7 @@ def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
 
 @pytest.mark.slow
 def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
-    printed = cli(compare.main, chain, "--data.root", tiny)[1]
+    printed = cli(compare.main, chain)[1]  # the data that they were evaluated on
     assert [line.split()[0] for line in printed.splitlines()[1:6]] == list(STAGES)
     assert "alike" not in printed
     width, _ = Image.open(chain / "comparison.png").size
@@ -172,11 +172,14 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
         (tmp_path / name / "evaluation").mkdir(parents=True)
         (tmp_path / name / compare.METRICS).write_text(json.dumps(scores))
         (tmp_path / name / "best.pt").symlink_to(chain / name / "best.pt")
-    printed = cli(compare.main, tmp_path, "--data.root", tiny)[1]
+    printed = cli(compare.main, tmp_path)[1]
     assert "not all evaluated alike: crf differ" in printed and "of another checkpoint" not in printed
     (tmp_path / "ur/best.pt").unlink()
     (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # trained again, not evaluated again
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
+    (tmp_path / "ss" / compare.METRICS).write_text("{}")
+    code, printed, error = cli(compare.main, tmp_path)
+    assert code == 2 and "not what evaluate.py writes" in error and not printed
 
 
 @pytest.mark.slow

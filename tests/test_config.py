@@ -1,15 +1,17 @@
 """The command line: files, flags, and what it says of mistakes."""
 
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import yaml
+from conftest import REPOSITORY
 
 from config import Config, EvaluateConfig, PredictConfig, parse
 from errors import UserError
 from methods import SETTINGS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = REPOSITORY / "configs"
 
 
 def of_train(arguments):
@@ -63,8 +65,12 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--data.crpo", "3"], "unknown key data.crpo: did you mean data.crop?"),
     (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
-    (["--train.batch_size", "0"], "train.batch_size"),
-    (["--train.lr", "fast"], "train.lr"),
+    (["--train.batch_size", "0"], "train.batch_size: a whole number over 0 is expected, not 0"),
+    (["--train.steps", "many"], "train.steps: a whole number over 0 is expected, not many"),
+    (["--train.lr", "fast"], "train.lr: a number over 0 is expected, not fast"),
+    (["--data.flip", "2"], "data.flip: a number from 0 to 1 is expected, not 2"),
+    (["--data.scale", "[1, inf]"], "data.scale is inf: a finite number is expected"),
+    (["--fresh", "yes"], "yes: belongs to no flag"),
     (["--train.precision", "bfloat16"], "train.precision bfloat16: did you mean bf16? choose auto, fp32, bf16, fp16"),
     (["--model.backbone", "vgg"], "model.backbone vgg: choose resnet18, "),
     (["--config", "no/such.yaml"], "no/such.yaml"),
@@ -134,3 +140,10 @@ def test_a_switch_may_stand_alone_or_take_a_value():
     assert parse(PredictConfig, "", [*needed, "--pseudo_labels", "--threshold", "0.5"]).pseudo_labels
     assert not parse(PredictConfig, "", [*needed, "--pseudo_labels", "false"]).pseudo_labels
     assert not parse(PredictConfig, "", needed).pseudo_labels
+
+
+def test_help_says_how_a_command_is_called():
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.scribbles", "generate", "--help"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage: python -m tools.scribbles generate ")

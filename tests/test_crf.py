@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 import evaluate
 import predict
+from config import CrfConfig
 from datasets.demo import draw_picture
 from datasets.files import read_image, read_label
-from engine.crf import CrfParameters, refine
+from engine.crf import refine
 from engine.permutohedral import PermutohedralLattice
 
 
@@ -52,7 +53,7 @@ def test_a_confident_side_of_an_edge_wins_its_region():
     probabilities = torch.full((2, 40, 60), 0.5)
     probabilities[0, :, 22:30], probabilities[1, :, 22:30] = 0.9, 0.1
     probabilities[0, :, 30:38], probabilities[1, :, 30:38] = 0.1, 0.9
-    marginals = refine(probabilities, image, "torch")
+    marginals = refine(probabilities, image, "torch", CrfConfig())
     assert (marginals.argmax(dim=0) == (torch.arange(60) >= 30).long()).all()
     torch.testing.assert_close(marginals.sum(dim=0), torch.ones(40, 60))
 
@@ -60,19 +61,19 @@ def test_a_confident_side_of_an_edge_wins_its_region():
 def test_autocast_does_not_reach_it():
     image, _ = draw_picture(np.random.default_rng(0))
     probabilities = blurred_noise(3, *image.shape[:2], 0)
-    expected = refine(probabilities, image, "torch")
+    expected = refine(probabilities, image, "torch", CrfConfig())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(refine(probabilities, image, "torch"), expected)
+        assert torch.equal(refine(probabilities, image, "torch", CrfConfig()), expected)
 
 
 @pytest.mark.parametrize(
     ("classes", "parameters"),
     [
-        (2, CrfParameters()),
-        (60, CrfParameters(iterations=5, gaussian_sxy=1, bilateral_sxy=32, bilateral_srgb=13)),
-        (21, CrfParameters(bilateral_sxy=80, bilateral_srgb=3, bilateral_compat=4)),
-        (2, CrfParameters(bilateral_sxy=32, bilateral_srgb=3)),
-        (7, CrfParameters(bilateral_sxy=3, bilateral_srgb=3)),
+        (2, CrfConfig()),
+        (60, CrfConfig(iterations=5, gaussian_sxy=1, bilateral_sxy=32, bilateral_srgb=13)),
+        (21, CrfConfig(bilateral_sxy=80, bilateral_srgb=3, bilateral_compat=4)),
+        (2, CrfConfig(bilateral_sxy=32, bilateral_srgb=3)),
+        (7, CrfConfig(bilateral_sxy=3, bilateral_srgb=3)),
     ],
 )
 def test_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
@@ -97,7 +98,7 @@ def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     pytest.importorskip("pydensecrf")
     file = sorted((shared / "data/voc_mini/JPEGImages").glob("*.jpg"))[classes]
     image = read_image(file)
-    parameters = CrfParameters(bilateral_sxy=sxy, bilateral_srgb=srgb)
+    parameters = CrfConfig(bilateral_sxy=sxy, bilateral_srgb=srgb)
     assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters)
 
 
@@ -105,18 +106,18 @@ def test_what_the_crf_makes_is_scored_and_predicted(checkpoints, tiny, tmp_path,
     """With a CRF that turns everything into class 3: once on the mean of two scales, or on each."""
     calls = []
 
-    def to_class_3(probabilities, image, library):
+    def to_class_3(probabilities, image, library, parameters):
         assert probabilities.shape[1:] == image.shape[:2]
-        calls.append(library)
+        calls.append((library, parameters.bilateral_sxy))
         return torch.eye(7)[3].view(7, 1, 1).expand_as(probabilities).clone()
 
     for command in (evaluate, predict):
         monkeypatch.setattr(command, "refine", to_class_3)
     for name, flags, expected in (
         ("plain", [], []),
-        ("torch", ["--crf", "torch"], ["torch"] * 3),
-        ("pydensecrf", ["--crf", "pydensecrf"], ["pydensecrf"] * 3),
-        ("per scale", ["--crf", "torch", "--crf_per_scale"], ["torch"] * 6),
+        ("torch", ["--crf", "torch"], [("torch", 80)] * 3),
+        ("pydensecrf", ["--crf", "pydensecrf", "--crf_parameters.bilateral_sxy", "32"], [("pydensecrf", 32)] * 3),
+        ("per scale", ["--crf", "torch", "--crf_per_scale"], [("torch", 80)] * 6),
     ):
         calls.clear()
         arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / name]

@@ -1,7 +1,10 @@
 """The VOC layout, the joint transform, batches and the demo data."""
 
+import contextlib
+import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from PIL import Image
 
 from datasets import open_index
 from datasets.demo import CLASSES, draw_demo, draw_picture
-from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_label, write_label
+from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_image, read_label, write_label
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
 from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
 from datasets.voc import VOC_CLASSES
@@ -93,6 +96,27 @@ def test_labels_round_trip_with_their_palette(tmp_path):
     write_label(tmp_path / "label.png", label)
     assert (read_label(tmp_path / "label.png") == label).all()
     assert (np.asarray(Image.open(tmp_path / "label.png").convert("RGB")) == PALETTE[label]).all()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
+def test_a_damaged_image_is_refused_and_nothing_else_is_printed(tmp_path, capfd, suffix):
+    picture = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
+    whole = cv2.imencode(suffix, picture)[1].tobytes()
+    file = tmp_path / f"image{suffix}"
+    for data in (whole[:40], whole[: len(whole) // 2]):
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=re.escape(f"{file}: not a readable image")):
+            read_image(file)
+    file.write_bytes(whole[:200] + bytes(40) + whole[240:])
+    with contextlib.suppress(UserError):  # only PNG is sure to notice
+        read_image(file)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_suffixes_may_be_in_capitals(root):
+    picture = root / "JPEGImages/demo_0001.jpg"
+    picture.rename(picture.with_suffix(".JPG"))
+    assert open_index(root, "train").images[1] == picture.with_suffix(".JPG")
 
 
 # The transform

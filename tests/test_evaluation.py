@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import evaluate
-from config import EvaluateConfig, RunConfig
-from datasets import open_index
+from config import Config, EvaluateConfig, ModelConfig, RunConfig
+from datasets import demo, open_index
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine import distributed
-from engine.checkpoint import load_model
+from engine.checkpoint import load_model, save_checkpoint
 from engine.metrics import ConfusionMatrix
 from engine.report import RIGHT, VOID, WRONG, error_map
+from methods import build_method
+from methods.blpseg import BLPSegConfig
 
 
 def test_metrics_say_what_they_depend_on(checkpoints, tiny, tmp_path, cli):
@@ -41,6 +43,15 @@ def test_metrics_say_which_crf_refined_them(checkpoints, tiny, tmp_path, cli, li
     conditions = json.loads((tmp_path / "metrics.json").read_text())["conditions"]
     assert conditions["crf_parameters"]["bilateral_sxy"] == 80 and conditions["processes"] == 1 and "device" in conditions
     assert ("pydensecrf" in conditions["versions"]) == (library == "pydensecrf")
+
+
+def test_a_preset_of_another_paper_is_told(tmp_path, tiny, cli):
+    config = Config(method=BLPSegConfig(width=16), model=ModelConfig(backbone="resnet18"))
+    save_checkpoint(tmp_path / "blpseg.pt", build_method(config.method, config.model, 7), config, demo.CLASSES)
+    arguments = ["--checkpoint", tmp_path / "blpseg.pt", "--data.root", tiny, "--out", tmp_path / "out"]
+    code, _, error = cli(evaluate.main, *arguments, "--preset", "paper", "--inference.scales", "[1]")
+    assert code == 0 and "this method's is --preset blpseg" in error
+    assert "note" not in cli(evaluate.main, *arguments, "--preset", "blpseg")[2]
 
 
 def test_an_evaluation_does_not_write_over_a_trainings_report(checkpoints, tiny, tmp_path, cli):

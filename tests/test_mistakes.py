@@ -187,6 +187,19 @@ def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, t
     assert "demo_0009.jpg: too little memory" in error and "--inference.long_side 512" in error
 
 
+def test_a_list_of_another_suffix_is_no_image(checkpoints, tmp_path, cli):
+    (tmp_path / "photos.lst").write_text("a.jpg")
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tmp_path / "photos.lst", "--out", tmp_path / "out"]
+    assert_refused(cli(predict.main, *arguments), "neither an image (.jpg")
+
+
+def test_a_large_image_that_goes_through_whole_is_told(checkpoints, tiny, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(predict, "LARGE", WIDTH * HEIGHT - 1)
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg"]
+    assert "goes through the network whole" in cli(predict.main, *arguments, "--out", tmp_path / "whole")[2]
+    assert "note" not in cli(predict.main, *arguments, "--inference.window", "65", "--out", tmp_path / "windows")[2]
+
+
 def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
     files = tmp_path / "some.txt"
     listed = [tiny / "JPEGImages/demo_0001.jpg", "beside.jpg", "missing.jpg"]
@@ -315,6 +328,9 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
         assert set(np.unique(read_label(tmp_path / f"tags/{name}.png"))) <= {0, 1, 4}
         assert (read_label(tmp_path / f"classes/{name}.png") == np.where(whole <= 1, 255, whole)).all()
     refused = [*common, "--out", tmp_path / "x"]
+    others = ["--checkpoint", checkpoints / "three.pt", *common[2:], "--out", tmp_path / "x"]
+    assert_refused(cli(predict.main, *others), "3 classes")
+    assert not (tmp_path / "x").exists()
     assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is not one of the classes")
     assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
     (root / "tags.json").unlink()

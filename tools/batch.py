@@ -80,7 +80,8 @@ def process(
 def parallel(workers: int, count: int) -> Iterator[Callable]:
     """`map` for `count` items: over processes (0: one a core of this process's share), or within this one where a single
     worker would do it."""
-    share_of_cores = max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()  # not all of a node's may be ours
+    share_of_cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = min(workers or share_of_cores, count)
     if workers <= 1:
         yield map

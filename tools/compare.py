@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from config import InferenceConfig, SplitConfig, parse
 from datasets import open_index
-from datasets.files import read_label
+from datasets.files import read_label, whole
 from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import to_tensor
@@ -23,10 +23,23 @@ from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.inference import most_likely, predict_probabilities
 from engine.pictures import evenly, picture_grid
 from errors import UserError, run
+from methods.base import Method
 
 METRICS = Path("evaluation") / "metrics.json"
 # What must be the same for scores to be compared.
-ALIKE = ("labels", "split", "images", "scales", "long_side", "window", "window_stride", "flip", "crf", "crf_per_scale")
+ALIKE = (
+    "labels",
+    "split",
+    "images",
+    "scales",
+    "long_side",
+    "window",
+    "window_stride",
+    "flip",
+    "crf",
+    "crf_per_scale",
+    "crf_parameters",
+)
 
 
 @dataclass
@@ -42,13 +55,22 @@ class CompareConfig:
     scribbles: str = "scribbles"
     """shown beside the image: a folder of root, or a path"""
     data: SplitConfig = field(default_factory=SplitConfig)
+    """images to show; none of these flags: those that the oldest run was evaluated on"""
 
 
 def main() -> None:
-    """The command line above. Raises UserError if the folder holds no evaluated run, or the data is missing."""
+    """The command line above. Raises UserError if the folder holds no evaluated run, or the data is missing or of other
+    classes."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
-    evaluations = [json.loads((path / METRICS).read_text()) for path in runs]
+    evaluations = [read_evaluation(path / METRICS) for path in runs]
+    data = config.data
+    if data == SplitConfig():  # not given: where the first was evaluated
+        data = SplitConfig(**evaluations[0]["conditions"]["data"])
+    index = open_index(data.root, data.split, data.labels)
+    methods = [load_model(path / "best.pt") for path in runs]
+    for path, method in zip(runs, methods, strict=True):
+        check_classes(method.classes, index.classes, path / "best.pt")
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
@@ -59,11 +81,21 @@ def main() -> None:
     for path, one in zip(runs, settings, strict=True):
         if one["checkpoint_sha256"] != fingerprint(path / "best.pt"):
             print(f"note: {path / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
-    index = open_index(config.data.root, config.data.split, config.data.labels)
     out = Path(config.out or Path(config.folder) / "comparison.png")
-    rows = compare(runs, SegmentationDataset(index), under(Path(config.data.root), config.scribbles), config.rows)
-    picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(out, "PNG")
+    rows = compare(methods, SegmentationDataset(index), under(Path(data.root), config.scribbles), config.rows)
+    with whole(out) as temporary:
+        picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(temporary, "PNG")
     print(f"pictures: {out}")
+
+
+def read_evaluation(file: Path) -> dict:
+    """What evaluate.py wrote to a metrics.json; raises UserError if it is damaged."""
+    try:
+        found = json.loads(file.read_text())
+        SplitConfig(**found["conditions"]["data"])
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -75,11 +107,8 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def compare(runs: list[Path], dataset: SegmentationDataset, scribbles: Path, count: int) -> list[list]:
-    """Rows of image, scribbles (None where there are none), every run's prediction, and truth, of `count` images."""
-    methods = [load_model(path / "best.pt") for path in runs]
-    for path, method in zip(runs, methods, strict=True):
-        check_classes(method.classes, dataset.index.classes, path / "best.pt")
+def compare(methods: list[Method], dataset: SegmentationDataset, scribbles: Path, count: int) -> list[list]:
+    """Rows of image, scribbles (None where there are none), every method's prediction, and truth, of `count` images."""
     rows = []
     for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)

@@ -1,6 +1,5 @@
 """The VOC layout, the joint transform, batches and the demo data."""
 
-import contextlib
 import re
 import shutil
 
@@ -103,13 +102,13 @@ def test_a_damaged_image_is_refused_and_nothing_else_is_printed(tmp_path, capfd,
     picture = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
     whole = cv2.imencode(suffix, picture)[1].tobytes()
     file = tmp_path / f"image{suffix}"
-    for data in (whole[:40], whole[: len(whole) // 2]):
+    damages = [whole[:40], whole[: len(whole) // 2]]
+    if suffix == ".png":  # which has checksums
+        damages.append(whole[:200] + bytes(40) + whole[240:])
+    for data in damages:
         file.write_bytes(data)
         with pytest.raises(UserError, match=re.escape(f"{file}: not a readable image")):
             read_image(file)
-    file.write_bytes(whole[:200] + bytes(40) + whole[240:])
-    with contextlib.suppress(UserError):  # only PNG is sure to notice
-        read_image(file)
     assert capfd.readouterr() == ("", "")
 
 

@@ -12,7 +12,8 @@ HELD = {"cpu": 2**20, "cuda": 2**25}
 def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Which images and which of their rows to take together, of the matrices (B, N, N) of `positions` (B, N, d).
 
-    Whole images where some fit into `HELD`, else parts of one: what sums over blocks are added to is then as small as can be.
+    A block has at most `HELD` entries, so memory is linear in N. It is of whole images where some fit, else of a part of one:
+    the sums over blocks are then of as few images as can be, and stay in a CPU's cache.
     """
     batch, count, _ = positions.shape
     held = HELD["cpu" if positions.device.type == "cpu" else "cuda"]

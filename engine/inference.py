@@ -37,8 +37,8 @@ def predict_split(
     `predict_probabilities` has them, on `device`.
 
     Images of one size that follow each other in a group of `GROUP` go through the network together, up to
-    `config.batch_pixels`. What goes together shows in the last digits; groups are of the split, and so the digits are the same
-    however many processes share it.
+    `config.batch_pixels`. What is predicted together changes the last digits, so groups are fixed by the position in the split:
+    the digits are the same however many processes share it.
     """
 
     def kind(pair: tuple[int, dict[str, torch.Tensor]]) -> tuple:

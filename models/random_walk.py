@@ -46,8 +46,8 @@ class RandomWalk(nn.Module):
 def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(Q K^T) V over the positions of maps: query, key (B, d, h, w), value (B, D, h, w) -> (B, D, h, w), value's dtype.
 
-    The N x N matrix is never held: see `_Walk`. Energies are at least float32: they are not scaled, and bfloat16 would round
-    one of 100 to the nearest half. Products with the values are in the values' dtype.
+    Of the N x N matrix a block is held at a time: see `_Walk`. Energies are at least float32: they are not scaled, and bfloat16
+    would round one of 100 to the nearest half. Products with the values are in the values' dtype.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(value.device.type, enabled=False):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores a checkpoint: per-class IoU and Dice, mIoU, pixel accuracy, boundary IoU. Any flag of evaluate.py may follow, such as
+# Scores a checkpoint: per-class IoU and Dice, mIoU, pixel accuracy, boundary IoU. Any other flag of evaluate.py may follow, such as
 # --preset paper (CC4S: seven scales, sliding windows) or --crf torch.
 set -euo pipefail
 cd "$(dirname "$0")"

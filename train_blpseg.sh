@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# BLPSeg: a balanced loss on scribbles, local aggregation, self-training. Any flag of train.py may follow, such as
+# BLPSeg: a balanced loss on scribbles, local aggregation, self-training. Any other flag of train.py may follow, such as
 # --config configs/blpseg/demo.yaml for the demo data (as is, it is the schedule of PASCAL VOC's train_aug).
 set -euo pipefail
 cd "$(dirname "$0")"

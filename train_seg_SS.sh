@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1, self-supervision on the neural eigenspace, from UR's best. Any flag of train.py may follow,
+# Stage 1, self-supervision on the neural eigenspace, from UR's best. Any other flag of train.py may follow,
 # such as --method.view crop or --method.consistency_on z.
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1, uncertainty reduction: random walk and soft entropy. Any flag of train.py may follow.
+# Stage 1, uncertainty reduction: random walk and soft entropy. Any other flag of train.py may follow.
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 2 with UR's losses: pseudo-labels of the stage-1 network and the colour constraint. Any flag of train.py may follow.
+# Stage 2 with UR's losses: pseudo-labels of the stage-1 network and the colour constraint. Any other flag of train.py may follow.
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi

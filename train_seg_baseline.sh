@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Baseline: partial cross-entropy on scribbles, ASPP head. Any flag of train.py may follow.
+# Baseline: partial cross-entropy on scribbles, ASPP head. Any other flag of train.py may follow.
 set -euo pipefail
 cd "$(dirname "$0")"
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi

@@ -6,7 +6,7 @@
 Three ways through a step of the same images, weights and optimizer:
 
 textbook  `benchmarks/textbook.py`: every N x N matrix in full, float32, channels first
-fast      what train.py does
+fast      what train.py does (without the scaling of the loss that fp16 needs)
 floor     the network's own forward and backward pass as train.py runs it (precision, layout), and for SS one forward pass
           of the features without gradient: what no loss can be cheaper than
 

@@ -83,11 +83,11 @@ class _Walk(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
         grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts, which bfloat16 would round away
-        across = value.mT.contiguous()  # once: on a CPU, bmm copies a transposed bfloat16 matrix at every call
+        value_transposed = value.mT.contiguous()  # once: on a CPU, bmm copies a transposed bfloat16 matrix at every call
         for images, rows in blocks(query):
             transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1)
             grad_value[images] += transition.to(value.dtype).mT @ grad_walked[images, rows]
-            grad_energy = (grad_walked[images, rows] @ across[images]).to(query.dtype).mul_(transition)
+            grad_energy = (grad_walked[images, rows] @ value_transposed[images]).to(query.dtype).mul_(transition)
             grad_energy.addcmul_(transition, grad_energy.sum(dim=-1, keepdim=True), value=-1)
             grad_query[images, rows] = grad_energy @ key[images]
             grad_key[images] += grad_energy.mT @ query[images, rows]

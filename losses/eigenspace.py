@@ -21,7 +21,8 @@ def eigenspace_consistency(
     the same place as the image's row i; treated as constants.
     axis: S is the softmax of E over the "query" axis (columns sum to 1) or over the "key" axis (rows sum to 1).
     kl: the divergence is a mean over all N^2 "entries" of S, or over its N distributions ("rows").
-    Returns a scalar >= 0 in nats, the mean over the batch. N x N tensors are made a block at a time: see `_EigenspaceConsistency`.
+    Returns a scalar >= 0 in nats, the mean over the batch. N x N matrices are made a block at a time: see
+    `_EigenspaceConsistency`.
     """
     if axis == "key":  # the softmax over keys of Q K^T is that over queries of K Q^T, transposed
         query, key, view_query, view_key = key, query, view_key, view_query

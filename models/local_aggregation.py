@@ -33,8 +33,9 @@ def local_aggregation(logits: torch.Tensor, features: torch.Tensor, sigma: float
 
     This is the paper's softmax of f f^T times a Gaussian, divided by its sum over a: what the softmax divides by falls out.
     And |a - b|^2 = |a|^2 + |b|^2 - 2 a . b, of which |b|^2 falls out too, so positions are three more channels of f and the
-    whole is the random walk of CC4S with other queries and keys, which holds its N x N matrix a block at a time. A window of a few sigma
-    would not do: energies are unbounded, and a far position whose energy is d^2 / (2 sigma^2) larger counts as much.
+    whole is the random walk of CC4S with other queries and keys, which holds its N x N matrix a block at a time. A window
+    of a few sigma would not do: energies are unbounded, and a far position whose energy is d^2 / (2 sigma^2) larger counts
+    as much.
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     height, width = features.shape[-2:]

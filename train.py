@@ -121,6 +121,7 @@ def train(config: Config, process: distributed.Process) -> int:
         skipped, reviewed = unfinished["skipped"], unfinished["reviewed"]
         for name, part in stateful.items():
             part.load_state_dict(unfinished[name])
+    del unfinished  # its weights and momentum
     loaders = Loaders(train_set, val_set, settings, process)
     batches = loaders.training(steps, first)
     log = Log(out, steps, first, reviewed) if process.is_main else None

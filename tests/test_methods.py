@@ -11,6 +11,7 @@ from losses.eigenspace import eigenspace_consistency
 from methods import build_method, pixelwise
 from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig, running_statistics_untouched
+from models.layers import upsample
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
 
@@ -74,6 +75,20 @@ def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
     assert (losses["cross_entropy"] == 0) == (not labelled)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_losses_are_of_logits_resized_as_the_prediction_is(align_corners):
+    logits = torch.randn(3, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(3, 4, 33, 50, dtype=torch.float64)
+
+    def mean(large, some):
+        return (large.square() * weight[some]).sum(), large.new_ones(())
+
+    got = pixelwise.pixelwise({"some": mean}, logits, (33, 50), align_corners)["some"]
+    want = (upsample(logits, (33, 50), align_corners).square() * weight).sum()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in (got, want)))
 
 
 @pytest.mark.parametrize("stage", STAGES)

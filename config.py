@@ -23,6 +23,7 @@ from jsonargparse.typing import (
 
 from errors import UserError
 
+Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 # The restricted numbers, as an error calls them.
@@ -32,6 +33,7 @@ NUMBERS = {
     "PositiveFloat": "a number over 0",
     "NonNegativeFloat": "a number, 0 or more,",
     "ClosedUnitInterval": "a number from 0 to 1",
+    "Deviation": "a number, 0.01 or more,",
     "WindowStride": "a number over 0, at most 1,",
 }
 
@@ -187,13 +189,13 @@ class CrfConfig:
 
     iterations: NonNegativeInt = 10
     """mean-field steps"""
-    gaussian_sxy: PositiveFloat = 3.0
+    gaussian_sxy: Deviation = 3.0
     """standard deviation of the smoothness term, pixels"""
     gaussian_compat: NonNegativeFloat = 3.0
     """weight of the smoothness term"""
-    bilateral_sxy: PositiveFloat = 80.0
+    bilateral_sxy: Deviation = 80.0
     """standard deviation of the appearance term in place, pixels"""
-    bilateral_srgb: PositiveFloat = 13.0
+    bilateral_srgb: Deviation = 13.0
     """standard deviation of the appearance term in colour, values of 0-255"""
     bilateral_compat: NonNegativeFloat = 10.0
     """weight of the appearance term"""
@@ -426,17 +428,21 @@ def _one_line(message: str, keys: list[str]) -> str:
     message = " ".join(message.split())
     number = re.search(r"key \"([\w.]+)\": .*?(" + "|".join(NUMBERS) + ")", message)
     if number:
-        given = re.search(r"Given value: (.*)|'([^']*)'$|(\S+) does not conform", message)
-        return f"{number[1]}: {NUMBERS[number[2]]} is expected" + (f", not {given[1] or given[2] or given[3]}" if given else "")
-    alone = re.fullmatch(r"[Uu]nrecognized arguments: ([^-].*)", message)
-    if alone:
-        return f"{alone[1]}: belongs to no flag (one for yes or no stands alone, or is --flag=true or --flag=false)"
+        given = (
+            re.search(r"Given value: (.*)", message)
+            or re.search(r"(?:literal|convert) .*: '(.*)'", message)
+            or re.search(r"(\S+) does not conform", message)
+        )
+        return f"{number[1]}: {NUMBERS[number[2]]} is expected" + (f", not {given[1]}" if given else "")
+    stray = re.fullmatch(r"[Uu]nrecognized arguments: (?!.*--)(\S+).*", message)
+    if stray:
+        return f"{stray[1]}: belongs to no flag (one for yes or no stands alone, or is --flag=true or --flag=false)"
     choice = re.search(r"key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)
     if choice:
         key, value, choices = choice[1], choice[3], re.findall(r"[\w.]+", choice[2])
         near = difflib.get_close_matches(value, choices, 1)
         return f"{key} {value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose {', '.join(choices)}"
-    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
+    unknown = re.search(r"[Uu]nrecognized arguments: .*?--([\w.]+)", message)
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message) or re.search(
         r"(?:does not accept option|[Kk]ey|[Oo]ption) ['\"]()([\w.]+)['\"]", message
     )

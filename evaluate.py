@@ -25,7 +25,7 @@ from datasets.index import under
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
-from engine.crf import library_version, refine
+from engine.crf import check_parameters, library_version, refine
 from engine.inference import most_likely, note_preset, predict_split, shared_out
 from engine.loading import Watched, faults, loader
 from engine.metrics import BoundaryScores, ConfusionMatrix, normalised_entropy, table
@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     compared = read_compared(config.compare)
     if config.crf_per_scale and config.crf == "none":
         raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
+    check_parameters(config.crf, config.crf_parameters)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")

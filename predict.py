@@ -30,7 +30,7 @@ from datasets.segmentation import read_fitting_label
 from datasets.transforms import to_tensor
 from engine import distributed
 from engine.checkpoint import check_classes, fingerprint, load_model
-from engine.crf import refine
+from engine.crf import check_parameters, refine
 from engine.inference import note_preset, predict_probabilities
 from engine.pictures import contact_sheet, evenly, overlay
 from engine.provenance import claim, share
@@ -54,6 +54,7 @@ def main() -> int:
     for flag, given in of_pseudo_labels.items():
         if given and not config.pseudo_labels:
             raise UserError(f"{flag} requires --pseudo_labels")
+    check_parameters(config.crf, config.crf_parameters)
     if config.scribbles is not None and not Path(config.scribbles).is_dir():
         raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)
@@ -157,7 +158,11 @@ def predict(
         read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
     )
     if image[..., 0].size > LARGE and not (config.inference.window or config.inference.long_side):
-        tqdm.write(f"note: {path} goes through the network whole: it needs less with {LESS_MEMORY}", file=sys.stderr)
+        tqdm.write(
+            f"note: {path} goes through the network whole, which takes a random walk hours: --inference.window 465 or "
+            "--inference.long_side 512 is faster",
+            file=sys.stderr,
+        )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
             probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), config.inference)[0]

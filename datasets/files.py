@@ -151,7 +151,7 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
 
 
 def _intact(png: Image.Image) -> bool:
-    """Whether its chunks are whole. Of one that is not, the library below OpenCV would print a line of its own."""
+    """Whether what PIL checks of it is whole. Of most that is not, the library below OpenCV would print lines of its own."""
     try:
         png.verify()
     except (OSError, SyntaxError, ValueError):

@@ -53,6 +53,12 @@ def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfCo
     return marginals.T.reshape(classes, height, width)
 
 
+def check_parameters(library: str, parameters: CrfConfig) -> None:
+    """Raises UserError if parameters are given for no CRF."""
+    if library == "none" and parameters != CrfConfig():
+        raise UserError("--crf_parameters requires --crf torch or pydensecrf")
+
+
 def library_version() -> str:
     """pydensecrf's version, whichever of its two packages has it."""
     names = metadata.packages_distributions().get("pydensecrf")

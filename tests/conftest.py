@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 # On the CPU whatever the machine has: what is compared is exact, and processes may be more than GPUs. Before torch is imported.
-if not os.environ.get("SEG_TEST_CUDA"):  # tests/test_cuda.py is for GPUs
+if os.environ.get("SEG_TEST_CUDA"):  # for tests/test_cuda.py
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as be_deterministic, before any test calls cuBLAS
+else:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch

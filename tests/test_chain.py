@@ -177,7 +177,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     (tmp_path / "ur/best.pt").unlink()
     (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # trained again, not evaluated again
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
-    (tmp_path / "ss" / compare.METRICS).write_text("{}")
+    (tmp_path / "ss" / compare.METRICS).write_text(json.dumps({"conditions": scores["conditions"]}))
     code, printed, error = cli(compare.main, tmp_path)
     assert code == 2 and "not what evaluate.py writes" in error and not printed
 

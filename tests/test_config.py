@@ -66,6 +66,8 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--data.crpo", "3"], "unknown key data.crpo: did you mean data.crop?"),
     (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
     (["--train.batch_size", "0"], "train.batch_size: a whole number over 0 is expected, not 0"),
+    (["--train.steps", "0"], "train.steps: a whole number over 0 is expected, not 0"),
+    (["--fresh", "yes", "--data.crpo", "3"], "did you mean data.crop?"),
     (["--train.steps", "many"], "train.steps: a whole number over 0 is expected, not many"),
     (["--train.lr", "fast"], "train.lr: a number over 0 is expected, not fast"),
     (["--data.flip", "2"], "data.flip: a number from 0 to 1 is expected, not 2"),

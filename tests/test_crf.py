@@ -127,6 +127,10 @@ def test_what_the_crf_makes_is_scored_and_predicted(checkpoints, tiny, tmp_path,
         predicted = np.sum(json.loads((tmp_path / name / "metrics.json").read_text())["confusion_matrix"], axis=0)
         assert (predicted[3] == predicted.sum()) == bool(flags)
 
+    without = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "x"]
+    code, _, error = cli(evaluate.main, *without, "--crf_parameters.iterations", "3")
+    assert code == 2 and "--crf_parameters requires --crf" in error
+
     images = ["--images", tiny, "--split", "val", "--out", tmp_path / "masks", "--crf", "torch"]
     assert cli(predict.main, "--checkpoint", checkpoints / "seven.pt", *images)[0] == 0
     masks = [read_label(path) for path in (tmp_path / "masks").glob("*.png")]

@@ -6,7 +6,7 @@ Takes every run in the folder that evaluate.sh has evaluated (RUN/best.pt and RU
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from errors import UserError, run
 from methods.base import Method
 
 METRICS = Path("evaluation") / "metrics.json"
+SCORES = ("miou", "dice", "pixel_accuracy")
 # What must be the same for scores to be compared.
 ALIKE = (
     "labels",
@@ -43,6 +44,18 @@ ALIKE = (
 
 
 @dataclass
+class ShownConfig:
+    """The images to show; without a root, those that the oldest run was evaluated on, but for what is given here."""
+
+    root: str | None = None
+    """the data set"""
+    labels: str | None = None
+    """dense masks: a folder of root, or a path"""
+    split: str | None = None
+    """list of images"""
+
+
+@dataclass
 class CompareConfig:
     """Runs to put side by side."""
 
@@ -54,8 +67,7 @@ class CompareConfig:
     """images shown"""
     scribbles: str = "scribbles"
     """shown beside the image: a folder of root, or a path"""
-    data: SplitConfig = field(default_factory=SplitConfig)
-    """images to show; none of these flags: those that the oldest run was evaluated on"""
+    data: ShownConfig = field(default_factory=ShownConfig)
 
 
 def main() -> None:
@@ -64,16 +76,15 @@ def main() -> None:
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
     evaluations = [read_evaluation(path / METRICS) for path in runs]
-    data = config.data
-    if data == SplitConfig():  # not given: where the first was evaluated
-        data = SplitConfig(**evaluations[0]["conditions"]["data"])
+    given = {name: value for name, value in asdict(config.data).items() if value is not None}
+    data = SplitConfig(**(given if "root" in given else evaluations[0]["conditions"]["data"] | given))
     index = open_index(data.root, data.split, data.labels)
     methods = [load_model(path / "best.pt") for path in runs]
     for path, method in zip(runs, methods, strict=True):
         check_classes(method.classes, index.classes, path / "best.pt")
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
-        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in ("miou", "dice", "pixel_accuracy")))
+        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in SCORES))
     settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
     differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
@@ -92,7 +103,12 @@ def read_evaluation(file: Path) -> dict:
     """What evaluate.py wrote to a metrics.json; raises UserError if it is damaged."""
     try:
         found = json.loads(file.read_text())
-        SplitConfig(**found["conditions"]["data"])
+        under_what = found["conditions"]
+        SplitConfig(**under_what["data"])
+        if not all(isinstance(found[name], float) for name in SCORES) or not {"inference", "checkpoint_sha256"} <= set(
+            under_what
+        ):
+            raise ValueError("it lacks scores or conditions")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error

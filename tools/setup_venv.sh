@@ -3,7 +3,7 @@
 # pydensecrf alone may fail (it needs a C++ compiler): everything but --crf pydensecrf works without it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python -m pip --version > /dev/null 2>&1 || "${PYTHON:-python3}" -m venv --clear .venv # one cut short has no pip
+.venv/bin/python -m pip --version > /dev/null 2>&1 || "${PYTHON:-python3}" -m venv .venv # completes one that was cut short, too
 install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 cat requirements.txt "$@" | grep -v pydensecrf > .venv/requirements.txt
 "${install[@]}" -r .venv/requirements.txt

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from config import EvaluateConfig, parse
+from command_line import parse
+from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
@@ -28,7 +29,7 @@ from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.crf import check_parameters, library_version, refine
 from engine.inference import most_likely, note_preset, predict_split, shared_out
 from engine.loading import Watched, faults, loader
-from engine.metrics import BoundaryScores, ConfusionMatrix, normalised_entropy, table
+from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
 from engine.pictures import evenly, shrunk
 from engine.provenance import circumstances
 from engine.report import Shown, evaluation_report
@@ -49,7 +50,7 @@ def main() -> None:
 
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
-    compared = read_compared(config.compare)
+    compared = (title(Path(config.compare)), read_evaluation(Path(config.compare))) if config.compare else None
     if config.crf_per_scale and config.crf == "none":
         raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
     check_parameters(config.crf, config.crf_parameters)
@@ -80,10 +81,10 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
-    with whole(out / "metrics.json") as temporary:
+    with whole(out / METRICS) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)
-    print(f"wrote {out / 'metrics.json'} and {out / 'report.html'}")
+    print(f"wrote {out / METRICS} and {out / 'report.html'}")
 
 
 @torch.inference_mode()
@@ -168,19 +169,9 @@ def show(
     )
 
 
-def read_compared(folder: str | None) -> tuple[str, dict] | None:
-    """The name and scores of the evaluation in a folder; None for none. Raises UserError if it holds no evaluation."""
-    if folder is None:
-        return None
-    file = Path(folder) / "metrics.json"
-    try:
-        scores = json.loads(file.read_text())
-        if not isinstance(scores["iou"], dict):
-            raise ValueError("its iou is no table")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--compare {folder}: no readable metrics.json in it, which evaluate.py writes") from error
-    path = Path(folder)
-    return (path.parent.name if path.name == "evaluation" else path.name), scores
+def title(folder: Path) -> str:
+    """What an evaluation is called after: its run where it lies in one (RUN/evaluation), else its own folder."""
+    return folder.parent.name if folder.name == "evaluation" else folder.name
 
 
 def conditions(config: EvaluateConfig, images: int, process: distributed.Process) -> dict:

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config, DataConfig, InferenceConfig, TrainConfig, parse
+from command_line import parse
+from config import Config, DataConfig, InferenceConfig, TrainConfig
 from datasets import open_index
 from datasets.check import check, few_classes, list_faults
 from datasets.demo import draw_if_missing

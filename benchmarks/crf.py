@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import as_json
-from config import CrfConfig, parse
+from command_line import parse
+from config import CrfConfig
 from datasets.files import read_image
 from datasets.folder import images_below
 from engine import distributed

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import as_json
-from config import EvaluateConfig, RunConfig, SplitConfig, parse
+from command_line import parse
+from config import EvaluateConfig, RunConfig, SplitConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise

@@ -12,7 +12,8 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import as_json
-from config import DataConfig, parse
+from command_line import parse
+from config import DataConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
 from datasets.transforms import Augmentation

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import textbook
 from benchmarks.measure import alone, as_json, repeat
-from config import parse
+from command_line import parse
 from engine import distributed
 from errors import run
 from losses.eigenspace import eigenspace_consistency

@@ -5,14 +5,14 @@
 Prints a Markdown table and writes FOLDER/robustness.png.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
-from config import parse
-from errors import UserError, run
+from command_line import parse
+from engine.metrics import read_evaluation
+from errors import run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -36,7 +36,11 @@ def main() -> None:
     """The command line above. Raises UserError if a run of the study is missing."""
     folder = Path(parse(PlotConfig, __doc__, positional=True).folder)
     labels = list(dict.fromkeys(name for series in SERIES.values() for name in series.values()))
-    miou = {(method, label): read_miou(folder / f"{method}_{label}") for method in METHODS for label in labels}
+    miou = {
+        (method, label): 100 * read_evaluation(folder / f"{method}_{label}" / "evaluation")["miou"]
+        for method in METHODS
+        for label in labels
+    }
     print(f"| | {' | '.join(labels)} |")
     print("|---" * (len(labels) + 1) + "|")
     for method, title in METHODS.items():
@@ -55,14 +59,6 @@ def main() -> None:
     axes[0].legend()
     figure.savefig(folder / "robustness.png", dpi=110)
     print(f"plot: {folder / 'robustness.png'}")
-
-
-def read_miou(path: Path) -> float:
-    """An evaluated run's mIoU in percent; raises UserError if it has not been evaluated."""
-    file = path / "evaluation" / "metrics.json"
-    if not file.is_file():
-        raise UserError(f"{file} not found: benchmarks/robustness.sh writes it")
-    return 100 * json.loads(file.read_text())["miou"]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import as_json, step_times
-from config import parse
+from command_line import parse
 from datasets.demo import draw_if_missing
 from engine import distributed
 from errors import UserError, run

@@ -15,7 +15,7 @@ from functools import partial
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import ROOT, as_json, step_times
-from config import parse
+from command_line import parse
 from datasets.demo import draw_if_missing
 from engine import distributed
 from errors import run

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from benchmarks import textbook
 from benchmarks.measure import ROOT, alone, as_json, repeat
-from config import ModelConfig, TrainConfig, parse
+from command_line import parse
+from config import ModelConfig, TrainConfig
 from datasets.segmentation import to_device
 from engine import distributed
 from errors import run

@@ -17,7 +17,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import as_json
-from config import parse
+from command_line import parse
 from datasets.files import read_image
 from datasets.folder import images_below
 from datasets.segmentation import Superpixels

@@ -1,7 +1,9 @@
 """Scores of a split: from one confusion matrix, and along the boundaries."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,6 +11,10 @@ import torch
 import torch.distributed as dist
 
 from datasets.files import UNLABELLED
+from errors import UserError
+
+METRICS = "metrics.json"
+MEANS = ("miou", "dice", "pixel_accuracy")
 
 
 class ConfusionMatrix:
@@ -82,6 +88,27 @@ def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """(C, H, W) -> (H, W), 0 to 1 (all classes alike)."""
     # Class by class, since a large photo's probabilities do not fit into memory twice.
     return sum(torch.special.entr(of_class) for of_class in probabilities) / math.log(len(probabilities))
+
+
+def read_evaluation(folder: Path) -> dict:
+    """What evaluate.py wrote to FOLDER/metrics.json; raises UserError if there is none or it is damaged."""
+    file = folder / METRICS
+    if not file.is_file():
+        raise UserError(f"{folder}: no {METRICS} in it, which evaluate.py writes; CHECKPOINT=RUN/best.pt bash evaluate.sh does")
+    try:
+        found = json.loads(file.read_text())
+        whole = (
+            all(isinstance(found[name], float) for name in MEANS)
+            and all(isinstance(found[name], dict) for name in ("iou", "conditions"))
+            and all(isinstance(found["conditions"][name], dict) for name in ("data", "inference"))
+            and {"root", "labels", "split"} <= set(found["conditions"]["data"])
+            and isinstance(found["conditions"]["checkpoint_sha256"], str)
+        )
+        if not whole:
+            raise ValueError("it lacks scores or conditions")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error
+    return found
 
 
 def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:

@@ -167,17 +167,17 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     assert width > 8 * 192
 
     for name, crf in (("ur", "none"), ("ss", "torch")):
-        scores = json.loads((chain / name / compare.METRICS).read_text())
+        scores = json.loads((chain / name / "evaluation/metrics.json").read_text())
         scores["conditions"]["crf"] = crf
         (tmp_path / name / "evaluation").mkdir(parents=True)
-        (tmp_path / name / compare.METRICS).write_text(json.dumps(scores))
+        (tmp_path / name / "evaluation/metrics.json").write_text(json.dumps(scores))
         (tmp_path / name / "best.pt").symlink_to(chain / name / "best.pt")
     printed = cli(compare.main, tmp_path)[1]
     assert "not all evaluated alike: crf differ" in printed and "of another checkpoint" not in printed
     (tmp_path / "ur/best.pt").unlink()
     (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # trained again, not evaluated again
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
-    (tmp_path / "ss" / compare.METRICS).write_text(json.dumps({"conditions": scores["conditions"]}))
+    (tmp_path / "ss" / "evaluation/metrics.json").write_text(json.dumps({"conditions": scores["conditions"]}))
     code, printed, error = cli(compare.main, tmp_path)
     assert code == 2 and "not what evaluate.py writes" in error and not printed
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from config import Config, EvaluateConfig, PredictConfig, parse
+from command_line import parse
+from config import Config, EvaluateConfig, PredictConfig
 from errors import UserError
 from methods import SETTINGS
 

@@ -14,8 +14,9 @@ from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import load_model, save_checkpoint
-from engine.metrics import ConfusionMatrix
+from engine.metrics import ConfusionMatrix, read_evaluation
 from engine.report import RIGHT, VOID, WRONG, error_map
+from errors import UserError
 from methods import build_method
 from methods.blpseg import BLPSegConfig
 
@@ -81,7 +82,20 @@ def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_p
     assert not re.search(r"https?://|<script|<link", page)
     assert metrics["conditions"]["checkpoint_sha256"] in page and "demo_00" not in page, "names are in the pictures"
     code, _, error = cli(evaluate.main, *arguments, "--compare", tmp_path, "--out", tmp_path / "third")
-    assert code == 2 and "no readable metrics.json" in error and not (tmp_path / "third").exists()
+    assert code == 2 and "no metrics.json in it" in error and not (tmp_path / "third").exists()
+
+
+def test_an_evaluation_that_lacks_something_is_refused(checkpoints, tiny, tmp_path, cli):
+    assert cli(evaluate.main, "--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path)[0] == 0
+    scores = read_evaluation(tmp_path)
+    conditions = scores["conditions"]
+    lacking = [scores | {name: None} for name in ("iou", "dice", "conditions")]
+    lacking += [scores | {"conditions": conditions | {name: None}} for name in ("data", "inference", "checkpoint_sha256")]
+    lacking += [scores | {"conditions": conditions | {"data": {"root": str(tiny)}}}, {}, []]
+    for broken in lacking:
+        (tmp_path / "metrics.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=r"evaluate the run again"):
+            read_evaluation(tmp_path)
 
 
 def test_errors_are_red_and_void_is_white():

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from config import Config, parse
+from command_line import parse
+from config import Config
 from datasets import open_index
 from datasets.files import read_edges, read_image, read_label, read_matlab, read_superpixel, whole
 from datasets.index import read_names, read_tags

@@ -15,7 +15,7 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from config import parse
+from command_line import parse
 from datasets import open_index
 from datasets.check import few_classes, list_faults
 from datasets.demo import draw_if_missing

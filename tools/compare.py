@@ -5,7 +5,6 @@
 Takes every run in the folder that evaluate.sh has evaluated (RUN/best.pt and RUN/evaluation/metrics.json), oldest first.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from config import InferenceConfig, SplitConfig, parse
+from command_line import parse
+from config import InferenceConfig, SplitConfig
 from datasets import open_index
 from datasets.files import read_label, whole
 from datasets.index import under
@@ -21,12 +21,12 @@ from datasets.segmentation import SegmentationDataset
 from datasets.transforms import to_tensor
 from engine.checkpoint import check_classes, fingerprint, load_model
 from engine.inference import most_likely, predict_probabilities
+from engine.metrics import MEANS, METRICS, read_evaluation
 from engine.pictures import evenly, picture_grid
 from errors import UserError, run
 from methods.base import Method
 
-METRICS = Path("evaluation") / "metrics.json"
-SCORES = ("miou", "dice", "pixel_accuracy")
+EVALUATION = "evaluation"  # where evaluate.sh puts it, in the run
 # What must be the same for scores to be compared.
 ALIKE = (
     "labels",
@@ -75,7 +75,7 @@ def main() -> None:
     classes."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
-    evaluations = [read_evaluation(path / METRICS) for path in runs]
+    evaluations = [read_evaluation(path / EVALUATION) for path in runs]
     given = {name: value for name, value in asdict(config.data).items() if value is not None}
     data = SplitConfig(**(given if "root" in given else evaluations[0]["conditions"]["data"] | given))
     index = open_index(data.root, data.split, data.labels)
@@ -84,14 +84,14 @@ def main() -> None:
         check_classes(method.classes, index.classes, path / "best.pt")
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
-        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in SCORES))
+        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS))
     settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
     differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
-        print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {METRICS})")
+        print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {EVALUATION}/{METRICS})")
     for path, one in zip(runs, settings, strict=True):
         if one["checkpoint_sha256"] != fingerprint(path / "best.pt"):
-            print(f"note: {path / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
+            print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(methods, SegmentationDataset(index), under(Path(data.root), config.scribbles), config.rows)
     with whole(out) as temporary:
@@ -99,24 +99,9 @@ def main() -> None:
     print(f"pictures: {out}")
 
 
-def read_evaluation(file: Path) -> dict:
-    """What evaluate.py wrote to a metrics.json; raises UserError if it is damaged."""
-    try:
-        found = json.loads(file.read_text())
-        under_what = found["conditions"]
-        SplitConfig(**under_what["data"])
-        if not all(isinstance(found[name], float) for name in SCORES) or not {"inference", "checkpoint_sha256"} <= set(
-            under_what
-        ):
-            raise ValueError("it lacks scores or conditions")
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error
-
-
 def find_runs(folder: Path) -> list[Path]:
     """The evaluated runs in `folder`, oldest first; raises UserError if there is none."""
-    runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / METRICS).is_file()]
+    runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / EVALUATION / METRICS).is_file()]
     if not runs:
         raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt bash evaluate.sh evaluates one")
     return sorted(runs, key=lambda path: (path / "best.pt").stat().st_mtime)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from jsonargparse.typing import PositiveInt
 
-from config import parse
+from command_line import parse
 from datasets import class_names
 from datasets.files import whole
 from engine.checkpoint import describe, model_of

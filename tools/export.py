@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from config import parse
+from command_line import parse
 from datasets.files import whole
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from config import parse
+from command_line import parse
 from datasets import class_names
 from datasets.files import UNLABELLED, read_image, write_label
 from datasets.folder import images_below

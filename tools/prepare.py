@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from config import parse_command
+from command_line import parse_command
 from datasets.acdc import read_acdc
 from datasets.camvid import read_camvid
 from datasets.cityscapes import read_cityscapes

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
-from config import parse_command
+from command_line import parse_command
 from datasets import class_names
 from datasets.files import UNLABELLED, read_label, write_label
 from datasets.scribbles import draw_scribbles, generator

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt
 
-from config import InferenceConfig, parse
+from command_line import parse
+from config import InferenceConfig
 from datasets.files import read_image, whole
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model

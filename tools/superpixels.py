@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from PIL import Image
 from skimage.segmentation import find_boundaries, slic
 
-from config import parse
+from command_line import parse
 from datasets import open_index
 from datasets.demo import draw_if_missing
 from datasets.files import NO_SUPERPIXEL, read_image, whole

@@ -62,7 +62,8 @@ def parse(
     keys = [key for key, _ in defaults.items() if key != "config"]
     fields = config_class.__dataclass_fields__
     if "preset" in fields:
-        argv = _preset_arguments(argv) + argv
+        preset = _preset_name(argv, fields["preset"].default)
+        argv = _preset_arguments(preset) + argv
     switches = {f"--{key}" for key in keys if isinstance(defaults[key], bool)}
     argv = [
         f"{argument}=true" if argument in switches and following.lower() not in ("true", "false") else argument
@@ -72,7 +73,7 @@ def parse(
         namespace = parser.parse_args(argv)
     except (ArgumentError, ValueError) as error:  # ValueError: what is no text in UTF-8, or no path
         raise UserError(_one_line(str(error), keys)) from error
-    if "preset" in fields and _preset_name(argv) != namespace.preset:
+    if "preset" in fields and preset != namespace.preset:
         raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")
     for name, entry in fields.items():
         if is_dataclass(entry.type) and not isinstance(namespace[name], Namespace):
@@ -140,9 +141,9 @@ def _flags(argv: list[str]) -> Iterator[tuple[str, str]]:
             yield flag, value if equals else following
 
 
-def _preset_name(argv: list[str]) -> str:
+def _preset_name(argv: list[str], default: str) -> str:
     """What --preset says, or the default."""
-    return ([value for flag, value in _flags(argv) if flag == "--preset"] or ["fast"])[-1]
+    return ([value for flag, value in _flags(argv) if flag == "--preset"] or [default])[-1]
 
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
@@ -161,9 +162,8 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
     return name
 
 
-def _preset_arguments(argv: list[str]) -> list[str]:
-    """The --config that the preset stands for."""
-    name = _preset_name(argv)
+def _preset_arguments(name: str) -> list[str]:
+    """The --config that a preset stands for."""
     file = EVALUATION_PRESETS / f"{name}.yaml"
     if not file.is_file():
         raise UserError(f"--preset {name}: choose {' or '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")

@@ -15,6 +15,10 @@ from jsonargparse.typing import (
 from errors import UserError
 
 Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+Crf = Literal["none", "torch", "pydensecrf"]
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 
@@ -56,7 +60,7 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
+    backbone: Backbone = "resnet50"
     """torchvision ResNet: of stride 8 (CC4S), or with a deep stem and stride 32 (BLPSeg)"""
     weights: str = "imagenet"
     """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
@@ -96,10 +100,10 @@ class TrainConfig:
     """L2 penalty (SGD) or decoupled decay (AdamW)"""
     poly_power: NonNegativeFloat = 0.9
     """learning rate at a step: lr * lr_factor * (1 - step / steps) ** poly_power"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA as PyTorch has it, with
     convolutions in TF32); fp16 needs CUDA and scales its loss"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes CUDA where there is one"""
     workers: NonNegativeInt = 2
     """processes that load data, for each process that trains"""
@@ -121,7 +125,8 @@ class Config:
 
     method: MethodConfig
     out: str = "runs/train"
-    """run folder: config.yaml, run.json, last.pt, best.pt, metrics.jsonl, TensorBoard events; a run that stopped goes on"""
+    """run folder: config.yaml, run.json, last.pt, best.pt, metrics.jsonl, pictures.png, report.html, TensorBoard events; a run
+    that stopped goes on"""
     init: str | None = None
     """checkpoint to start from, an earlier stage's best.pt"""
     fresh: bool = False
@@ -181,9 +186,9 @@ class CrfConfig:
 class RunConfig:
     """Where a checkpoint is run."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes CUDA where there is one"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA"""
 
 
@@ -209,7 +214,7 @@ class EvaluateConfig:
     """folder for metrics.json and report.html"""
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), paper (CC4S) or blpseg"""
-    crf: Literal["none", "torch", "pydensecrf"] = "none"
+    crf: Crf = "none"
     """refine the averaged probabilities by a dense CRF, by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False
     """refine each scale's probabilities before they are averaged, as CC4S's released code does"""
@@ -245,7 +250,7 @@ class PredictConfig:
     """least probability of some classes' pseudo-labels, by name, such as '{cat: 0.7}'"""
     tags: bool = False
     """no class but the first and those that the data set's tags.json gives an image (needs --split)"""
-    crf: Literal["none", "torch", "pydensecrf"] = "none"
+    crf: Crf = "none"
     """refine the probabilities by a dense CRF"""
     probabilities: bool = False
     """write them too: OUT/probabilities/NAME.npz, float16"""

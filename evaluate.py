@@ -22,16 +22,16 @@ from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
 from datasets.files import shown_label, whole
-from datasets.index import under
+from datasets.index import evenly, under
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
-from engine.checkpoint import check_classes, fingerprint, load_model
+from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, library_version, refine
-from engine.inference import most_likely, note_preset, predict_split, shared_out
-from engine.loading import Watched, faults, loader
+from engine.inference import most_likely, note_preset, predict_split
+from engine.loading import Watched, faults, split_images
 from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
-from engine.pictures import evenly, shrunk
-from engine.provenance import circumstances
+from engine.pictures import shrunk
+from engine.provenance import circumstances, file_sha256
 from engine.report import Shown, evaluation_report
 from errors import UserError, run
 from methods.base import Method
@@ -94,11 +94,10 @@ def score(
     """Counts over the whole split, summed over the processes, and its best, its worst and some other images, which only the
     main process gets."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
-    share = shared_out(len(dataset), process)
     spread = evenly(len(dataset), PICTURES)
     best, worst, others = [], [], []
     watched = Watched(dataset, config.workers)
-    images = loader(watched, config.workers, LOADER_TIMEOUT, batch_size=None, sampler=share)
+    share, images = split_images(watched, process, config.workers, LOADER_TIMEOUT)
 
     def sharpen(probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         return refine(probabilities, image.permute(1, 2, 0).cpu().numpy(), config.crf, config.crf_parameters)
@@ -135,11 +134,9 @@ def score(
                     best = sorted([*best, shown], key=lambda one: -one.miou)[:PICTURES]
                 if position in spread:
                     others.append(shown)
-    for counts in (matrix, boundaries):
-        counts.sum_over_processes(process.device)
-    worst, best, others = (
-        [one for part in distributed.gathered(shown, process) for one in part] for shown in (worst, best, others)
-    )
+    for counted in (matrix, boundaries):
+        distributed.sum_over_processes(counted.counts)
+    worst, best, others = ([one for part in distributed.gathered(shown) for one in part] for shown in (worst, best, others))
     worst.sort(key=lambda one: (one.miou, one.name))
     best.sort(key=lambda one: (-one.miou, one.name))
     others.sort(key=lambda one: one.name)
@@ -179,7 +176,7 @@ def conditions(config: EvaluateConfig, images: int, process: distributed.Process
     device."""
     found = {
         "images": images,
-        "checkpoint_sha256": fingerprint(config.checkpoint),
+        "checkpoint_sha256": file_sha256(config.checkpoint),
         "device": str(process.device),
         "processes": process.world,
         **circumstances(),

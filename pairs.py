@@ -16,7 +16,7 @@ def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     the sums over blocks are then of as few images as can be, and stay in a CPU's cache.
     """
     batch, count, _ = positions.shape
-    held = HELD["cpu" if positions.device.type == "cpu" else "cuda"]
+    held = HELD[positions.device.type]
     images = max(1, min(batch, held // count**2))
     rows = max(1, min(count, held // (images * count)))
     for first in range(0, batch, images):

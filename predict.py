@@ -9,7 +9,6 @@ shares.json how much of the pixels is labelled as what. Images that are done alr
 listed at the end (exit code 1) and does not stop the rest.
 """
 
-import hashlib
 import json
 import shlex
 import sys
@@ -26,15 +25,14 @@ from config import PredictConfig
 from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
-from datasets.index import IMAGE_SUFFIXES, Index, read_lines
+from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines
 from datasets.segmentation import read_fitting_label
-from datasets.transforms import to_tensor
 from engine import distributed
-from engine.checkpoint import check_classes, fingerprint, load_model
+from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
-from engine.inference import note_preset, predict_probabilities
-from engine.pictures import contact_sheet, evenly, overlay
-from engine.provenance import claim, share
+from engine.inference import note_preset, predict_image
+from engine.pictures import contact_sheet, overlay
+from engine.provenance import claim, file_sha256, lines_sha256
 from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
@@ -71,7 +69,7 @@ def main() -> int:
     claim(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
 
     method.to(device, memory_format=torch.channels_last)
-    names = share(list(images), config.shard)
+    names = distributed.share(list(images), config.shard)
     counts, failures = np.zeros(256, np.int64), []
     for name in tqdm(names, "predicting", unit="image", disable=None):
         try:
@@ -104,14 +102,14 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
-    settings["checkpoint_sha256"] = fingerprint(config.checkpoint)
+    settings["checkpoint_sha256"] = file_sha256(config.checkpoint)
     if config.pseudo_labels:
         settings["count"] = len(images)
-        settings["names_sha256"] = hashlib.sha256("\n".join(images).encode()).hexdigest()
+        settings["names_sha256"] = lines_sha256(images)
     else:
         del settings["threshold"], settings["class_thresholds"]
         if Path(config.images).suffix == ".txt":  # unlike a folder's names, a list's may come to stand for other pictures
-            settings["paths_sha256"] = hashlib.sha256("\n".join(map(str, images.values())).encode()).hexdigest()
+            settings["paths_sha256"] = lines_sha256(images.values())
     return settings
 
 
@@ -166,7 +164,7 @@ def predict(
         )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
-            probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), config.inference)[0]
+            probabilities = predict_image(method.predict, image, config.inference, device)
         if allowed is not None:
             probabilities[torch.from_numpy(~allowed).to(device)] = 0
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)

@@ -28,22 +28,21 @@ from datasets import open_index
 from datasets.check import check, few_classes, list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import shown_label
-from datasets.index import under
+from datasets.index import Index, evenly, under
 from datasets.segmentation import SegmentationDataset, Superpixels, to_device
-from datasets.transforms import Augmentation, to_tensor
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from engine.inference import most_likely, predict_probabilities, predict_split
+from engine.inference import most_likely, predict_image, predict_split
 from engine.interrupt import StopRequest
-from engine.loading import Loaders, check_batch, training_order
+from engine.loading import Loaders, augmentation, check_batch, training_order
 from engine.metrics import ConfusionMatrix
-from engine.pictures import evenly, picture_grid
+from engine.pictures import picture_grid
 from engine.report import training_report
 from engine.run_folder import Log, origin, read_unfinished, start
 from errors import Failure, UserError, run
 from methods import SETTINGS, build_method
 from methods.base import Method
-from models.resnet import load_weights as load_backbone
+from models.resnet import load_backbone
 
 PICTURES = 6  # rows of the picture grid, half of them training images
 
@@ -62,25 +61,27 @@ def train(config: Config, process: distributed.Process) -> int:
     code: 128 and a signal's number where one ended it."""
     settings, device = config.train, process.device
     out = Path(config.out)
-    restarted = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"), process) > 0
+    restarted = distributed.max_over_processes(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")) > 0
     unfinished = read_unfinished(config, restarted)
     first, best = (unfinished["step"], unfinished["best"]) if unfinished else (0, -math.inf)
 
     if config.deterministic:
         be_deterministic()
     torch.manual_seed(settings.seed)
-    train_set, val_set = build_datasets(config, process)
-    classes = train_set.index.classes
+    train_index, val_index = open_splits(config.data, process)
+    classes = train_index.classes
     method = build_method(config.method, config.model, len(classes))
     method.check_crop(config.data.crop)
     check_batch(settings, process, method.fewest_images)
-    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
+    steps = settings.steps or math.ceil(settings.epochs * len(train_index) / settings.batch_size)
     method.check_steps(steps)
 
     def epoch_of(step: int) -> float:
-        return step * settings.batch_size / len(train_set)
+        return step * settings.batch_size / len(train_index)
 
-    use_superpixels(config, method, train_set, process)
+    superpixels = find_superpixels(config.data, method, train_index.names, process)
+    train_set = SegmentationDataset(train_index, augmentation(config.data), superpixels, settings.seed)
+    val_set = SegmentationDataset(val_index)
     if unfinished:
         load_weights(method, unfinished, out / "last.pt", classes)
     elif config.init is not None:
@@ -88,12 +89,8 @@ def train(config: Config, process: distributed.Process) -> int:
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     if process.is_main:
-        for fault in list_faults(train_set.index, val_set.index):
-            print(f"note: {fault}")
-        for dataset, split in ((train_set, config.data.train_split), (val_set, config.data.val_split)):
-            few = few_classes(check(dataset, split), classes, dataset.index.labels[0].parent)
-            if few:
-                print(f"note: {few}")
+        for note in [*list_faults(train_index, val_index), *check_splits(train_set, val_set, config.data)]:
+            print(f"note: {note}")
         shown = read_shown(train_set, val_set, config.data)
         start(config, origin(config, train_set, val_set), process.world, str(device), first)
         weights = sum(weight.numel() for weight in method.parameters())
@@ -165,7 +162,7 @@ def train(config: Config, process: distributed.Process) -> int:
             buffers = [buffer.clone() for buffer in method.buffers()] if config.skip_nonfinite else []
             losses = forward_backward(model, batches, settings, scaler, device)
             values = torch.stack(list(losses.values()))
-            if config.skip_nonfinite and distributed.largest(int(not values.isfinite().all()), process):
+            if config.skip_nonfinite and distributed.max_over_processes(int(not values.isfinite().all())):
                 skipped += 1
                 if skipped > config.skip_nonfinite:
                     raise_if_nonfinite([(step, values)], list(losses), train_set, settings, process)
@@ -181,8 +178,9 @@ def train(config: Config, process: distributed.Process) -> int:
             optimizer.zero_grad(set_to_none=True)
 
             done = step + 1
-            to_log, to_review = (done % every == 0 or done == steps for every in (settings.log_every, val_every))
-            stop = distributed.largest(request.signal or 0, process)
+            to_log = done % settings.log_every == 0 or done == steps
+            to_review = done % val_every == 0 or done == steps
+            stop = distributed.max_over_processes(request.signal or 0)
             if to_log or to_review or stop:  # elsewhere the losses stay on the device, and nothing waits for them
                 raise_if_nonfinite(recent, list(losses), train_set, settings, process)
                 recent.clear()
@@ -196,7 +194,7 @@ def train(config: Config, process: distributed.Process) -> int:
                 log.bar.update()
             if to_review and not stop:
                 review(done)
-                stop = distributed.largest(request.signal or 0, process)
+                stop = distributed.max_over_processes(request.signal or 0)
             elif stop and log:
                 save(done, reviewed=not to_review)
             if stop:
@@ -280,33 +278,40 @@ def compile_backbone(method: Method) -> None:
     method.network.backbone.compile()
 
 
-def build_datasets(config: Config, process: distributed.Process) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The training split with its augmentation, and the validation split."""
-    data = config.data
+def open_splits(data: DataConfig, process: distributed.Process) -> tuple[Index, Index]:
+    """The training split with its labels, and the validation split with its masks."""
     if process.is_main:
         draw_if_missing(data.root)
     distributed.wait_for_all()
-    train_index = open_index(data.root, data.train_split, data.labels)
-    val_index = open_index(data.root, data.val_split, data.truth)
-    augment = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip, data.blur)
-    return SegmentationDataset(train_index, augment, seed=config.train.seed), SegmentationDataset(val_index)
+    return open_index(data.root, data.train_split, data.labels), open_index(data.root, data.val_split, data.truth)
 
 
-def use_superpixels(config: Config, method: Method, train_set: SegmentationDataset, process: distributed.Process) -> None:
-    """Has `train_set` read the superpixels that `method` takes. Raises UserError if it cannot do without what is missing,
-    and says so where it can."""
+def find_superpixels(
+    data: DataConfig, method: Method, names: tuple[str, ...], process: distributed.Process
+) -> Superpixels | None:
+    """The superpixels of the training images, where `method` takes some. Raises UserError if it cannot do without what is
+    missing, and says so where it can."""
     if not method.takes_superpixels:
-        return
-    folder = under(Path(config.data.root), config.data.superpixels)
+        return None
+    folder = under(Path(data.root), data.superpixels)
     if folder.is_dir():
-        train_set.superpixels = Superpixels(folder, graph=method.needs_edges)
-        train_set.superpixels.check(train_set.index.names)
-        return
-    remedy = f"python -m tools.superpixels {config.data.root} --split {config.data.train_split} --out {folder}"
+        superpixels = Superpixels(folder, graph=method.needs_edges)
+        superpixels.check(names)
+        return superpixels
+    remedy = f"python -m tools.superpixels {data.root} --split {data.train_split} --out {folder}"
     if method.needs_edges:
         raise UserError(f"superpixels {folder} not found, whose edges a loss needs: run {remedy}")
     if process.is_main:
         print(f"note: no superpixels at {folder}: losses off their boundaries count every pixel ({remedy} makes them)")
+    return None
+
+
+def check_splits(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> list[str]:
+    """What is odd about the labels of the splits; raises UserError for what cannot be read or does not fit."""
+    found = []
+    for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
+        found.append(few_classes(check(dataset, split), dataset.index.classes, dataset.index.labels[0].parent))
+    return [note for note in found if note]
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -322,11 +327,11 @@ def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precisi
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()
     matrix = ConfusionMatrix(len(classes))
-    images = loaders.validation()
-    predicted = predict_split(method.predict, images, images.sampler, InferenceConfig(), process.device, precision)
+    positions, images = loaders.validation()
+    predicted = predict_split(method.predict, images, positions, InferenceConfig(), process.device, precision)
     for _, item, probabilities in predicted:
         matrix.update(most_likely(probabilities), item["label"].to(process.device))
-    matrix.sum_over_processes(process.device)
+    distributed.sum_over_processes(matrix.counts)
     return matrix.scores(classes)
 
 
@@ -349,7 +354,7 @@ def draw_shown(method: Method, shown: list[tuple], device: torch.device) -> Imag
     """The picture grid: image, label, prediction, truth."""
     rows = []
     for _, image, label, truth in shown:
-        probabilities = predict_probabilities(method.predict, to_tensor(image)[None].to(device), InferenceConfig())[0]
+        probabilities = predict_image(method.predict, image, InferenceConfig(), device)
         prediction = most_likely(probabilities).byte().cpu().numpy()
         rows.append([image, label, prediction, truth])
     return picture_grid(rows, ["image", "label", "prediction", "truth"], [caption for caption, *_ in shown])

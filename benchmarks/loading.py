@@ -16,7 +16,7 @@ from command_line import parse
 from config import DataConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
-from datasets.transforms import Augmentation
+from engine.loading import augmentation
 from errors import run
 
 BATCH, BATCHES, ROUNDS = 16, 6, 5
@@ -38,10 +38,7 @@ def main() -> None:
     """The command line above: prints the median and the rounds as JSON."""
     config = parse(LoadingConfig, __doc__, positional=True)
     torch.set_num_threads(1)
-    settings = DataConfig(crop=config.crop)
-    augment = Augmentation(
-        settings.crop, settings.scale, settings.rotation, settings.rotation_probability, settings.flip, settings.blur
-    )
+    augment = augmentation(DataConfig(crop=config.crop))
     dataset = SegmentationDataset(open_index(config.root, "train", config.labels), augment)
     rates = []
     for seed in range(ROUNDS + 1):

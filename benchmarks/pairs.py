@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from benchmarks import textbook
 from benchmarks.measure import alone, as_json, repeat
 from command_line import parse
+from config import Device
 from engine import distributed
 from errors import run
 from losses.eigenspace import eigenspace_consistency
@@ -36,7 +36,7 @@ MATRICES = {"eigenspace": 8, "walk": 3, "aggregation": 6}  # N x N matrices that
 class PairsConfig:
     """What is measured."""
 
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     """where"""
     sides: tuple[PositiveInt, ...] = (20, 30, 40, 59, 80, 96, 120)
     """sides of the map: N = 400 to 14,400; 59 is a crop of 465 at stride 8 (CC4S), 96 one of 384 at stride 4 (BLPSeg)"""

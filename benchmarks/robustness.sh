@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How much scribble a method needs (the robustness study of CC4S): baseline and UR, each on the scribbles as they are, on the
 # middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
-# and a plot. Runs that OUT_ROOT holds already are not trained again, whatever their settings.
+# and a plot. Started again, it goes on where it was.
 #
 #     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness bash benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
 set -euo pipefail
@@ -11,7 +11,6 @@ if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 export DATA_ROOT SUPERPIXELS=${SUPERPIXELS:-$OUT_ROOT/superpixels}
 scribbles=${SCRIBBLES:-$DATA_ROOT/scribbles}
 
-python -m tools.superpixels "$DATA_ROOT" --out "$SUPERPIXELS"
 for ratio in 0.5 0; do
     python -m tools.scribbles shrink --scribbles "$scribbles" --ratio "$ratio" --out "$OUT_ROOT/labels/shrink_$ratio"
 done
@@ -23,7 +22,6 @@ for labels in all shrink_0.5 shrink_0 drop_0.3 drop_0.5; do
     if [ "$labels" = all ]; then folder=$scribbles; else folder=$OUT_ROOT/labels/$labels; fi
     for stage in baseline UR; do
         run=$OUT_ROOT/${stage,,}_$labels
-        if [ -f "$run/evaluation/metrics.json" ]; then continue; fi
         SCRIBBLES=$folder OUT=$run bash "train_seg_$stage.sh" "$@"
         CHECKPOINT=$run/best.pt OUT=$run/evaluation bash evaluate.sh
     done

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks import textbook
 from benchmarks.measure import ROOT, alone, as_json, repeat
 from command_line import parse
-from config import ModelConfig, TrainConfig
+from config import Backbone, Device, ModelConfig, Precision, TrainConfig
 from datasets.segmentation import to_device
 from engine import distributed
 from errors import run
@@ -46,9 +46,9 @@ SUPERPIXELS, WARM = 800, 1
 class StepsConfig:
     """What is measured."""
 
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     """where"""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
+    backbone: Backbone = "resnet18"
     """of the network"""
     crop: PositiveInt = 465
     """side of the images, pixels"""
@@ -56,7 +56,7 @@ class StepsConfig:
     """images a step"""
     classes: PositiveInt = 21
     """of the data set"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """of fast and floor; textbook is fp32"""
     stages: tuple[Literal["baseline", "ur", "ss", "ss_stage2"], ...] = STAGES
     """stages to measure"""
@@ -169,7 +169,7 @@ def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> 
     """The network without walk and losses; the mean of its logits at stride 8 stands in for a loss."""
     network = method.network
     if config.network == "baseline":
-        return network.aspp(network.backbone(images)).float().mean()
+        return network.coarse(images).float().mean()
     logits = network.head(network.features(images))
     if config.consistency:  # after the pass with gradient, whose activations are held then, as in a real step
         with torch.no_grad():
@@ -196,7 +196,8 @@ def make_batch(images: int, crop: int, classes: int) -> dict[str, torch.Tensor]:
         "superpixel": torch.stack([grid + number * side * side for number in range(images)]),
         "edges": torch.cat([edges + number * side * side for number in range(images)]),
         "edge_weights": torch.rand(images * len(edges), generator=generator),
-        "superpixel_count": images * side * side,
+        "superpixel_starts": [number * side * side for number in range(images + 1)],
+        "edge_starts": [number * len(edges) for number in range(images + 1)],
     }
 
 

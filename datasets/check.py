@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.files import UNLABELLED
-from datasets.index import Index
+from datasets.index import Index, evenly
 from datasets.segmentation import SegmentationDataset, present_ids
 
 MOST_READ = 2000  # images of a split that `check` reads; some seconds. tools.check_dataset reads them all
@@ -27,7 +27,7 @@ def check(dataset: SegmentationDataset, name: str) -> set[int]:
             dataset.read_graph(position)
         return present_ids(maps["label"])
 
-    positions = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_READ, len(dataset))).round().astype(int)).tolist()
+    positions = evenly(len(dataset), MOST_READ)
     with (
         ThreadPoolExecutor() as pool,
         tqdm(desc=f"checking {name}", total=len(positions), unit="image", leave=False, disable=None) as bar,
@@ -44,8 +44,7 @@ def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> st
     if not present:
         return f"{folder}: no pixel is labelled; everything is 255 in the images read"
     if len(present) == 1:
-        number = next(iter(present))
-        only = classes[number] if number < len(classes) else number
+        only = classes[next(iter(present))]
         return f"{folder}: {only} is the only class in the images read; are these pictures of labels, or is unlabelled 0?"
     return None
 

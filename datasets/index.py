@@ -38,6 +38,11 @@ def under(root: Path, folder: str | Path) -> Path:
     return inside if inside.is_dir() or (len(folder.parts) == 1 and not folder.is_dir()) else folder
 
 
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` positions spread over range(length)."""
+    return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
+
+
 def each(function: Callable[[T], S], items: Iterable[T], faults: list[str] | None) -> list[S]:
     """`function` of every item. Where it raises UserError that goes on, or, with a list of `faults`, into it, and the item is
     left out."""
@@ -95,6 +100,8 @@ def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> n
         return None
     try:
         tags_of = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(tags_of, dict):
+            raise UserError(f"{file}: {{image name: [class, ...]}} is expected")
         if not any(image in tags_of for image in names):
             return None
         rows = [[name in tags_of[image] for name in classes[1:]] for image in names]

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d, label, map_coordinates
 from skimage.graph import MCP_Geometric
 
 from datasets.files import UNLABELLED
-from datasets.strokes import farthest, line
+from datasets.strokes import ends, line
 
 FURTHER = 0.15  # one more stroke for every such share of the image that a part covers
 CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth away from its edge
@@ -104,13 +104,11 @@ def _middle_way(depth: np.ndarray) -> np.ndarray:
     coarse = depth[offset[0] :: step, offset[1] :: step]
     start = (deepest[0] - offset[0]) // step, (deepest[1] - offset[1]) // step
     core = coarse >= CORE * depth.max()
-    length = np.where(core, 1.0, np.inf)
-    for _ in range(2):
-        first, start = start, farthest(length, start)
+    first, last = ends(np.where(core, 1.0, np.inf), start)
     towards_middle = np.where(core, (depth.max() / np.maximum(coarse, 0.5)) ** 2, np.inf)
     ways = MCP_Geometric(towards_middle)
-    ways.find_costs([first], [start])
-    return np.array(ways.traceback(start), float) * step + offset
+    ways.find_costs([first], [last])
+    return np.array(ways.traceback(last), float) * step + offset
 
 
 def _even(way: np.ndarray) -> np.ndarray:

@@ -84,8 +84,7 @@ class SegmentationDataset(Dataset):
         image = read_image(path)
         maps = {}
         if self.index.labels is not None:
-            maps["label"] = read_label(self.index.labels[position])
-            check_ids(maps["label"], len(self.index.classes), self.index.labels[position])
+            maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         if self.has_graph:
             maps["superpixel"] = read_superpixel(self.superpixels.map(name))
         if self.superpixels is not None:
@@ -141,18 +140,13 @@ def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.nd
     label = read_label(path)
     if label.shape != image.shape[:2]:
         raise UserError(f"{path} is {_size(label)}, its image {_size(image)}")
-    check_ids(label, num_classes, path)
-    return label
-
-
-def check_ids(label: np.ndarray, num_classes: int, path: Path) -> None:
-    """Raises UserError if `label` holds an id that is neither a class nor 255."""
     outside = np.flatnonzero(present_ids(label)[num_classes:UNLABELLED])
     if outside.size:
         raise UserError(
             f"{path}: label id {outside[0] + num_classes} is outside the {num_classes} classes (ids 0 to {num_classes - 1}, "
             "255 = unlabelled)"
         )
+    return label
 
 
 def present_ids(label: np.ndarray) -> np.ndarray:
@@ -168,21 +162,24 @@ def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A batch of items: images (channels last) and maps stacked; superpixel ids made distinct across the batch, the edge
     lists joined. `to_device` makes of it what a method takes.
 
-    `superpixel` (B, H, W) int32, -1 = none; `superpixel_count`, over all ids (an int, so that no device has to be asked for
-    it); `edges` (M, 2) int64 pairs of ids; `edge_weights` (M,) float32.
+    `superpixel` (B, H, W) int32, -1 = none; `edges` (M, 2) int64 pairs of ids; `edge_weights` (M,) float32. Image i has the
+    ids from `superpixel_starts[i]` to `superpixel_starts[i + 1]`, and of the edges those from `edge_starts[i]` to
+    `edge_starts[i + 1]`: lists of B + 1 ints, so that no device has to be asked for them.
     """
-    batch = default_collate([{k: v for k, v in item.items() if k != "image" and not k.startswith("edge")} for item in items])
+    apart = ("image", "edges", "edge_weights")
+    batch = default_collate([{name: value for name, value in item.items() if name not in apart} for item in items])
     batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
     if "superpixel" in batch:
-        edges, first = [], 0
+        edges, superpixel_starts, edge_starts = [], [0], [0]
         for superpixel, item in zip(batch["superpixel"], items, strict=True):
             count = int(torch.cat([superpixel.reshape(-1), item["edges"].reshape(-1)]).max()) + 1
-            superpixel[superpixel >= 0] += first
-            edges.append(item["edges"] + first)
-            first += count
+            superpixel[superpixel >= 0] += superpixel_starts[-1]
+            edges.append(item["edges"] + superpixel_starts[-1])
+            superpixel_starts.append(superpixel_starts[-1] + count)
+            edge_starts.append(edge_starts[-1] + len(item["edges"]))
         batch["edges"] = torch.cat(edges)
         batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
-        batch["superpixel_count"] = first
+        batch |= {"superpixel_starts": superpixel_starts, "edge_starts": edge_starts}
     return batch
 
 

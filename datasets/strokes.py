@@ -1,4 +1,4 @@
-"""The strokes in a scribble label map, and thinner supervision made of them (the robustness sets of CC4S).
+"""Drawing a stroke, the strokes in a scribble label map, and thinner supervision made of them (the robustness sets of CC4S).
 
 A stroke is a connected set of pixels of one class: strokes of a class that touch count as one.
 """
@@ -72,13 +72,18 @@ def drop(scribbles: np.ndarray, probability: float, rng: np.random.Generator) ->
 
 def middle(stroke: np.ndarray) -> tuple[int, int]:
     """The pixel (row, column) half way along the longest way through a stroke, (h, w) bool."""
-    start = tuple(np.argwhere(stroke)[0])
-    for _ in range(2):  # the pixel farthest from any is one end, the pixel farthest from that the other
-        first, start = start, farthest(_costs(stroke), start)
-    distance = MCP_Geometric(_costs(stroke))
-    distance.find_costs([first])
-    way = distance.traceback(start)
+    first, last = ends(_costs(stroke), tuple(np.argwhere(stroke)[0]))
+    ways = MCP_Geometric(_costs(stroke))
+    ways.find_costs([first])
+    way = ways.traceback(last)
     return way[len(way) // 2]
+
+
+def ends(costs: np.ndarray, start: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The ends of the longest way through a stroke or part that holds `start`: the pixel farthest from any is one, the pixel
+    farthest from that the other. costs: as in `farthest`."""
+    first = farthest(costs, start)
+    return first, farthest(costs, first)
 
 
 def farthest(costs: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:

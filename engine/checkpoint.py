@@ -1,20 +1,19 @@
 """Checkpoints: what a stage leaves for the next, for evaluation and prediction."""
 
-import hashlib
 import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from config import Config, ModelConfig
+from config import Backbone, Config, ModelConfig
 from engine.published import convert, load_file
 from errors import Failure, UserError
 from methods import SETTINGS, build_method
 from methods.base import Method
-from models.resnet import BACKBONES
 
 
 def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
@@ -84,7 +83,7 @@ def model_of(content: dict, path: str | Path) -> Method:
         method_config, model_config = SETTINGS[settings["name"]](**settings), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: written by another version of this project ({error})") from error
-    if model_config.backbone not in BACKBONES:
+    if model_config.backbone not in get_args(Backbone):
         raise UserError(f"{path}: holds a backbone that is not built here ({model_config.backbone})")
     method = build_method(method_config, model_config, len(content["classes"]))
     load_weights(method, content, path, tuple(content["classes"]))
@@ -97,8 +96,3 @@ def describe(config: dict) -> str:
     method, model = config.get("method", {}), config.get("model", {})
     named = [method.get("name"), method.get("network"), model.get("backbone")]
     return ", ".join(str(value) for value in named if value is not None)
-
-
-def fingerprint(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

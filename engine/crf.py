@@ -28,7 +28,7 @@ def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfCo
     """`refine` by mean field on permutohedral lattices, each kernel normalised symmetrically (Kraehenbuehl and Koltun)."""
     classes, height, width = probabilities.shape
     device = probabilities.device
-    unary = probabilities.float().clamp(LEAST_PROBABILITY, 1).log().view(classes, -1).T.contiguous()
+    unary = probabilities.clamp(LEAST_PROBABILITY, 1).log().view(classes, -1).T.contiguous()
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     position = torch.stack([x, y], dim=-1).view(-1, 2).float()
     colour = torch.from_numpy(np.ascontiguousarray(image)).to(device).view(-1, 3).float()
@@ -75,7 +75,7 @@ def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: C
         ) from error
     classes, height, width = probabilities.shape
     crf = densecrf.DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities.float().cpu().numpy(), clip=LEAST_PROBABILITY)))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities.cpu().numpy(), clip=LEAST_PROBABILITY)))
     crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_compat)
     crf.addPairwiseBilateral(
         sxy=parameters.bilateral_sxy,

@@ -1,17 +1,21 @@
-"""One process or many (torchrun), one device each."""
+"""One process or many (torchrun), one device each, and how work is shared out over them."""
 
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,20 @@ def joined(device: str, patience: timedelta | None = None) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def largest(number: int, process: Process) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of all processes' numbers, 0 to 255; all of them call it. Nothing waits for a GPU."""
-    if process.world == 1:
+    if not dist.is_initialized():
         return number
     seen = torch.tensor(number, dtype=torch.uint8)
     dist.all_reduce(seen, dist.ReduceOp.MAX)
     return int(seen)
 
 
-def gathered(value: object, process: Process) -> list:
-    """Every process's value, in the order of their ranks, on the main process; nothing elsewhere."""
-    if process.world == 1:
+def gathered(value: object) -> list:
+    """Every process's value, in the order of their ranks, on the main process; nothing elsewhere. All of them call it."""
+    if not dist.is_initialized():
         return [value]
-    values = [None] * process.world if process.is_main else None
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, values)
     return values or []
 
@@ -117,10 +121,29 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def sum_over_processes(counts: torch.Tensor) -> None:
+    """Adds up all processes' counts, a tensor on the CPU, in place; all of them call it."""
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def share(items: Sequence[T], shard: str) -> Sequence[T]:
+    """The part of `items` that a shard "i/n" does: every n-th, from the i-th; "1/1" under torchrun is this process's part.
+
+    Raises UserError for anything but 1 <= i <= n.
+    """
+    if shard == "1/1" and "WORLD_SIZE" in os.environ:
+        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, such as 1/4")
+    return items[int(match[1]) - 1 :: int(match[2])]
 
 
 def leave_together() -> None:

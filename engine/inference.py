@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice, product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from config import InferenceConfig
-from datasets.transforms import normalise
+from datasets.transforms import normalise, to_tensor
 from engine.distributed import Process, autocast
 from methods.base import Method
 
@@ -73,6 +74,13 @@ def predict_probabilities(
             probabilities = torch.stack([sharpen(*pair) for pair in zip(probabilities, images, strict=True)])
         total = probabilities if total is None else total.add_(probabilities)
     return total.div_(len(config.scales))
+
+
+def predict_image(
+    predict: Predict, image: np.ndarray, config: InferenceConfig, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """`predict_probabilities` of one image, (H, W, 3) uint8 RGB -> (C, H, W) float32 on `device`."""
+    return predict_probabilities(predict, to_tensor(image)[None].to(device), config)[0]
 
 
 def note_preset(preset: str, method: Method) -> None:

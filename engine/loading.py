@@ -1,4 +1,4 @@
-"""Loader workers: their batches, and what becomes of those that die or hang."""
+"""Batches and images as they come from loader workers, and what becomes of workers that die or hang."""
 
 import atexit
 import multiprocessing
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from config import TrainConfig
+from config import DataConfig, TrainConfig
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
+from datasets.transforms import Augmentation
 from engine.distributed import Process
 from engine.inference import shared_out
 from engine.interrupt import leave_to_main
@@ -59,20 +60,24 @@ class Loaders:
 
     def training(self, steps: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
-        order = training_order(len(self.train_set), self.settings, steps, first, self.process)
-        pinned = self.process.device.type == "cuda"
-        return iter(self._loader(self.train_set, batch_sampler=order, collate_fn=collate, pin_memory=pinned))
+        settings = self.settings
+        order = training_order(len(self.train_set), settings, steps, first, self.process)
+        how = {"batch_sampler": order, "collate_fn": collate, "pin_memory": self.process.device.type == "cuda"}
+        return iter(loader(self.train_set, settings.workers, settings.loader_timeout, **how))
 
-    def validation(self) -> DataLoader:
-        """This process's share of the validation split, image by image."""
-        return self._loader(self.val_set, batch_size=None, sampler=shared_out(len(self.val_set), self.process))
+    def validation(self) -> tuple[list[int], DataLoader]:
+        """`split_images` of the validation split."""
+        return split_images(self.val_set, self.process, self.settings.workers, self.settings.loader_timeout)
 
     def faults(self) -> AbstractContextManager[None]:
         """`faults` of both splits."""
         return faults([self.train_set, self.val_set], self.settings.loader_timeout)
 
-    def _loader(self, watched: Watched, **how: object) -> DataLoader:
-        return loader(watched, self.settings.workers, self.settings.loader_timeout, **how)
+
+def split_images(watched: Watched, process: Process, workers: int, timeout: int) -> tuple[list[int], DataLoader]:
+    """This process's positions of a split, and the items at them, one by one."""
+    positions = shared_out(len(watched), process)
+    return positions, loader(watched, workers, timeout, batch_size=None, sampler=positions)
 
 
 def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataLoader:
@@ -116,6 +121,11 @@ def kill_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
+
+
+def augmentation(data: DataConfig) -> Augmentation:
+    """How training images are drawn, by their settings."""
+    return Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip, data.blur)
 
 
 def training_order(length: int, settings: TrainConfig, steps: int, first: int, process: Process) -> TrainingOrder:

@@ -1,4 +1,4 @@
-"""Scores of a split: from one confusion matrix, and along the boundaries."""
+"""Scores of a split, from one confusion matrix and along the boundaries, and reading of those that were written."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from datasets.files import UNLABELLED
 from errors import UserError
@@ -29,10 +28,6 @@ class ConfusionMatrix:
         counted = label != UNLABELLED
         pairs = label[counted].long() * classes + prediction[counted].long()
         self.counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
-
-    def sum_over_processes(self, device: torch.device) -> None:
-        """Adds up the counts of all processes; `device` is one that their backend can send from."""
-        self.counts = _sum_over_processes(self.counts, device)
 
     def scores(self, classes: Sequence[str]) -> dict:
         """As fractions of 1: `miou`, `dice` (means over classes that occur in truth or prediction), `pixel_accuracy`, and
@@ -71,10 +66,6 @@ class BoundaryScores:
                 ours, theirs = (_near_boundary(array == number, width) for array in (predicted, truth))
                 self.counts[number] += torch.tensor([(ours & theirs).sum(), (ours | theirs).sum()])
 
-    def sum_over_processes(self, device: torch.device) -> None:
-        """Adds up the counts of all processes; `device` is one that their backend can send from."""
-        self.counts = _sum_over_processes(self.counts, device)
-
     def scores(self, classes: Sequence[str]) -> dict:
         """As fractions of 1: `boundary_iou`, the mean over classes that occur, and `boundary_iou_per_class`."""
         hit, either = self.counts.double().unbind(dim=1)
@@ -97,14 +88,14 @@ def read_evaluation(folder: Path) -> dict:
         raise UserError(f"{folder}: no {METRICS} in it, which evaluate.py writes; CHECKPOINT=RUN/best.pt bash evaluate.sh does")
     try:
         found = json.loads(file.read_text())
-        whole = (
+        complete = (
             all(isinstance(found[name], float) for name in MEANS)
             and all(isinstance(found[name], dict) for name in ("iou", "conditions"))
             and all(isinstance(found["conditions"][name], dict) for name in ("data", "inference"))
             and {"root", "labels", "split"} <= set(found["conditions"]["data"])
             and isinstance(found["conditions"]["checkpoint_sha256"], str)
         )
-        if not whole:
+        if not complete:
             raise ValueError("it lacks scores or conditions")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error
@@ -116,14 +107,6 @@ def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return mask & (inner == 0)
-
-
-def _sum_over_processes(counts: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if not dist.is_initialized():
-        return counts
-    counts = counts.to(device)
-    dist.all_reduce(counts)
-    return counts.cpu()
 
 
 def _by_name(classes: Sequence[str], values: torch.Tensor) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import cv2
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -15,16 +16,16 @@ SHEET_COLUMNS = 6
 BLANK = (235, 235, 235)  # unlabelled pixels, and tiles that there are none of
 
 
-def evenly(length: int, count: int) -> list[int]:
-    """At most `count` positions spread over range(length)."""
-    return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
-
-
 def colour(label: np.ndarray) -> np.ndarray:
     """(H, W) uint8 class ids -> (H, W, 3) uint8 in the colours of `PALETTE`; 255 is light grey."""
     picture = PALETTE[label]
     picture[label == UNLABELLED] = BLANK
     return picture
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
+    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -38,23 +39,23 @@ def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def picture_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
-    captions: Sequence[str],
-    names: Sequence[str] | None = None,
+    columns: Sequence[str],
+    titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Rows of tiles under captions, each row under its name where there are names. A tile is an image (H, W, 3) uint8, a label
-    map (H, W) uint8, or None (blank)."""
+    """Rows of tiles under the columns' names, each row under its title where there are titles. A tile is an image (H, W, 3)
+    uint8, a label map (H, W) uint8, or None (blank)."""
     tiles = [[None if tile is None else _tile(tile) for tile in row] for row in rows]
     sizes = [tile.size for row in tiles for tile in row if tile is not None]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
-    step = height + GAP + (CAPTION if names else 0)
-    grid = Image.new("RGB", (len(captions) * (width + GAP) + GAP, len(rows) * step + CAPTION + GAP), "white")
+    step = height + GAP + (CAPTION if titles else 0)
+    grid = Image.new("RGB", (len(columns) * (width + GAP) + GAP, len(rows) * step + CAPTION + GAP), "white")
     draw = ImageDraw.Draw(grid)
-    for column, caption in enumerate(captions):
-        draw.text((GAP + column * (width + GAP), 2), caption, fill="black")
+    for column, name in enumerate(columns):
+        draw.text((GAP + column * (width + GAP), 2), name, fill="black")
     for line, row in enumerate(tiles):
         top = CAPTION + GAP + line * step
-        if names:
-            draw.text((GAP, top), names[line], fill="black")
+        if titles:
+            draw.text((GAP, top), titles[line], fill="black")
             top += CAPTION
         for column, tile in enumerate(row):
             corner = (GAP + column * (width + GAP), top)

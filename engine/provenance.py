@@ -1,15 +1,13 @@
-"""Where a result comes from, and how its making is divided over machines."""
+"""Where a result comes from: hashes, versions, and the record beside what a tool writes."""
 
+import hashlib
 import json
-import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,8 +16,6 @@ import torchvision
 
 from datasets.files import whole
 from errors import UserError
-
-T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,17 +39,14 @@ def circumstances() -> dict:
     }
 
 
-def share(items: Sequence[T], shard: str) -> Sequence[T]:
-    """The part of `items` that a shard "i/n" does: every n-th, from the i-th; "1/1" under torchrun is this process's part.
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-    Raises UserError for anything but 1 <= i <= n.
-    """
-    if shard == "1/1" and "WORLD_SIZE" in os.environ:
-        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, such as 1/4")
-    return items[int(match[1]) - 1 :: int(match[2])]
+
+def lines_sha256(lines: Iterable[object]) -> str:
+    """The SHA-256 of these as lines of text, in hexadecimal."""
+    return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
 def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:

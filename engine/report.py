@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from datasets.files import PALETTE, UNLABELLED, whole
-from engine.pictures import picture_grid
+from engine.pictures import heat, picture_grid
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -118,7 +118,6 @@ def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _grid(shown: Sequence[Shown]) -> Image.Image:
-    viridis = matplotlib.colormaps["viridis"]
     columns = ["image", "scribbles", "prediction", "truth", "errors", "entropy"]
     rows = [
         [
@@ -127,15 +126,15 @@ def _grid(shown: Sequence[Shown]) -> Image.Image:
             one.prediction,
             one.truth,
             error_map(one.prediction, one.truth),
-            (255 * viridis(one.entropy)[..., :3]).astype(np.uint8),
+            heat(one.entropy),
         ]
         for one in shown
     ]
     if all(one.scribbles is None for one in shown):
         columns.pop(1)
         rows = [[row[0], *row[2:]] for row in rows]
-    labels = [f"{one.name}  {_percent(one.miou)}" for one in shown]
-    return picture_grid(rows, columns, labels)
+    titles = [f"{one.name}  {_percent(one.miou)}" for one in shown]
+    return picture_grid(rows, columns, titles)
 
 
 def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
@@ -189,6 +188,6 @@ def _percent(value: float | None) -> str:
 
 
 def _write(out: Path, **content: object) -> None:
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     with whole(out / "report.html") as temporary:
         temporary.write_text(template.render(**content), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -21,9 +20,8 @@ from config import Config
 from datasets.files import whole
 from datasets.index import Index, under
 from datasets.segmentation import SegmentationDataset
-from engine.checkpoint import fingerprint as file_hash
 from engine.checkpoint import read_checkpoint
-from engine.provenance import circumstances
+from engine.provenance import circumstances, file_sha256, lines_sha256
 from errors import UserError
 
 # What may change between a run's beginning and its going on, since no weight depends on it (of a step that has finite losses).
@@ -108,10 +106,9 @@ def lock(out: Path) -> None:
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
 
 
-def fingerprint(index: Index) -> dict:
+def described(index: Index) -> dict:
     """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
-    names = "\n".join(index.names).encode()
-    return {"images": len(index), "list_sha256": hashlib.sha256(names).hexdigest(), "classes": list(index.classes)}
+    return {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
 
 
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
@@ -121,7 +118,7 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
     init = {"init": _hashes([Path(config.init)])} if config.init and Path(config.init).is_file() else {}
     return {
-        "data": {"train": fingerprint(train_set.index), "val": fingerprint(val_set.index)},
+        "data": {"train": described(train_set.index), "val": described(val_set.index)},
         "labels": _hashes(labels / name for name in LABEL_RECORDS),
         "superpixels": superpixels,
         **init,
@@ -130,7 +127,7 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
 
 def _hashes(files: Iterable[Path]) -> dict[str, str]:
     """The SHA-256 of each file that exists, by its name."""
-    return {file.name: file_hash(file) for file in files if file.is_file()}
+    return {file.name: file_sha256(file) for file in files if file.is_file()}
 
 
 class Log:

@@ -12,6 +12,7 @@ class Method(nn.Module):
     settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
     data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
     least. preset: the evaluation's settings in its paper, of configs/evaluate. `network.backbone` takes pretrained weights.
+    classes: class names in id order, of a method that `engine.checkpoint.load_model` returned.
     """
 
     settings: type[MethodConfig]
@@ -20,6 +21,7 @@ class Method(nn.Module):
     fewest_images = 1
     preset = "paper"
     network: nn.Module
+    classes: tuple[str, ...]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch, as `datasets.segmentation.to_device` gives it -> named scalar losses, already weighted, whose sum is

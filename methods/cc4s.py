@@ -69,11 +69,16 @@ class CC4S(Method):
             self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
         self.takes_superpixels = bool(config.soft_entropy or config.colour)
         self.needs_edges = config.colour > 0
-        self.weights = {"cross_entropy": 1.0, "soft_entropy": config.soft_entropy, "colour": config.colour}
+        terms = {
+            "cross_entropy": (1.0, _cross_entropy),
+            "soft_entropy": (config.soft_entropy, _soft_entropy),
+            "colour": (config.colour, _colour),
+        }
+        self.terms = {name: term for name, term in terms.items() if term[0]}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """batch: `image`, `label`, `outside`; `boundary` (optional), and for the colour constraint `superpixel`,
-        `superpixel_count`, `edges`, `edge_weights`, as datasets/segmentation.py makes them."""
+        `superpixel_starts`, `edges`, `edge_weights`, `edge_starts`, as datasets/segmentation.py makes them."""
         losses = {}
         images = batch["image"]
         if self.config.consistency:
@@ -84,9 +89,9 @@ class CC4S(Method):
             losses["consistency"] = self.config.consistency * self._consistency(images, compared)
         else:
             logits = self.network.coarse(images)
-        means = {name: partial(mean, batch) for name, mean in MEANS.items() if self.weights[name]}
+        means = {name: partial(masked_mean, batch) for name, (_, masked_mean) in self.terms.items()}
         for name, mean in pixelwise(means, logits, images.shape[-2:]).items():
-            losses[name] = self.weights[name] * mean
+            losses[name] = self.terms[name][0] * mean
         return losses
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -135,12 +140,12 @@ def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: sl
 
 
 def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the batch's edges, those of other images drop out, since their superpixels have no pixel in these."""
-    graph = batch["edges"], batch["edge_weights"], batch["superpixel_count"]
-    return colour_constraint(logits, batch["superpixel"][some], *graph)
-
-
-MEANS = {"cross_entropy": _cross_entropy, "soft_entropy": _soft_entropy, "colour": _colour}
+    """On these images' part of the batch's graph."""
+    superpixel, ids, edges = batch["superpixel"][some], batch["superpixel_starts"], batch["edge_starts"]
+    first, own = ids[some.start], slice(edges[some.start], edges[some.stop])
+    superpixel = torch.where(superpixel < 0, superpixel, superpixel - first)
+    count = ids[some.stop] - first
+    return colour_constraint(logits, superpixel, batch["edges"][own] - first, batch["edge_weights"][own], count)
 
 
 @contextmanager

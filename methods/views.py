@@ -8,6 +8,8 @@ import torch
 from errors import UserError
 from models.resnet import STRIDE
 
+CROPPED = 0.75  # share of rows and columns in a crop
+
 
 @dataclass(frozen=True)
 class View:
@@ -47,13 +49,13 @@ def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
     )
 
 
-def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> View:
-    """A window at a random place, `share` of the feature map's rows and columns, cut on the stride's grid.
+def crop_view(images: torch.Tensor, shrink: int = 1) -> View:
+    """A window at a random place, three quarters of the feature map's rows and columns, cut on the stride's grid.
 
     shrink: the maps compared hold every `shrink`-th feature row and column; raises UserError if the sides are not
     8 k shrink + 1 pixels then, since the window's positions would lie between the image's.
     """
-    spans = [_random_span(side, shrink, share) for side in images.shape[-2:]]
+    spans = [_random_span(side, shrink) for side in images.shape[-2:]]
     (top, rows), (left, columns) = spans
     step = STRIDE * shrink
     # The last position needs its own pixel only, as the image's last does; a full cell would make one row more.
@@ -61,10 +63,10 @@ def crop_view(images: torch.Tensor, shrink: int = 1, share: float = 0.75) -> Vie
     return View(window, lambda image_map: _positions(image_map[..., top : top + rows, left : left + columns]), _positions)
 
 
-def _random_span(side: int, shrink: int, share: float) -> tuple[int, int]:
+def _random_span(side: int, shrink: int) -> tuple[int, int]:
     require_grid(side, shrink, "crop")
     positions = (side - 1) // (STRIDE * shrink) + 1
-    kept = max(1, round(share * positions))
+    kept = max(1, round(CROPPED * positions))
     return int(torch.randint(positions - kept + 1, ())), kept
 
 

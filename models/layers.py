@@ -12,7 +12,11 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, stri
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
+def resize(maps: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+    """Maps (B, C, h, w) bilinearly resized to `size`."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
+
+
 def upsample(maps: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
-    """Maps (B, C, h, w) in float32 at least, bilinearly resized to `size`."""
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    return F.interpolate(maps.to(dtype), size, mode="bilinear", align_corners=align_corners)
+    """`resize` in float32 at least, as logits are."""
+    return resize(maps.to(torch.promote_types(maps.dtype, torch.float32)), size, align_corners)

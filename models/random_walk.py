@@ -1,9 +1,9 @@
 """The random walk on the feature map."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from models.layers import resize
 from pairs import blocks
 
 
@@ -28,7 +28,7 @@ class RandomWalk(nn.Module):
         query, key = self.query_conv(small), self.key_conv(small)
         walked = walk(query, key, self.value_conv(small))
         if self.shrink > 1:
-            walked = _resize(walked, features.shape[-2:])
+            walked = resize(walked, features.shape[-2:], align_corners=True)
         return self.gamma * walked + features, query, key
 
     def query_key(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,8 @@ class RandomWalk(nn.Module):
     def _shrunk(self, features: torch.Tensor) -> torch.Tensor:
         if self.shrink == 1:
             return features
-        return _resize(features, tuple((side - 1) // self.shrink + 1 for side in features.shape[-2:]))
+        size = tuple((side - 1) // self.shrink + 1 for side in features.shape[-2:])
+        return resize(features, size, align_corners=True)
 
 
 def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -51,11 +52,11 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(value.device.type, enabled=False):
-        flat = (query.to(dtype).flatten(2).mT, key.to(dtype).flatten(2).mT, value.flatten(2).mT)
-        if torch.compiler.is_exporting():  # a graph has no loop over chunks of any number
-            walked = (flat[0] @ flat[1].mT).softmax(dim=-1).to(value.dtype) @ flat[2]
+        queries, keys, values = (maps.flatten(2).mT for maps in (query.to(dtype), key.to(dtype), value))
+        if torch.compiler.is_exporting():  # a graph has no loop over blocks of any number
+            walked = (queries @ keys.mT).softmax(dim=-1).to(value.dtype) @ values
         else:
-            walked = _Walk.apply(*flat)
+            walked = _Walk.apply(queries, keys, values)
     return walked.mT.reshape(value.shape)
 
 
@@ -92,7 +93,3 @@ class _Walk(torch.autograd.Function):
             grad_query[images, rows] = grad_energy @ key[images]
             grad_key[images] += grad_energy.mT @ query[images, rows]
         return grad_query, grad_key, grad_value.to(value.dtype)
-
-
-def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(features, size, mode="bilinear", align_corners=True)

@@ -12,7 +12,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from errors import UserError
 from models.layers import conv_bn_relu
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 STRIDE = 8
 
 # GluonCV's ImageNet weights of ResNets with this deep stem, as converted for timm (resnet50s.gluon_in1k and so on).
@@ -25,7 +24,7 @@ DEEP_STEM_WEIGHTS = {
 
 
 def stride8_resnet(name: str, layer4_dilations: tuple[int, ...] = (4,)) -> nn.Sequential:
-    """A ResNet of `BACKBONES` without pooling and classifier: (B, 3, H, W) -> (B, D, h, w),
+    """torchvision's ResNet `name` without pooling and classifier: (B, 3, H, W) -> (B, D, h, w),
     D = `channels(net.layer4)`. Position i looks at pixel 8 i; h is k + 1 for H = 8 k + 1, and at most one more otherwise.
 
     `layer3` and `layer4` keep stride 1 and are dilated instead: 2, and `layer4_dilations` block by block (its last
@@ -65,8 +64,9 @@ class Pyramid(nn.Sequential):
 
 
 def deep_stem_resnet(name: str) -> Pyramid:
-    """A ResNet of `BACKBONES` whose first convolution is three of 3x3 (64, 64 and 128 wide, the first of stride 2), as BLPSeg
-    has it: (B, 3, H, W) -> four maps of strides 4, 8, 16, 32, each ceil(H / stride) high, `channels(net.layer1)` ... wide."""
+    """torchvision's ResNet `name`, its first convolution made three of 3x3 (64, 64 and 128 wide, the first of stride 2), as
+    BLPSeg has it: (B, 3, H, W) -> four maps of strides 4, 8, 16, 32, each ceil(H / stride) high, `channels(net.layer1)` ...
+    wide."""
     resnet = getattr(torchvision.models, name)(weights=None)
     resnet.conv1 = nn.Sequential(
         *conv_bn_relu(3, 64, 3, stride=2), *conv_bn_relu(64, 64, 3), nn.Conv2d(64, 128, 3, 1, 1, bias=False)
@@ -86,7 +86,7 @@ def channels(layer: nn.Sequential) -> int:
     return last.conv2.out_channels if isinstance(last, BasicBlock) else last.conv3.out_channels
 
 
-def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
+def load_backbone(resnet: nn.Sequential, name: str, weights: str) -> None:
     """Fills `resnet`: weights is "none", "imagenet", one of torchvision's names for it (such as IMAGENET1K_V1), or the path of
     a file with a state dict under its names.
 
@@ -123,7 +123,7 @@ def load_weights(resnet: nn.Sequential, name: str, weights: str) -> None:
 
 
 def _addresses(resnet: nn.Sequential, name: str) -> dict[str, str]:
-    """What `load_weights` can download for a ResNet: the name of the weights -> address."""
+    """What `load_backbone` can download for a ResNet: the name of the weights -> address."""
     if isinstance(resnet, Pyramid):
         return {"imagenet": DEEP_STEM_WEIGHTS[name]} if name in DEEP_STEM_WEIGHTS else {}
     choices = torchvision.models.get_model_weights(name)

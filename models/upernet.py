@@ -1,10 +1,9 @@
 """UPerNet: a pyramid of pooled features on top of a backbone's last stage, and a top-down decoder to stride 4."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from models.layers import conv_bn_relu
+from models.layers import conv_bn_relu, resize
 
 
 class MeanOfParts(nn.Module):
@@ -34,18 +33,20 @@ class PyramidPooling(nn.Module):
     """The features beside their means over 1x1, 2x2, 3x3 and 6x6 parts of the map, brought to `outputs` channels (Zhao et al.,
     PSPNet, CVPR 2017)."""
 
-    def __init__(self, inputs: int, outputs: int, sizes: tuple[int, ...] = (1, 2, 3, 6)):
+    SIZES = (1, 2, 3, 6)
+
+    def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.stages = nn.ModuleList(
             nn.Sequential(MeanOfParts(size), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-            for size in sizes
+            for size in self.SIZES
         )
-        self.bottleneck = nn.Sequential(*conv_bn_relu(inputs + len(sizes) * outputs, outputs, 1), nn.Dropout2d(0.1))
+        self.bottleneck = nn.Sequential(*conv_bn_relu(inputs + len(self.SIZES) * outputs, outputs, 1), nn.Dropout2d(0.1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, h, w) -> (B, outputs, h, w)."""
         size = features.shape[-2:]
-        pooled = [F.interpolate(stage(features), size, mode="bilinear", align_corners=True) for stage in self.stages]
+        pooled = [resize(stage(features), size, align_corners=True) for stage in self.stages]
         return self.bottleneck(torch.cat([*pooled, features], dim=1))
 
 
@@ -64,12 +65,8 @@ class UPerNetDecoder(nn.Module):
         """maps: the stages, finest first; top: (B, width, h, w). Returns (B, width) at the size of the finest."""
         levels = [top]
         for conv, features in zip(reversed(self.lateral_convs), reversed(maps), strict=True):
-            levels.append(conv(features) + _resize(levels[-1], features.shape[-2:]))
+            levels.append(conv(features) + resize(levels[-1], features.shape[-2:], align_corners=False))
         top, *levels = levels
         levels = [conv(level) for conv, level in zip(self.fpn_convs, reversed(levels), strict=True)]
         size = levels[0].shape[-2:]
-        return self.fpn_bottleneck(torch.cat([_resize(level, size) for level in (*levels, top)], dim=1))
-
-
-def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(features, size, mode="bilinear", align_corners=False)
+        return self.fpn_bottleneck(torch.cat([resize(level, size, align_corners=False) for level in (*levels, top)], dim=1))

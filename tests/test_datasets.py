@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(root, damage, message):
     (lambda root: (root / "scribbles/demo_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "not a readable label"),
     (lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "scribbles/demo_0000.png"), "palette or grey"),
     (lambda root: Image.new("L", (WIDTH, HEIGHT), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7"),
-    (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"its label map is 100x{HEIGHT}"),
+    (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"demo_0000.png is 100x{HEIGHT}, its image"),
 ])  # fmt: skip
 def test_a_bad_file_is_named(root, damage, message):
     damage(root)
@@ -218,7 +218,7 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["superpixel"].shape == (4, 65, 65) and batch["superpixel"].dtype == torch.int32
     assert batch["edges"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert batch["edge_weights"].tolist() == [0.5] * 4
-    assert batch["superpixel_count"] == 8
+    assert batch["superpixel_starts"] == [0, 2, 4, 6, 8] and batch["edge_starts"] == [0, 1, 2, 3, 4]
 
 
 def test_boundaries_are_where_the_map_says_and_outside(with_superpixels):

@@ -16,7 +16,7 @@ from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from training import BLPSEG, LOOP, UR
 
-from engine.provenance import share
+from engine.distributed import share
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from datasets.index import read_names, read_tags
 from datasets.scribblesup import read_annotation
 from datasets.segmentation import SegmentationDataset, read_fitting_label
 from engine.checkpoint import load_model
-from engine.provenance import share
+from engine.distributed import share
 from errors import UserError
 from methods import SETTINGS
 

@@ -31,7 +31,8 @@ def batch(size=65, labelled=True):
         "superpixel": superpixel,
         "edges": torch.tensor([[0, 1], [1, 2], [5, 6]]),
         "edge_weights": torch.tensor([0.1, 0.5, 0.8]),
-        "superpixel_count": 8,
+        "superpixel_starts": [0, 4, 8],
+        "edge_starts": [0, 2, 3],
     }
 
 

@@ -43,7 +43,7 @@ TRAINING_MISTAKES = {
     "sizes differ": (
         lambda root: Image.fromarray(np.zeros((10, 10), np.uint8)).save(root / "SegmentationClass/demo_0009.png"),
         [],
-        f"{WIDTH}x{HEIGHT} but its label map is 10x10",
+        f"demo_0009.png is 10x10, its image {WIDTH}x{HEIGHT}",
     ),
     "unreadable image": (lambda root: (root / "JPEGImages/demo_0002.jpg").write_bytes(b"\xff"), [], "not a readable image"),
     "superpixels missing": (
@@ -177,10 +177,10 @@ def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, t
         calls.append(arguments)
         if len(calls) == 2:
             fill_a_gpu()
-        return predict_probabilities(*arguments)
+        return predict_image(*arguments)
 
-    calls, predict_probabilities = [], predict.predict_probabilities
-    monkeypatch.setattr(predict, "predict_probabilities", of_small_images)
+    calls, predict_image = [], predict.predict_image
+    monkeypatch.setattr(predict, "predict_image", of_small_images)
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny, "--split", "val", "--out", tmp_path / "out"]
     code, output, error = cli(predict.main, *arguments)
     assert code == 1 and "2 images" in output

@@ -1,20 +1,23 @@
 """The networks, the walk and the views against plain formulas."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 import pairs
+from config import Backbone
 from errors import UserError
 from methods.views import crop_view, flip_view
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.random_walk import RandomWalk, walk
-from models.resnet import BACKBONES, channels, deep_stem_resnet, load_weights, stride8_resnet
+from models.resnet import channels, deep_stem_resnet, load_backbone, stride8_resnet
 from models.upernet import MeanOfParts
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", get_args(Backbone))
 def test_backbones_are_stride_8_under_torchvisions_names(name):
     backbone = stride8_resnet(name).eval()
     theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
@@ -55,7 +58,7 @@ def test_local_weights_load_with_or_without_classifier(tmp_path):
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     backbone = stride8_resnet("resnet18")
-    load_weights(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
+    load_backbone(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
     assert torch.equal(backbone.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
 
 
@@ -64,7 +67,7 @@ def test_wrong_weights_are_refused_in_one_line(tmp_path, content):
     file = tmp_path / "weights.pth"
     file.write_bytes(content) if content else torch.save(torchvision.models.resnet34().state_dict(), file)
     with pytest.raises(UserError, match=r"weights\.pth") as caught:
-        load_weights(stride8_resnet("resnet50"), "resnet50", str(file))
+        load_backbone(stride8_resnet("resnet50"), "resnet50", str(file))
     assert "\n" not in str(caught.value)
 
 
@@ -76,13 +79,13 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     with pytest.raises(UserError, match=r"could not download https://.*resnet18.*--model.weights FILE"):
-        load_weights(stride8_resnet("resnet18"), "resnet18", "imagenet")
+        load_backbone(stride8_resnet("resnet18"), "resnet18", "imagenet")
     with pytest.raises(UserError, match="none, imagenet, IMAGENET1K_V1"):
-        load_weights(stride8_resnet("resnet18"), "resnet18", "imgnet")
+        load_backbone(stride8_resnet("resnet18"), "resnet18", "imgnet")
     with pytest.raises(UserError, match=r"could not download https://.*gluon_resnet50_v1s.*--model.weights FILE"):
-        load_weights(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
+        load_backbone(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
     with pytest.raises(UserError, match="choose none or a path"):
-        load_weights(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
+        load_backbone(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4), (6, 12), (7, 50)])

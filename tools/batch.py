@@ -17,7 +17,6 @@ from jsonargparse.typing import NonNegativeInt
 from tqdm import tqdm
 
 from engine import distributed
-from engine.provenance import share
 from errors import FULL, Failure, UserError
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ class BatchConfig:
     """processes; 0 takes one a core (under torchrun its share of the machine's)"""
 
     def __post_init__(self):
-        share([], self.shard)  # refuses a wrong one before anything is made
+        distributed.share([], self.shard)  # refuses a wrong one before anything is made
 
     def settings(self) -> dict:
         """What decides what is written: everything but how the work is divided, and where it goes."""
@@ -54,9 +53,9 @@ def process(
     end, after the `faults` that kept others from becoming items. Returns the results in order of the items, and the exit code:
     1 where any failed or anything was at fault, else 0. what: names the progress bar. Raises Failure if a worker was killed.
     """
-    mine = share(list(items), config.shard)
+    mine = distributed.share(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
-    results, failures = [], list(share(faults, config.shard))
+    results, failures = [], list(distributed.share(faults, config.shard))
     try:
         with parallel(config.workers, len(todo)) as mapping:
             for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):

@@ -20,9 +20,9 @@ from datasets import open_index
 from datasets.check import few_classes, list_faults
 from datasets.demo import draw_if_missing
 from datasets.files import PALETTE, UNLABELLED, opened_label, read_image, read_label, whole, write_label
-from datasets.index import Index, under
+from datasets.index import Index, evenly, under
 from datasets.segmentation import read_fitting_label
-from engine.pictures import contact_sheet, evenly, overlay
+from engine.pictures import contact_sheet, overlay
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process

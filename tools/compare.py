@@ -15,14 +15,14 @@ from tqdm import tqdm
 from command_line import parse
 from config import InferenceConfig, SplitConfig
 from datasets import open_index
-from datasets.files import read_label, whole
-from datasets.index import under
+from datasets.files import shown_label, whole
+from datasets.index import evenly, under
 from datasets.segmentation import SegmentationDataset
-from datasets.transforms import to_tensor
-from engine.checkpoint import check_classes, fingerprint, load_model
-from engine.inference import most_likely, predict_probabilities
+from engine.checkpoint import check_classes, load_model
+from engine.inference import most_likely, predict_image
 from engine.metrics import MEANS, METRICS, read_evaluation
-from engine.pictures import evenly, picture_grid
+from engine.pictures import picture_grid
+from engine.provenance import file_sha256
 from errors import UserError, run
 from methods.base import Method
 
@@ -90,7 +90,7 @@ def main() -> None:
     if differing:
         print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {EVALUATION}/{METRICS})")
     for path, one in zip(runs, settings, strict=True):
-        if one["checkpoint_sha256"] != fingerprint(path / "best.pt"):
+        if one["checkpoint_sha256"] != file_sha256(path / "best.pt"):
             print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(methods, SegmentationDataset(index), under(Path(data.root), config.scribbles), config.rows)
@@ -113,11 +113,10 @@ def compare(methods: list[Method], dataset: SegmentationDataset, scribbles: Path
     rows = []
     for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)
-        scribble = scribbles / f"{dataset.index.names[position]}.png"
-        images = to_tensor(image)[None]
-        probabilities = [predict_probabilities(method.predict, images, InferenceConfig())[0] for method in methods]
+        scribble = shown_label(scribbles / f"{dataset.index.names[position]}.png")
+        probabilities = [predict_image(method.predict, image, InferenceConfig()) for method in methods]
         predictions = [most_likely(one).byte().numpy() for one in probabilities]
-        rows.append([image, read_label(scribble) if scribble.is_file() else None, *predictions, maps["label"]])
+        rows.append([image, scribble, *predictions, maps["label"]])
     return rows
 
 

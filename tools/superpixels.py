@@ -66,11 +66,11 @@ def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path:
     superpixel = segment(image, config.segments, config.compactness)
     edges, weights = similarities(image, superpixel)
     boundary = find_boundaries(superpixel, mode="thick")
-    with whole(superpixels.map(name)) as path:
-        Image.fromarray(superpixel).save(path, "PNG")
-    with whole(superpixels.boundary(name)) as path:
-        Image.fromarray(np.uint8(255) * boundary).save(path, "PNG")
-    with whole(superpixels.edges(name)) as path, open(path, "wb") as file:
+    with whole(superpixels.map(name)) as temporary:
+        Image.fromarray(superpixel).save(temporary, "PNG")
+    with whole(superpixels.boundary(name)) as temporary:
+        Image.fromarray(np.uint8(255) * boundary).save(temporary, "PNG")
+    with whole(superpixels.edges(name)) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, edges=edges, weights=weights)
 
 

@@ -144,10 +144,12 @@ class Config:
 
 @dataclass
 class InferenceConfig:
-    """How an image is predicted: probabilities averaged over scales, flips and windows."""
+    """How an image is predicted: averaged over scales, flips and windows."""
 
     scales: tuple[PositiveFloat, ...] = (1.0,)
-    """scales whose probabilities are averaged"""
+    """scales whose predictions are averaged"""
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """what is averaged; of logits (as BLPSeg's released evaluation does), the softmax follows"""
     long_side: PositiveInt | None = None
     """the longer side at scale 1, pixels; unset: the image's own"""
     window: PositiveInt | None = None

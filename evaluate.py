@@ -53,6 +53,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     compared = (title(Path(config.compare)), read_evaluation(Path(config.compare))) if config.compare else None
     if config.crf_per_scale and config.crf == "none":
         raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
+    if config.crf_per_scale and config.inference.average == "logits":
+        raise UserError("--crf_per_scale refines probabilities: give --inference.average probabilities")
     check_parameters(config.crf, config.crf_parameters)
     out = Path(config.out)
     if out.exists() and not out.is_dir():

@@ -60,8 +60,9 @@ def predict_probabilities(
     """images (B, 3, H, W) uint8 RGB -> probabilities (B, C, H, W) float32, the mean over scales and flips.
 
     predict: normalised images (B, 3, h, w) -> logits (B, C, h, w). At each scale the images are resized (align_corners=True),
-    predicted whole or window by window, and their probabilities are resized back. sharpen: what an image's probabilities
-    (C, H, W) at each scale go through before the mean, with the image (3, H, W) uint8 beside them.
+    predicted whole or window by window, and their probabilities are resized back; with `config.average` "logits", those are
+    averaged, and their softmax taken at the end. sharpen: what an image's probabilities (C, H, W) at each scale go through
+    before the mean, with the image (3, H, W) uint8 beside them; not of logits.
     """
     normalised = normalise(images)
     height, width = images.shape[-2:]
@@ -69,11 +70,12 @@ def predict_probabilities(
     total = None
     for scale in config.scales:
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
-        probabilities = _resize(_average(predict, _resize(normalised, size), config), (height, width))
+        predicted = _resize(_average(predict, _resize(normalised, size), config), (height, width))
         if sharpen is not None:
-            probabilities = torch.stack([sharpen(*pair) for pair in zip(probabilities, images, strict=True)])
-        total = probabilities if total is None else total.add_(probabilities)
-    return total.div_(len(config.scales))
+            predicted = torch.stack([sharpen(*pair) for pair in zip(predicted, images, strict=True)])
+        total = predicted if total is None else total.add_(predicted)
+    total.div_(len(config.scales))
+    return total.softmax(dim=1) if config.average == "logits" else total
 
 
 def predict_image(
@@ -103,7 +105,8 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
-    """(B, 3, H, W) -> probabilities (B, C, H, W): of the whole images or the mean over their windows, and over mirror images.
+    """(B, 3, H, W) -> probabilities, or logits, (B, C, H, W): of the whole images or the mean over their windows, and over
+    mirror images.
 
     Windows of all go through the network together, up to `config.batch_pixels` pixels. A side shorter than the window is
     padded with the channel mean (0). Windows may overlap unevenly, so each is weighted as it is added up: nothing but the
@@ -128,13 +131,16 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
     for start in range(0, len(windows), at_once):
         chunk = windows[start : start + at_once]
         crops = [views[mirrored][of, :, top : top + rows, left : left + columns] for of, mirrored, top, left in chunk]
-        for (of, mirrored, top, left), probabilities in zip(chunk, predict(torch.stack(crops)).softmax(dim=1), strict=True):
+        predictions = predict(torch.stack(crops))
+        if config.average == "probabilities":
+            predictions = predictions.softmax(dim=1)
+        for (of, mirrored, top, left), prediction in zip(chunk, predictions, strict=True):
             if total is None:
-                total = images.new_zeros(len(images), len(probabilities), *images.shape[-2:])
-            probabilities = probabilities * weight[top : top + rows, left : left + columns]
+                total = images.new_zeros(len(images), len(prediction), *images.shape[-2:])
+            prediction = prediction * weight[top : top + rows, left : left + columns]
             if mirrored:
-                probabilities, left = probabilities.flip(-1), images.shape[-1] - left - columns
-            total[of, :, top : top + rows, left : left + columns] += probabilities
+                prediction, left = prediction.flip(-1), images.shape[-1] - left - columns
+            total[of, :, top : top + rows, left : left + columns] += prediction
     return total[..., :height, :width]
 
 

@@ -77,7 +77,7 @@ class BLPSeg(Method):
 
         def scribble(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
             label, outside = batch["label"][some], batch["outside"][some]
-            weight = scribble_weights(label, outside, config.unlabelled_weight).sum()
+            weight = scribble_weights(label, outside, config.unlabelled_weight).sum(dtype=logits.dtype)
             return scribble_cross_entropy(logits[:, classes:], label, outside, config.unlabelled_weight), weight
 
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from watching import largest_tensor
 
 import pairs
 from benchmarks import textbook
@@ -102,6 +103,35 @@ def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held
         torch.testing.assert_close(ours, theirs)
 
 
+def test_local_aggregation_holds_no_square_matrix_in_training():
+    logits, features = (torch.randn(1, d, 50, 50).requires_grad_() for d in (CLASSES, 8))
+    largest = largest_tensor(lambda: local_aggregation(logits, features, 6.0).sum().backward())
+    assert largest <= pairs.HELD["cpu"] < 2500**2
+
+
+def test_local_aggregation_keeps_its_precision_under_autocast():
+    """Of features in bfloat16, positions and energies are not rounded to it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, CLASSES, 12, 40, generator=generator)
+    features = (2 * torch.randn(1, 8, 12, 40, generator=generator)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = local_aggregation(logits, features, 6.0)
+    want = textbook.local_aggregation(logits.double(), features.double(), 6.0)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_float32_under_autocast():
+    network = build_method(BLPSegConfig(width=16), MODEL, CLASSES).network
+    with torch.autocast("cpu", torch.bfloat16):
+        images = torch.randn(2, 3, 64, 64)
+        assert network.segment(images, network.features(images)).dtype == torch.float32
+
+
+def test_a_patch_sees_zeros_beyond_the_border():
+    images, embed = torch.randn(1, 3, 10, 5), PatchEmbedding(8)
+    torch.testing.assert_close(embed(images), embed(F.pad(images, (0, 3, 0, 2))))
+
+
 def test_local_aggregation_of_large_energies_and_maps_stays_finite_and_a_mean():
     logits = torch.rand(1, 1, 3, 400)
     features = torch.randn(1, 8, 3, 400) * 100
@@ -153,6 +183,16 @@ def test_losses_are_finite_and_reach_every_weight(config, half):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
+@pytest.mark.parametrize("self_training_from", [None, 0])
+def test_a_batch_without_a_label_trains_on_nothing_but_what_it_is_sure_of(self_training_from):
+    method = build_method(BLPSegConfig(self_training_from=self_training_from, threshold=1), MODEL, CLASSES).train()
+    method.begin_step(0, 0.0)
+    losses = method(batch() | {"label": torch.full((2, 64, 64), 255)})
+    assert losses["label_preference"] == 0 and losses["scribble"].isfinite()
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters())
+
+
 def test_the_scribble_head_leaves_the_decoder_alone():
     method = build_method(BLPSegConfig(), MODEL, CLASSES).train()
     method(batch())["scribble"].backward()
@@ -161,19 +201,25 @@ def test_the_scribble_head_leaves_the_decoder_alone():
 
 
 def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
-    """And those of the formulas on whole logits."""
+    """And those of the formulas on whole logits; of three images, each labelled and cut off differently."""
     config = BLPSegConfig(gamma=1.3, sigma=3, unlabelled_weight=0.1, self_training_from=0, threshold=0.335)
     method = build_method(config, MODEL, CLASSES).eval().double()
     assert method.network.sigma == 3
     method.begin_step(0, 0.0)
-    given = batch() | {"image": batch()["image"].double()}
+    given = {name: torch.cat([value, value[:1]]) for name, value in batch().items()}
+    given["image"] = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    given["label"][1, :40], given["label"][2, 40:, :9] = 0, 2
+    given["outside"][2, :20] = True
+    given["label"][given["outside"]] = 255
+    per_image = (2 * CLASSES + 1) * 64 * 64
     found = {}
-    for held in (1, 10**9):
+    for held in (1, 2 * per_image, 10**9):  # one, two and one, all
         monkeypatch.setitem(pixelwise.HELD, "cpu", held)
         losses = method(given)
         found[held] = [*losses.values(), *torch.autograd.grad(sum(losses.values()), list(method.parameters()))]
-    for one, all_ in zip(*found.values(), strict=True):
-        torch.testing.assert_close(one, all_)
+    for several in zip(*found.values(), strict=True):
+        for one in several[1:]:
+            torch.testing.assert_close(one, several[0])
     features = method.network.features(given["image"])
     large = F.interpolate(method.network.scribble(features), (64, 64), mode="bilinear", align_corners=False)
     label = self_training_labels(method.predict(given["image"]), given["label"], given["outside"], given["tags"], 0.335)
@@ -190,6 +236,7 @@ def test_self_training_labels():
         "certain": ([0, 9, 0], 255, False, 1),
         "certainly the first class, which has no tag": ([9, 0, 0], 255, False, 0),
         "not in the tags": ([0, 0, 9], 255, False, 255),
+        "certain only among the tags": ([0, 9, 9], 255, False, 255),
         "no image": ([0, 9, 0], 255, True, 255),
         "uncertain": ([1, 0, 0], 255, False, 255),
     }
@@ -212,6 +259,9 @@ def test_self_training_begins_at_its_step():
         method.begin_step(step, 0.0)
         begun.append(method.self_training)
     assert begun == [False, False, True, True]
+    resumed = build_method(BLPSegConfig(self_training_from=5), MODEL, CLASSES)
+    resumed.begin_step(6, 0.0)
+    assert resumed.self_training
     never = build_method(BLPSegConfig(self_training_from=None), MODEL, CLASSES)
     never.begin_step(10**6, 0.0)
     assert not never.self_training

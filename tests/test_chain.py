@@ -165,6 +165,10 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     assert "alike" not in printed
     width, _ = Image.open(chain / "comparison.png").size
     assert width > 8 * 192
+    (tmp_path / "shown").mkdir()
+    for path in (tiny / "SegmentationClass").glob("*.png"):  # damaged, but only shown
+        (tmp_path / "shown" / path.name).write_bytes(b"no label")
+    assert cli(compare.main, chain, "--scribbles", tmp_path / "shown", "--out", tmp_path / "grid.png")[0] == 0
 
     for name, crf in (("ur", "none"), ("ss", "torch")):
         scores = json.loads((chain / name / "evaluation/metrics.json").read_text())

@@ -266,6 +266,7 @@ def test_the_plain_layout_takes_lists(plain):
             "1 is not one of the classes",
         ),
         (lambda root: (root / "tags.json").write_text("{"), "not readable as JSON"),
+        (lambda root: (root / "tags.json").write_text("[1, 2]"), "{image name: [class, ...]} is expected"),
     ],
 )
 def test_mistakes_in_the_plain_layout(plain, tmp_path, cli, harm, message):

@@ -49,6 +49,23 @@ def test_blpseg_goes_with_every_dataset(dataset):
     assert (ours.data.labels, ours.train.optimizer) == ("scribbles", "adamw")
 
 
+def test_the_published_schedules_of_blpseg():
+    """https://github.com/YudeWang/BLPSeg, experiment/blpseg-voc/config.py and blpseg-context/config.py."""
+    voc = ["--config", str(CONFIGS / "blpseg/voc.yaml")]
+    for flags, train, start in (
+        (voc, (3e-5, 10, 40), 10_000),
+        ([*voc, "--config", str(CONFIGS / "blpseg/context.yaml")], (2.4e-5, 8, 85), 20_000),
+    ):
+        config = of_train(flags)
+        assert (config.train.lr, config.train.batch_size, config.train.epochs) == train
+        assert (config.train.optimizer, config.train.weight_decay, config.train.poly_power) == ("adamw", 0.01, 0.9)
+        assert (config.data.crop, config.data.scale, config.data.rotation, config.data.blur) == (384, (0.75, 1.25), 0, 0)
+        assert config.model.backbone == "resnet101"
+        method = config.method
+        assert (method.gamma, method.sigma, method.width, method.unlabelled_weight) == (2, 6, 256, 0.02)
+        assert (method.self_training_from, method.threshold) == (start, 0.9)
+
+
 def test_the_published_sizes_of_other_data_sets():
     def with_ur(name):
         return of_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"{name}.yaml")])
@@ -120,7 +137,9 @@ def test_a_preset_gives_way_to_flags():
     config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "paper", "--inference.window", "97"])
     assert config.inference.window == 97
     assert config.inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-    assert parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "blpseg"]).inference.flip
+    blpseg = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "blpseg"]).inference
+    assert (blpseg.scales, blpseg.flip, blpseg.average) == ((0.5, 0.75, 1.0, 1.25), True, "logits")
+    assert (blpseg.window, blpseg.long_side) == (None, None)
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
     with pytest.raises(UserError, match="choose blpseg or fast or paper"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])

@@ -1,5 +1,6 @@
 """The VOC layout, the joint transform, batches and the demo data."""
 
+import json
 import re
 import shutil
 
@@ -79,7 +80,7 @@ def test_what_is_missing_is_named(root, damage, message):
     (lambda root: (root / "scribbles/demo_0000.png").write_bytes(b"\x89PNG\r\n\x1a\n"), "not a readable label"),
     (lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "scribbles/demo_0000.png"), "palette or grey"),
     (lambda root: Image.new("L", (WIDTH, HEIGHT), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7"),
-    (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"demo_0000.png is 100x{HEIGHT}, its image"),
+    (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"is 100x{HEIGHT}, its image"),
 ])  # fmt: skip
 def test_a_bad_file_is_named(root, damage, message):
     damage(root)
@@ -237,6 +238,15 @@ def test_what_lies_outside_the_image_is_told(tiny):
     item = dataset[(0, 0)]
     assert torch.equal(item["outside"], item["label"] == UNLABELLED)
     assert not item.keys() & {"superpixel", "boundary"}
+
+
+def test_the_data_sets_own_tags_win_over_the_labels(root):
+    names = open_index(root, "train", "scribbles").names
+    (root / "tags.json").write_text(json.dumps({name: ["disc"] for name in names}))
+    index = open_index(root, "train", "scribbles")
+    item = SegmentationDataset(index)[0]
+    assert [name for name, tag in zip(index.classes[1:], item["tags"], strict=True) if tag] == ["disc"]
+    assert set(item["label"].unique().tolist()) - {0, 255, index.classes.index("disc")}, "the labels say otherwise"
 
 
 def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(tiny):

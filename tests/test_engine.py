@@ -36,7 +36,7 @@ def drawn(*shape):
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def naive(image, scales, window, stride, flip, long_side):
+def naive(image, scales, window, stride, flip, long_side, average="probabilities"):
     """The average that predict_probabilities promises, one window at a time."""
     image = normalise(image)
     height, width = image.shape[-2:]
@@ -60,22 +60,26 @@ def naive(image, scales, window, stride, flip, long_side):
             for top in tops:
                 for left in lefts:
                     crop = pad[:, :, top : top + window, left : left + window]
-                    total[:, :, top : top + window, left : left + window] += network(crop).softmax(1)
+                    total[:, :, top : top + window, left : left + window] += (
+                        network(crop).softmax(1) if average == "probabilities" else network(crop)
+                    )
                     count[top : top + window, left : left + window] += 1
             result = (total / count)[:, :, : size[0], : size[1]]
             result = result.flip(-1) if mirrored else result
             results.append(F.interpolate(result, (height, width), mode="bilinear", align_corners=True)[0])
-    return torch.stack(results).mean(0)
+    mean = torch.stack(results).mean(0)
+    return mean if average == "probabilities" else mean.softmax(0)
 
 
 @pytest.mark.parametrize("size", [(31, 47), (16, 16), (9, 40), (33, 17)])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("scales, long_side", [((1.0,), None), ((0.5, 1.0, 1.75), 40)])
-def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_side):
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_side, average):
     images = drawn(2, 3, *size)
-    config = InferenceConfig(scales=scales, long_side=long_side, window=16, window_stride=15 / 16, flip=flip)
-    got = predict_probabilities(network, images, config)
-    wanted = torch.stack([naive(image, scales, 16, 15, flip, long_side) for image in images])
+    how = {"scales": scales, "long_side": long_side, "flip": flip, "average": average}
+    got = predict_probabilities(network, images, InferenceConfig(window=16, window_stride=15 / 16, **how))
+    wanted = torch.stack([naive(image, window=16, stride=15, **how) for image in images])
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got.sum(1), torch.ones(2, *size))
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from watching import largest_tensor
 
 import pairs
 from losses.colour_constraint import colour_constraint
@@ -167,18 +168,7 @@ def dense_by_logs(query, key, view_query, view_key, axis):
 
 def test_eigenspace_holds_no_square_matrix():
     query, key = normal(1, 2500, 4).float().requires_grad_(), normal(1, 2500, 4, seed=1).float()
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                largest = max(largest, result.numel())
-            return result
-
-    with Watch():
-        eigenspace_consistency(query, key, key, query.detach()).backward()
+    largest = largest_tensor(lambda: eigenspace_consistency(query, key, key, query.detach()).backward())
     assert largest <= pairs.HELD["cpu"] < 2500**2
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from watching import largest_tensor
 
 import pairs
 from config import Backbone
@@ -131,19 +132,7 @@ def test_the_walk_in_float32_is_the_dense_formula_in_float64(largest):
 
 def test_the_walk_holds_no_square_matrix_in_training():
     inputs = [torch.randn(1, d, 50, 50).requires_grad_() for d in (8, 8, 64)]
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
-        walk(*inputs).sum().backward()
+    largest = largest_tensor(lambda: walk(*inputs).sum().backward())
     assert largest <= pairs.HELD["cpu"] < 2500**2
 
 

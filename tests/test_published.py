@@ -21,7 +21,7 @@ from tools import convert_checkpoint
 NETWORKS = {
     "random_walk": (CC4SConfig(network="random_walk"), RANDOM_WALK),
     "baseline": (CC4SConfig(network="baseline"), BASELINE),
-    "blpseg": (BLPSegConfig(), BLPSEG),
+    "blpseg": (BLPSegConfig(width=64), BLPSEG),
 }
 
 
@@ -57,6 +57,16 @@ def test_depth_classes_and_weights_are_found(network, backbone, classes):
     ours = method.state_dict()
     assert ours.keys() == converted["method"].keys()
     assert all(torch.equal(ours[key], value) for key, value in converted["method"].items())
+
+
+def test_blpseg_is_read_as_its_authors_save_it(tmp_path):
+    """The bare state dict, and the Gaussian of all pairs of positions among the weights."""
+    content, method = released("blpseg")
+    state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
+    torch.save(state | {"distance_prob": torch.ones(1, 16, 16)}, tmp_path / "BLPSeg_resnet18.pth")
+    loaded = load_model(tmp_path / "BLPSeg_resnet18.pth")
+    assert loaded.config.width == 64
+    assert all(torch.equal(method.state_dict()[name], value) for name, value in loaded.state_dict().items())
 
 
 class OldNumpyPickler(pickle._Pickler):

@@ -18,7 +18,7 @@ LOOP = [
 ]  # fmt: skip
 UR = ("--method.soft_entropy", "1")
 BLPSEG = (
-    "--method.name", "blpseg", "--method.width", "16", "--method.self_training_from", "2", "--method.threshold", "0.2",
+    "--method.name", "blpseg", "--method.width", "16", "--method.self_training_from", "1", "--method.threshold", "0.2",
     "--train.lr", "0.0001",
 )  # fmt: skip
 FLAGS = [*LOOP, *UR]

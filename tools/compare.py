@@ -37,6 +37,7 @@ ALIKE = (
     "window",
     "window_stride",
     "flip",
+    "average",
     "crf",
     "crf_per_scale",
     "crf_parameters",

@@ -37,7 +37,6 @@ from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
 GALLERY = 24  # pictures
-LARGE = 4_000_000  # pixels of an image that few mean to put through the network whole
 
 
 def main() -> int:
@@ -156,9 +155,9 @@ def predict(
     scribble = (
         read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
     )
-    if image[..., 0].size > LARGE and not (config.inference.window or config.inference.long_side):
+    if image[..., 0].size > method.large and not (config.inference.window or config.inference.long_side):
         tqdm.write(
-            f"note: {path} goes through the network whole, which takes a random walk hours: --inference.window 465 or "
+            f"note: {path} goes through the network whole, which may take very long: --inference.window 465 or "
             "--inference.long_side 512 is faster",
             file=sys.stderr,
         )

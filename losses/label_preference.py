@@ -11,7 +11,8 @@ def label_preference(logits: torch.Tensor, scribble_logits: torch.Tensor, label:
 
     logits: (B, C, H, W). scribble_logits: (B, C + 1, H, W), the last class "unlabelled". label: (B, H, W) int64 in [0, C), or
     255 where unlabelled. p are the softmaxes' values of the label's class; no gradient goes through the weights.
-    Returns a scalar in nats; an image without labels counts as 0, with zero gradient. gamma 0 is the cross-entropy.
+    Returns a scalar in nats; an image without labels counts as 0, with zero gradient. gamma 0 is the cross-entropy, its
+    mean taken of each image and then of all.
     """
     labelled = label != IGNORE_INDEX
     index = torch.where(labelled, label, 0).unsqueeze(1)

@@ -11,8 +11,9 @@ class Method(nn.Module):
 
     settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
     data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
-    least. preset: the evaluation's settings in its paper, of configs/evaluate. `network.backbone` takes pretrained weights.
-    classes: class names in id order, of a method that `engine.checkpoint.load_model` returned.
+    least. preset: the evaluation's settings in its paper, of configs/evaluate. large: pixels of an image that few mean to
+    put through the network whole, since what compares all positions would take minutes. classes: class names in id order, of a
+    method that `engine.checkpoint.load_model` returned. `network.backbone` takes pretrained weights.
     """
 
     settings: type[MethodConfig]
@@ -20,6 +21,7 @@ class Method(nn.Module):
     needs_edges = False
     fewest_images = 1
     preset = "paper"
+    large = 4_000_000
     network: nn.Module
     classes: tuple[str, ...]
 

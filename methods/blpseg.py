@@ -23,9 +23,9 @@ class BLPSegConfig(MethodConfig):
     name: str = "blpseg"
     """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     gamma: NonNegativeFloat = 2.0
-    """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy"""
+    """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy, its mean taken of each image and then of all"""
     sigma: NonNegativeFloat = 6.0
-    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels; 0 disables the module"""
+    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels, 0.01 or more; 0 disables the module"""
     width: PositiveInt = 256
     """channels of decoder, heads and patch embedding"""
     unlabelled_weight: NonNegativeFloat = 0.02
@@ -33,7 +33,7 @@ class BLPSegConfig(MethodConfig):
     self_training_from: NonNegativeInt | None = 10_000
     """step from which the network's own certain predictions are labels too; null: never"""
     threshold: ClosedUnitInterval = 0.9
-    """least probability of such a label"""
+    """probability over which a prediction is such a label"""
 
 
 class BLPSeg(Method):
@@ -42,9 +42,12 @@ class BLPSeg(Method):
     settings = BLPSegConfig
     fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
     preset = "blpseg"
+    large = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
+        if 0 < config.sigma < 0.01:  # positions over so small a sigma are no numbers any more
+            raise UserError(f"method.sigma is {config.sigma}: 0.01 or more is expected, or 0 to leave the aggregation out")
         self.config = config
         self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
         self.num_classes = num_classes
@@ -54,8 +57,9 @@ class BLPSeg(Method):
         start = self.config.self_training_from
         if start is not None and start >= steps:
             raise UserError(
-                f"method.self_training_from is {start}, but training ends after {steps} steps: give an earlier step, more "
-                "--train.epochs, or null to do without self-training"
+                f"method.self_training_from is {start}, but training ends after {steps} steps: give an earlier step (as "
+                "configs/blpseg/demo.yaml and its like do for small data), more --train.epochs or --train.steps, or null to do "
+                "without self-training"
             )
 
     def begin_step(self, step: int, epoch: float) -> None:

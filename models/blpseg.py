@@ -10,7 +10,8 @@ from models.upernet import PyramidPooling, UPerNetDecoder
 
 
 class BLPSegNet(nn.Module):
-    """Deep-stem ResNet (stride 32) -> pyramid pooling -> UPerNet decoder (stride 4) -> two heads of three 1x1 convolutions.
+    """Deep-stem ResNet (stride 32) -> pyramid pooling -> UPerNet decoder (stride 4) -> two heads of three 1x1 convolutions
+    (BLPSeg, IEEE TIP 2023).
 
     Decoder, heads and patch embedding are `width` channels wide (256 as published). Where `sigma` (in positions of stride 4) is
     over 0, the segmentation head's logits (C) are smoothed by local aggregation. The scribble head (C + 1, its last class

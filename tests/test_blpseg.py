@@ -252,6 +252,11 @@ def test_self_training_after_the_end_is_refused():
         build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_steps(600)
 
 
+def test_a_sigma_too_small_for_numbers_is_refused():
+    with pytest.raises(UserError, match=r"method.sigma is 1e-20: 0.01 or more"):
+        build_method(BLPSegConfig(sigma=1e-20), MODEL, CLASSES)
+
+
 def test_self_training_begins_at_its_step():
     method = build_method(BLPSegConfig(self_training_from=5), MODEL, CLASSES)
     begun = []

@@ -21,6 +21,7 @@ import train
 from datasets.files import read_label
 from engine.run_folder import lock
 from errors import Failure, UserError, run
+from methods.cc4s import CC4S
 from tools.batch import BatchConfig, process
 
 
@@ -194,7 +195,7 @@ def test_a_list_of_another_suffix_is_no_image(checkpoints, tmp_path, cli):
 
 
 def test_a_large_image_that_goes_through_whole_is_told(checkpoints, tiny, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(predict, "LARGE", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(CC4S, "large", WIDTH * HEIGHT - 1)
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg"]
     assert "goes through the network whole" in cli(predict.main, *arguments, "--out", tmp_path / "whole")[2]
     assert "note" not in cli(predict.main, *arguments, "--inference.window", "65", "--out", tmp_path / "windows")[2]

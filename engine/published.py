@@ -91,6 +91,8 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
     else:
         raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
+    if shrink != 1 and names is not RANDOM_WALK:
+        raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
     if isinstance(method, BLPSegConfig):

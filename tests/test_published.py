@@ -59,6 +59,12 @@ def test_depth_classes_and_weights_are_found(network, backbone, classes):
     assert all(torch.equal(ours[key], value) for key, value in converted["method"].items())
 
 
+def test_a_network_without_the_walk_takes_no_shrink():
+    for network in ("baseline", "blpseg"):
+        with pytest.raises(UserError, match="does not have"):
+            convert(released(network)[0], "file", shrink=2)
+
+
 def test_blpseg_is_read_as_its_authors_save_it(tmp_path):
     """The bare state dict, and the Gaussian of all pairs of positions among the weights."""
     content, method = released("blpseg")

@@ -14,11 +14,13 @@ from jsonargparse.typing import (
 
 from errors import UserError
 
-Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Crf = Literal["none", "torch", "pydensecrf"]
+# Numbers; command_line.NUMBERS has their names for errors.
+Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
+NoOrDeviation = restricted_number_type("NoOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 
@@ -219,7 +221,7 @@ class EvaluateConfig:
     crf: Crf = "none"
     """refine the averaged probabilities by a dense CRF, by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False
-    """refine each scale's probabilities before they are averaged, as CC4S's released code does"""
+    """refine each scale's probabilities before they are averaged, as CC4S's released code does; not with average: logits"""
     compare: str | None = None
     """another evaluation's folder, to set the classes' scores beside in report.html"""
     scribbles: str = "scribbles"
@@ -247,9 +249,9 @@ class PredictConfig:
     pseudo_labels: bool = False
     """keep what is certain: pixels whose probability is over the threshold; the rest is 255"""
     threshold: ClosedUnitInterval = 0.9
-    """least probability of a pseudo-label"""
+    """probability over which a prediction is a pseudo-label"""
     class_thresholds: dict[str, ClosedUnitInterval] = field(default_factory=dict)
-    """least probability of some classes' pseudo-labels, by name, such as '{cat: 0.7}'"""
+    """the same of some classes, by name, such as '{cat: 0.7}'"""
     tags: bool = False
     """no class but the first and those that the data set's tags.json gives an image (needs --split)"""
     crf: Crf = "none"

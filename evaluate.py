@@ -50,7 +50,9 @@ def main() -> None:
 
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
-    compared = (title(Path(config.compare)), read_evaluation(Path(config.compare))) if config.compare else None
+    compared = None
+    if config.compare is not None:
+        compared = evaluation_name(Path(config.compare)), read_evaluation(Path(config.compare))
     if config.crf_per_scale and config.crf == "none":
         raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
     if config.crf_per_scale and config.inference.average == "logits":
@@ -168,7 +170,7 @@ def show(
     )
 
 
-def title(folder: Path) -> str:
+def evaluation_name(folder: Path) -> str:
     """What an evaluation is called after: its run where it lies in one (RUN/evaluation), else its own folder."""
     return folder.parent.name if folder.name == "evaluation" else folder.name
 

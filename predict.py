@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import parse
-from config import PredictConfig
+from config import InferenceConfig, PredictConfig
 from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
@@ -101,6 +101,8 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
+    if config.inference.average == InferenceConfig.average:
+        del settings["inference"]["average"]  # records from before there was the choice do not have it
     settings["checkpoint_sha256"] = file_sha256(config.checkpoint)
     if config.pseudo_labels:
         settings["count"] = len(images)
@@ -124,7 +126,7 @@ def write_shares(file: Path, counts: np.ndarray, classes: tuple[str, ...]) -> No
 
 
 def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndarray:
-    """The least probability of each class, (C,) float32. Raises UserError for a name that is none."""
+    """What the probability of each class has to be over, (C,) float32. Raises UserError for a name that is none."""
     unknown = sorted(set(config.class_thresholds) - set(classes))
     if unknown:
         raise UserError(f"--class_thresholds: {unknown[0]} is not one of the classes ({', '.join(classes)})")
@@ -155,7 +157,7 @@ def predict(
     scribble = (
         read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
     )
-    if image[..., 0].size > method.large and not (config.inference.window or config.inference.long_side):
+    if image[..., 0].size > method.large_image and not (config.inference.window or config.inference.long_side):
         tqdm.write(
             f"note: {path} goes through the network whole, which may take very long: --inference.window 465 or "
             "--inference.long_side 512 is faster",

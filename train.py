@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def train(config: Config, process: distributed.Process) -> int:
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     if process.is_main:
-        for note in [*list_faults(train_index, val_index), *check_splits(train_set, val_set, config.data)]:
+        for note in chain(list_faults(train_index, val_index), odd_labels(train_set, val_set, config.data)):
             print(f"note: {note}")
         shown = read_shown(train_set, val_set, config.data)
         start(config, origin(config, train_set, val_set), process.world, str(device), first)
@@ -306,12 +307,12 @@ def find_superpixels(
     return None
 
 
-def check_splits(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> list[str]:
-    """What is odd about the labels of the splits; raises UserError for what cannot be read or does not fit."""
-    found = []
+def odd_labels(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> Iterator[str]:
+    """What is odd about the splits' labels, one after the other; raises UserError for what cannot be read or does not fit."""
     for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
-        found.append(few_classes(check(dataset, split), dataset.index.classes, dataset.index.labels[0].parent))
-    return [note for note in found if note]
+        found = few_classes(check(dataset, split), dataset.index.classes, dataset.index.labels[0].parent)
+        if found:
+            yield found
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ SCRIBBLES=${SCRIBBLES:-$DATA_ROOT/scribbles}                   # they win over t
 SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}             # made where missing
 INIT=${INIT:-runs/ss/best.pt}                                  # train_seg_SS.sh writes it
 PSEUDO_LABELS=${PSEUDO_LABELS:-$(dirname "$INIT")/pseudo_labels} # made by INIT where missing
-THRESHOLD=${THRESHOLD:-0.9}                                    # least probability of a pseudo-label
+THRESHOLD=${THRESHOLD:-0.9}                                    # probability over which a prediction is a pseudo-label
 OUT=${OUT:-runs/ss_stage2}
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 

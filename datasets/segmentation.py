@@ -83,8 +83,6 @@ class SegmentationDataset(Dataset):
         name, path = self.index.names[position], self.index.images[position]
         image = read_image(path)
         maps = {}
-        if self.index.labels is not None:
-            maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         if self.has_graph:
             maps["superpixel"] = read_superpixel(self.superpixels.map(name))
         if self.superpixels is not None:
@@ -92,6 +90,8 @@ class SegmentationDataset(Dataset):
         for kind, array in maps.items():
             if array.shape != image.shape[:2]:
                 raise UserError(f"{path} is {_size(image)} but its {kind} map is {_size(array)}")
+        if self.index.labels is not None:
+            maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         return image, maps
 
     def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:

@@ -85,14 +85,14 @@ def read_evaluation(folder: Path) -> dict:
     """What evaluate.py wrote to FOLDER/metrics.json; raises UserError if there is none or it is damaged."""
     file = folder / METRICS
     if not file.is_file():
-        raise UserError(f"{folder}: no {METRICS} in it, which evaluate.py writes; CHECKPOINT=RUN/best.pt bash evaluate.sh does")
+        raise UserError(f"{file} not found: evaluate the run first (CHECKPOINT=RUN/best.pt bash evaluate.sh)")
     try:
         found = json.loads(file.read_text())
         complete = (
             all(isinstance(found[name], float) for name in MEANS)
             and all(isinstance(found[name], dict) for name in ("iou", "conditions"))
             and all(isinstance(found["conditions"][name], dict) for name in ("data", "inference"))
-            and {"root", "labels", "split"} <= set(found["conditions"]["data"])
+            and set(found["conditions"]["data"]) == {"root", "labels", "split"}
             and isinstance(found["conditions"]["checkpoint_sha256"], str)
         )
         if not complete:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -21,11 +20,6 @@ def colour(label: np.ndarray) -> np.ndarray:
     picture = PALETTE[label]
     picture[label == UNLABELLED] = BLANK
     return picture
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
-    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:

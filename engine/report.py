@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from datasets.files import PALETTE, UNLABELLED, whole
-from engine.pictures import heat, picture_grid
+from engine.pictures import picture_grid
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -108,6 +108,11 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
         pictures=pictures,
         conditions=yaml.safe_dump(json.loads(json.dumps(conditions)), sort_keys=False),
     )
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
+    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:

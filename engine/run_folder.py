@@ -106,7 +106,7 @@ def lock(out: Path) -> None:
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
 
 
-def described(index: Index) -> dict:
+def split_record(index: Index) -> dict:
     """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
     return {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
 
@@ -118,7 +118,7 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
     init = {"init": _hashes([Path(config.init)])} if config.init and Path(config.init).is_file() else {}
     return {
-        "data": {"train": described(train_set.index), "val": described(val_set.index)},
+        "data": {"train": split_record(train_set.index), "val": split_record(val_set.index)},
         "labels": _hashes(labels / name for name in LABEL_RECORDS),
         "superpixels": superpixels,
         **init,

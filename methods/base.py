@@ -11,7 +11,7 @@ class Method(nn.Module):
 
     settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
     data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
-    least. preset: the evaluation's settings in its paper, of configs/evaluate. large: pixels of an image that few mean to
+    least. preset: the evaluation's settings in its paper, of configs/evaluate. large_image: pixels of an image that few mean to
     put through the network whole, since what compares all positions would take minutes. classes: class names in id order, of a
     method that `engine.checkpoint.load_model` returned. `network.backbone` takes pretrained weights.
     """
@@ -21,7 +21,7 @@ class Method(nn.Module):
     needs_edges = False
     fewest_images = 1
     preset = "paper"
-    large = 4_000_000
+    large_image = 4_000_000
     network: nn.Module
     classes: tuple[str, ...]
 

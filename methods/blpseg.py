@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from config import MethodConfig, ModelConfig
+from config import MethodConfig, ModelConfig, NoOrDeviation
 from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
@@ -24,8 +24,8 @@ class BLPSegConfig(MethodConfig):
     """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     gamma: NonNegativeFloat = 2.0
     """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy, its mean taken of each image and then of all"""
-    sigma: NonNegativeFloat = 6.0
-    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels, 0.01 or more; 0 disables the module"""
+    sigma: NoOrDeviation = 6.0
+    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels; 0 disables the module"""
     width: PositiveInt = 256
     """channels of decoder, heads and patch embedding"""
     unlabelled_weight: NonNegativeFloat = 0.02
@@ -42,12 +42,10 @@ class BLPSeg(Method):
     settings = BLPSegConfig
     fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
     preset = "blpseg"
-    large = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels
+    large_image = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if 0 < config.sigma < 0.01:  # positions over so small a sigma are no numbers any more
-            raise UserError(f"method.sigma is {config.sigma}: 0.01 or more is expected, or 0 to leave the aggregation out")
         self.config = config
         self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
         self.num_classes = num_classes

@@ -14,8 +14,11 @@ from errors import UserError
 from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
 from methods import build_method, pixelwise
-from methods.blpseg import BLPSegConfig, self_training_labels
+from methods.blpseg import BLPSeg, BLPSegConfig, self_training_labels
+from methods.cc4s import CC4S
+from models.local_aggregation import STRIDE as PATCH
 from models.local_aggregation import PatchEmbedding, local_aggregation
+from models.resnet import STRIDE
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
 CLASSES = 3
@@ -252,9 +255,8 @@ def test_self_training_after_the_end_is_refused():
         build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_steps(600)
 
 
-def test_a_sigma_too_small_for_numbers_is_refused():
-    with pytest.raises(UserError, match=r"method.sigma is 1e-20: 0.01 or more"):
-        build_method(BLPSegConfig(sigma=1e-20), MODEL, CLASSES)
+def test_a_large_image_has_as_many_positions_as_one_of_cc4s():
+    assert BLPSeg.large_image / PATCH**2 == CC4S.large_image / STRIDE**2
 
 
 def test_self_training_begins_at_its_step():

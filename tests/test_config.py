@@ -7,7 +7,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from command_line import parse
+import config as settings
+from command_line import NUMBERS, parse
 from config import Config, EvaluateConfig, PredictConfig
 from errors import UserError
 from methods import SETTINGS
@@ -75,6 +76,11 @@ def test_the_published_sizes_of_other_data_sets():
     assert cityscapes.data.crop >= 720 and cityscapes.data.crop % 8 == 1
 
 
+def test_every_restricted_number_has_a_name_for_errors():
+    kinds = {name for name, kind in vars(settings).items() if isinstance(kind, type) and issubclass(kind, (int, float))}
+    assert {"PositiveInt", "WindowStride"} <= kinds <= set(NUMBERS)
+
+
 def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     config = of_train(["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
     assert type(config.train.batch_size) is int and type(config.data.scale[1]) is float
@@ -83,6 +89,7 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--data.crpo", "3"], "unknown key data.crpo: did you mean data.crop?"),
     (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
+    (["--method.name", "blpseg", "--method.sigma", "1e-20"], "method.sigma: 0, or a number of 0.01 or more, is expected"),
     (["--train.batch_size", "0"], "train.batch_size: a whole number over 0 is expected, not 0"),
     (["--train.steps", "0"], "train.steps: a whole number over 0 is expected, not 0"),
     (["--fresh", "yes", "--data.crpo", "3"], "did you mean data.crop?"),

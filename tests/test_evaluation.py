@@ -82,7 +82,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_p
     assert not re.search(r"https?://|<script|<link", page)
     assert metrics["conditions"]["checkpoint_sha256"] in page and "demo_00" not in page, "names are in the pictures"
     code, _, error = cli(evaluate.main, *arguments, "--compare", tmp_path, "--out", tmp_path / "third")
-    assert code == 2 and "no metrics.json in it" in error and not (tmp_path / "third").exists()
+    assert code == 2 and "metrics.json not found: evaluate the run first" in error and not (tmp_path / "third").exists()
 
 
 def test_an_evaluation_that_lacks_something_is_refused(checkpoints, tiny, tmp_path, cli):
@@ -92,6 +92,7 @@ def test_an_evaluation_that_lacks_something_is_refused(checkpoints, tiny, tmp_pa
     lacking = [scores | {name: None} for name in ("iou", "dice", "conditions")]
     lacking += [scores | {"conditions": conditions | {name: None}} for name in ("data", "inference", "checkpoint_sha256")]
     lacking += [scores | {"conditions": conditions | {"data": {"root": str(tiny)}}}, {}, []]
+    lacking += [scores | {"conditions": conditions | {"data": conditions["data"] | {"more": 1}}}]
     for broken in lacking:
         (tmp_path / "metrics.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"evaluate the run again"):

@@ -6,7 +6,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from benchmarks import textbook
 from config import ModelConfig
+from datasets.segmentation import collate
 from errors import UserError
+from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from methods import build_method, pixelwise
 from methods.blpseg import BLPSegConfig
@@ -120,6 +122,30 @@ def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, h
                 torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # the key's bias has none, but for rounding
             else:
                 assert (ours - theirs).norm() <= 1e-5 * max(theirs.norm(), 1e-2 * largest)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_the_colour_constraint_takes_each_image_s_own_part_of_the_graph(monkeypatch, at_once):
+    """Of four images of one to four superpixels, as `collate` joins them; the third has neither superpixels nor edges left."""
+    monkeypatch.setitem(pixelwise.HELD, "cpu", at_once * 4 * 65 * 65)
+    items = []
+    for number in range(4):
+        superpixel = (torch.arange(65) * (number + 1) // 65).expand(65, 65).int().clone()
+        edges = torch.tensor([[a, a + 1] for a in range(number)], dtype=torch.int64).reshape(-1, 2)
+        if number == 2:
+            superpixel[:], edges = -1, edges[:0]
+        items.append({
+            "image": torch.zeros(3, 65, 65, dtype=torch.uint8), "label": torch.full((65, 65), number, dtype=torch.uint8),
+            "superpixel": superpixel, "edges": edges, "edge_weights": 0.1 * (number + 1) * torch.ones(len(edges)),
+        })  # fmt: skip
+    some = collate(items)
+    some |= {"image": torch.randn(4, 3, 65, 65, dtype=torch.float64), "label": some["label"].long()}
+    some["edge_weights"] = some["edge_weights"].double()
+    method = build_method(CC4SConfig(colour=1), MODEL, 4).eval().double()
+    logits = method.predict(some["image"])
+    want, _ = colour_constraint(logits, some["superpixel"], some["edges"], some["edge_weights"], some["superpixel_starts"][-1])
+    assert want > 0
+    torch.testing.assert_close(method(some)["colour"], want)
 
 
 @pytest.mark.parametrize("on", ["eigenspace", "x", "z"])

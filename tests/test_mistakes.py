@@ -188,6 +188,14 @@ def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, t
     assert "demo_0009.jpg: too little memory" in error and "--inference.long_side 512" in error
 
 
+def test_predictions_of_another_average_are_not_mixed(checkpoints, tiny, tmp_path, cli):
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg", "--out", tmp_path]
+    assert cli(predict.main, *arguments)[0] == 0
+    assert "average" not in json.loads((tmp_path / "predictions.json").read_text())["inference"], "as in older records"
+    assert cli(predict.main, *arguments)[0] == 0
+    assert_refused(cli(predict.main, *arguments, "--inference.average", "logits"), "made with another inference")
+
+
 def test_a_list_of_another_suffix_is_no_image(checkpoints, tmp_path, cli):
     (tmp_path / "photos.lst").write_text("a.jpg")
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tmp_path / "photos.lst", "--out", tmp_path / "out"]
@@ -195,7 +203,7 @@ def test_a_list_of_another_suffix_is_no_image(checkpoints, tmp_path, cli):
 
 
 def test_a_large_image_that_goes_through_whole_is_told(checkpoints, tiny, tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(CC4S, "large", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(CC4S, "large_image", WIDTH * HEIGHT - 1)
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg"]
     assert "goes through the network whole" in cli(predict.main, *arguments, "--out", tmp_path / "whole")[2]
     assert "note" not in cli(predict.main, *arguments, "--inference.window", "65", "--out", tmp_path / "windows")[2]
@@ -259,6 +267,8 @@ def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
     assert_refused(cli(evaluate.main, "--checkpoint", checkpoints / "three.pt", *common), "3 classes")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
     assert_refused(cli(evaluate.main, *seven, *common, "--crf_per_scale", "true"), "requires --crf")
+    of_logits = ["--preset", "blpseg", "--crf", "torch", "--crf_per_scale"]
+    assert_refused(cli(evaluate.main, *seven, *common, *of_logits), "give --inference.average probabilities")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
     for path in (root / "SegmentationClass").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)

@@ -36,7 +36,16 @@ from tools.batch import BatchConfig, process
 
 
 @dataclass(kw_only=True)
-class VocConfig(BatchConfig):
+class PrepareConfig(BatchConfig):
+    """A download."""
+
+    def read(self) -> Source:
+        """What it holds; raises UserError for what is missing."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class VocConfig(PrepareConfig):
     """PASCAL VOC 2012, with the 10,582 images of train_aug where SBD is given."""
 
     voc: str
@@ -51,7 +60,7 @@ class VocConfig(BatchConfig):
 
 
 @dataclass(kw_only=True)
-class ContextConfig(BatchConfig):
+class ContextConfig(PrepareConfig):
     """Pascal Context, 59 classes and background."""
 
     voc: str
@@ -66,7 +75,7 @@ class ContextConfig(BatchConfig):
 
 
 @dataclass(kw_only=True)
-class CityscapesConfig(BatchConfig):
+class CityscapesConfig(PrepareConfig):
     """Cityscapes, 19 classes."""
 
     root: str
@@ -79,7 +88,7 @@ class CityscapesConfig(BatchConfig):
 
 
 @dataclass(kw_only=True)
-class CocoConfig(BatchConfig):
+class CocoConfig(PrepareConfig):
     """COCO, 80 classes and background, with image tags."""
 
     root: str
@@ -94,7 +103,7 @@ class CocoConfig(BatchConfig):
 
 
 @dataclass(kw_only=True)
-class AcdcConfig(BatchConfig):
+class AcdcConfig(PrepareConfig):
     """ACDC cardiac MR slices with scribbles."""
 
     root: str
@@ -107,7 +116,7 @@ class AcdcConfig(BatchConfig):
 
 
 @dataclass(kw_only=True)
-class CamvidConfig(BatchConfig):
+class CamvidConfig(PrepareConfig):
     """CamVid road scenes, 11 classes."""
 
     root: str

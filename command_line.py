@@ -24,7 +24,7 @@ NUMBERS = {
     "NonNegativeFloat": "a number, 0 or more,",
     "ClosedUnitInterval": "a number from 0 to 1",
     "Deviation": "a number, 0.01 or more,",
-    "NoOrDeviation": "0, or a number of 0.01 or more,",
+    "ZeroOrDeviation": "0, or a number of 0.01 or more,",
     "WindowStride": "a number over 0, at most 1,",
 }
 

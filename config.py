@@ -20,7 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Crf = Literal["none", "torch", "pydensecrf"]
 # Numbers; command_line.NUMBERS has their names for errors.
 Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
-NoOrDeviation = restricted_number_type("NoOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
+ZeroOrDeviation = restricted_number_type("ZeroOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 
@@ -132,7 +132,7 @@ class Config:
     init: str | None = None
     """checkpoint to start from, an earlier stage's best.pt"""
     fresh: bool = False
-    """start over where OUT holds a run, deleting it"""
+    """start over where OUT holds a run, deleting it and its pseudo-labels"""
     skip_nonfinite: NonNegativeInt = 0
     """steps whose loss is not finite that are left out before the run stops; over 0, every step waits for its loss"""
     deterministic: bool = False

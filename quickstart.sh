@@ -8,9 +8,6 @@ OUT_ROOT=${OUT_ROOT:-runs/quickstart}
 unset TRAIN_SPLIT SCRIBBLES SUPERPIXELS PSEUDO_LABELS THRESHOLD MASKS INIT LAUNCH
 export DATA_ROOT=data/demo
 
-# Pseudo-labels of runs that are about to be deleted would be refused in stage 2.
-case " $* " in *" --fresh "* | *" --fresh=true "*) rm -rf "$OUT_ROOT"/{ur,ss}/pseudo_labels ;; esac
-
 bash tools/setup_venv.sh
 source .venv/bin/activate
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # How much scribble a method needs (the robustness study of CC4S): baseline and UR, each on the scribbles as they are, on the
 # middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
-# and a plot. Started again, it goes on where it was, and evaluates
-# finished runs again.
+# and a plot. Started again, it goes on where it was, and evaluates finished runs again.
 #
 #     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness bash benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
 set -euo pipefail

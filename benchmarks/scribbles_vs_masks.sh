@@ -10,9 +10,6 @@ if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 : "${DATA_ROOT:?the data set, in VOC layout}" "${OUT_ROOT:?the folder for the runs}"
 export DATA_ROOT
 
-# Pseudo-labels of a run that is about to be deleted would be refused in stage 2.
-case " $* " in *" --fresh "* | *" --fresh=true "*) rm -rf "$OUT_ROOT"/ss/pseudo_labels ;; esac
-
 stage() { # SCRIPT NAME [flags]
     local script=$1 name=$2
     shift 2

@@ -13,6 +13,7 @@ from config import InferenceConfig
 from datasets.transforms import normalise, to_tensor
 from engine.distributed import Process, autocast
 from methods.base import Method
+from models.layers import resize
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -145,4 +146,4 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=True)
+    return maps if maps.shape[-2:] == size else resize(maps, size, align_corners=True)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -73,6 +74,10 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
             for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
                 for file in out.glob(old):
                     file.unlink()
+            labelled = out / "pseudo_labels"  # by the checkpoint that is gone now; a stage 2 would be refused
+            reads_them = under(Path(config.data.root), config.data.labels).resolve() == labelled.resolve()
+            if (labelled / "pseudo_labels.json").is_file() and not reads_them:
+                shutil.rmtree(labelled)
         record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
         changed = [name for name, now in made_from.items() if record.get(name, now) != now]
         if changed:

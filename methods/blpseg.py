@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from config import MethodConfig, ModelConfig, NoOrDeviation
+from config import MethodConfig, ModelConfig, ZeroOrDeviation
 from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
@@ -24,7 +24,7 @@ class BLPSegConfig(MethodConfig):
     """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     gamma: NonNegativeFloat = 2.0
     """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy, its mean taken of each image and then of all"""
-    sigma: NoOrDeviation = 6.0
+    sigma: ZeroOrDeviation = 6.0
     """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels; 0 disables the module"""
     width: PositiveInt = 256
     """channels of decoder, heads and patch embedding"""

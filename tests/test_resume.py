@@ -184,7 +184,14 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
         assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 2
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    (out / "evaluation").mkdir()
+    shutil.copytree(tiny / "scribbles", out / "pseudo_labels")
+    (out / "pseudo_labels/pseudo_labels.json").write_text("{}")
+    on_its_own = ["--data.labels", out / "pseudo_labels", "--train.steps", "1", "--fresh"]
+    assert cli(train.main, *arguments, out, *on_its_own)[0] == 0
+    assert (out / "pseudo_labels").is_dir(), "it trains on them"
     assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
+    assert not (out / "pseudo_labels").exists() and (out / "evaluation").is_dir()
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "the user's own is a new beginning"
 
     # Its config.yaml repeats it, elsewhere, and does not delete what is there.

@@ -50,12 +50,12 @@ DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, T
 
 
 def load_file(path: str | Path) -> object:
-    """A PyTorch file's content on the CPU: tensors, plain values and numpy scalars, which are all that is allowed in it.
+    """A PyTorch file's content on the CPU: tensors, plain values, numpy scalars and arrays, which are all that is allowed in it.
 
     Raises UserError if it is missing, unreadable, or holds anything else.
     """
     try:
-        with _numpy_scalars():
+        with _numpy_values():
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} not found: train the stage that writes it first") from error
@@ -123,10 +123,15 @@ def _classes(count: int) -> list[str]:
 
 
 @contextmanager
-def _numpy_scalars() -> Iterator[None]:
-    """Allows numpy's scalars (the released files hold `best_pred` as one), under their paths before and since numpy 2."""
-    scalar = np.float64(0).__reduce__()[0]
+def _numpy_values() -> Iterator[None]:
+    """Allows numpy's numbers: scalars and arrays of float32, float64, int32, int64 and bool.
+
+    A released CC4S file holds `best_pred` as a tuple of two numbers and an array (its train_seg_UR.py, line 231). numpy 2 moved
+    the functions that make them; the files name the old path or the new one.
+    """
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    functions = {"scalar": scalar, "_reconstruct": reconstruct}
+    paths = [(function, f"numpy.{core}.multiarray.{name}") for name, function in functions.items() for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
+    with torch.serialization.safe_globals([*paths, np.dtype, np.ndarray, *kinds]):
         yield

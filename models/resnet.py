@@ -28,8 +28,8 @@ def stride8_resnet(name: str, layer4_dilations: tuple[int, ...] = (4,)) -> nn.Se
     D = `channels(net.layer4)`. Position i looks at pixel 8 i; h is k + 1 for H = 8 k + 1, and at most one more otherwise.
 
     `layer3` and `layer4` keep stride 1 and are dilated instead: 2, and `layer4_dilations` block by block (its last
-    value for the blocks beyond). Every block is dilated alike, the first included; bottlenecks stride on their 1x1
-    convolution (as the released CC4S does).
+    value for the blocks beyond), the first block included. As in the released CC4S, a bottleneck strides on its 1x1
+    convolution, and a basic block (ResNet-18 and 34) dilates its second convolution alone.
     """
     resnet = getattr(torchvision.models, name)(weights=None)
     resnet.maxpool.ceil_mode = True
@@ -47,8 +47,7 @@ def _dilate(layer: nn.Sequential, dilations: tuple[int, ...]) -> None:
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
-                if module.kernel_size == (3, 3):
-                    module.dilation = module.padding = (dilation, dilation)
+        block.conv2.dilation = block.conv2.padding = (dilation, dilation)  # of a bottleneck, the only 3x3
 
 
 class Pyramid(nn.Sequential):

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from watching import largest_tensor
@@ -42,12 +43,28 @@ def test_deep_stems_give_four_maps(name):
     assert [m.shape[1:] for m in maps] == [(width, *size) for width, size in zip(widths, sizes, strict=True)]
 
 
-def test_every_block_of_layers_3_and_4_is_dilated_alike():
-    backbone = stride8_resnet("resnet34", (4, 8, 16))
-    for layer, dilations in ((backbone.layer3, [2] * 6), (backbone.layer4, [4, 8, 16])):
-        for block, dilation in zip(layer, dilations, strict=True):
-            assert block.conv1.dilation == block.conv2.dilation == (dilation, dilation)
-            assert block.conv1.stride == block.conv2.stride == (1, 1)
+def naive_layer(blocks, features, dilations):
+    """A layer of basic blocks as the release writes it: the first convolution is plain, the second is dilated."""
+    for block, dilation in zip(blocks, dilations, strict=True):
+        shortcut = features
+        features = block.bn1(F.conv2d(features, block.conv1.weight, padding=1)).relu()
+        features = block.bn2(F.conv2d(features, block.conv2.weight, padding=dilation, dilation=dilation))
+        if block.downsample is not None:
+            shortcut = block.downsample[1](F.conv2d(shortcut, block.downsample[0].weight))
+        features = (features + shortcut).relu()
+    return features
+
+
+@pytest.mark.parametrize("name, blocks", [("resnet18", 2), ("resnet34", 6)])
+def test_basic_blocks_dilate_their_second_convolution_alone(name, blocks):
+    """In every block of layers 3 and 4, the first included."""
+    backbone = stride8_resnet(name, (4, 8, 16)).eval().double()
+    features = torch.randn(1, 128, 40, 40, dtype=torch.float64)
+    with torch.no_grad():
+        want = naive_layer(backbone.layer3, features, [2] * blocks)
+        torch.testing.assert_close(backbone.layer3(features), want)
+        depth = len(backbone.layer4)
+        torch.testing.assert_close(backbone.layer4(want), naive_layer(backbone.layer4, want, [4, 8, 16][:depth]))
 
 
 def test_bottlenecks_stride_on_their_1x1_convolution():

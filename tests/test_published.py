@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 
+import evaluate
 from config import ModelConfig
 from datasets.acdc import ACDC_CLASSES
 from engine.checkpoint import load_model
@@ -33,7 +34,12 @@ def released(network, backbone="resnet18", classes=21):
     for key, value in method.network.state_dict().items():
         old, new = next((old, new) for old, new in names.items() if key.startswith(new))
         state[f"module.{old}{key.removeprefix(new)}"] = value
-    return {"epoch": 7, "state_dict": state, "best_pred": np.float64(0.71), "optimizer": {"lr": 0.1}}, method
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+    sum(parameter.sum() for parameter in method.parameters()).backward()
+    optimizer.step()
+    # mIoU, the IoU of every class, pixel accuracy: the types that the release's `validate_tnt` returns.
+    scores = (np.float64(0.71), np.linspace(0, 1, classes), 0.93)
+    return {"epoch": 7, "state_dict": state, "best_pred": scores, "optimizer": optimizer.state_dict()}, method
 
 
 def test_converting_takes_the_walk_s_map_and_the_classes_names(tmp_path, cli):
@@ -76,11 +82,11 @@ def test_blpseg_is_read_as_its_authors_save_it(tmp_path):
 
 
 class OldNumpyPickler(pickle._Pickler):
-    """Writes numpy's scalar under its path before numpy 2."""
+    """Writes numpy's functions under their path before numpy 2."""
 
     def save_global(self, obj, name=None):
-        if getattr(obj, "__module__", "") == "numpy._core.multiarray" and obj.__name__ == "scalar":
-            self.write(b"cnumpy.core.multiarray\nscalar\n")
+        if getattr(obj, "__module__", "") == "numpy._core.multiarray":
+            self.write(f"cnumpy.core.multiarray\n{obj.__name__}\n".encode())
             self.memoize(obj)
         else:
             super().save_global(obj, name)
@@ -94,14 +100,35 @@ class OldNumpy:
     __name__ = "pickle"
 
 
-def test_numpy_scalars_are_read_under_both_paths(tmp_path):
+def test_numpy_scalars_and_arrays_are_read_under_both_paths(tmp_path):
     content, _ = released("baseline")
     torch.save(content, tmp_path / "new.pth")
     torch.save(content, tmp_path / "old.pth", pickle_module=OldNumpy)
-    assert b"numpy.core.multiarray" in (tmp_path / "old.pth").read_bytes()
-    for name in ("new.pth", "old.pth"):
-        assert load_file(tmp_path / name)["best_pred"] == 0.71
+    old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
+    for name, path, other in (("new.pth", new, old), ("old.pth", old, new)):
+        written = (tmp_path / name).read_bytes()
+        assert all(path + b"\n" + function in written for function in (b"scalar", b"_reconstruct")) and other not in written
+        miou, iou, accuracy = load_file(tmp_path / name)["best_pred"]
+        assert (miou, accuracy) == (0.71, 0.93) and np.array_equal(iou, np.linspace(0, 1, 21))
         assert len(load_model(tmp_path / name).classes) == 21
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    content, _ = released("baseline")
+    torch.save(content | {"best_pred": np.array([Malicious(f"touch {tmp_path}/ran")], dtype=object)}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="holds more than tensors and numbers"):
+        load_file(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["random_walk", "baseline"])
+def test_a_file_as_the_release_saves_it_is_evaluated(tiny, tmp_path, network, cli):
+    content, _ = released(network, classes=7)
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    flags = ["--data.root", tiny, "--workers", "0", "--out", tmp_path / "evaluation"]
+    code, printed, error = cli(evaluate.main, "--checkpoint", tmp_path / "model_best.pth.tar", *flags)
+    assert code == 0 and "pixel accuracy" in printed, error
 
 
 class Malicious:

@@ -40,6 +40,8 @@ class DataConfig:
     """list of validation images"""
     superpixels: str = "superpixels"
     """what tools.superpixels wrote: a folder of root, or a path"""
+    tags: Literal["labels", "file"] = "labels"
+    """the classes that a training image shows, for methods that ask: those of its labels, or those that tags.json lists"""
     crop: PositiveInt = 257
     """side of the training crop in pixels; 8k + 1 fits the stride-8 feature map exactly"""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
@@ -252,8 +254,9 @@ class PredictConfig:
     """probability over which a prediction is a pseudo-label"""
     class_thresholds: dict[str, ClosedUnitInterval] = field(default_factory=dict)
     """the same of some classes, by name, such as '{cat: 0.7}'"""
-    tags: bool = False
-    """no class but the first and those that the data set's tags.json gives an image (needs --split)"""
+    classes: Literal["scribbled", "tags", "all"] = "scribbled"
+    """which classes an image may have: with --scribbles those scribbled in it (all, if nothing is); the first and those that
+    the data set's tags.json gives it (needs --split); or all"""
     crf: Crf = "none"
     """refine the probabilities by a dense CRF"""
     probabilities: bool = False

@@ -1,9 +1,9 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Scores a checkpoint: per-class IoU and Dice, mIoU, pixel accuracy, boundary IoU. Any other flag of evaluate.py may follow, such as
 # --preset paper (CC4S: seven scales, sliding windows) or --crf torch.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")"
-if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 
 CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")

@@ -26,7 +26,7 @@ from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
 from datasets.folder import images_below
 from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines
-from datasets.segmentation import read_fitting_label
+from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
@@ -58,10 +58,10 @@ def main() -> int:
     method = load_model(config.checkpoint)
     note_preset(config.preset, method)
     index = open_index(config.images, config.split) if config.split else None
-    if index and (config.pseudo_labels or config.tags):
+    if index and (config.pseudo_labels or config.classes == "tags"):
         check_classes(method.classes, index.classes, config.checkpoint)
     images = dict(zip(index.names, index.images, strict=True)) if index else find_images(Path(config.images), Path(config.out))
-    allowed = allowed_classes(config, index)
+    tagged = tagged_classes(config, index)
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
     record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
@@ -73,7 +73,7 @@ def main() -> int:
     for name in tqdm(names, "predicting", unit="image", disable=None):
         try:
             if not (out / f"{name}.png").is_file():
-                predict(method, config, name, images[name], thresholds, allowed.get(name), device)
+                predict(method, config, name, images[name], thresholds, tagged.get(name), device)
             counts += np.bincount(read_label(out / f"{name}.png").reshape(-1), minlength=256)
         except UserError as error:
             failures.append(error)
@@ -133,13 +133,19 @@ def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndar
     return np.array([config.class_thresholds.get(name, config.threshold) for name in classes], np.float32)
 
 
-def allowed_classes(config: PredictConfig, index: Index | None) -> dict[str, np.ndarray]:
-    """Name -> which classes its tags allow, (C,) bool; empty without --tags. Raises UserError if there are no tags."""
-    if not config.tags:
+def tagged_classes(config: PredictConfig, index: Index | None) -> dict[str, np.ndarray]:
+    """Name -> which classes its tags allow, (C,) bool; empty without --classes tags. Raises UserError if there are no tags."""
+    if config.classes != "tags":
         return {}
     if index is None or index.tags is None:
-        raise UserError("--tags: needs --split, and a tags.json in the data set")
+        raise UserError("--classes tags: needs --split, and a tags.json in the data set")
     return {name: np.r_[True, tags] for name, tags in zip(index.names, index.tags, strict=True)}
+
+
+def scribbled_classes(scribble: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """Which classes a scribble (H, W) uint8 holds, (C,) bool; None where it labels nothing, which excludes no class."""
+    scribbled = present_ids(scribble)[:num_classes]
+    return scribbled if scribbled.any() else None
 
 
 def predict(
@@ -148,7 +154,7 @@ def predict(
     name: str,
     path: Path,
     thresholds: np.ndarray,
-    allowed: np.ndarray | None,
+    tagged: np.ndarray | None,
     device: torch.device,
 ) -> None:
     """Writes what is asked for of one image, its label last. Raises UserError if it or its scribble cannot be read."""
@@ -157,6 +163,9 @@ def predict(
     scribble = (
         read_fitting_label(Path(config.scribbles) / f"{name}.png", image, len(method.classes)) if config.scribbles else None
     )
+    allowed = tagged
+    if scribble is not None and config.classes == "scribbled":
+        allowed = scribbled_classes(scribble, len(method.classes))
     if image[..., 0].size > method.large_image and not (config.inference.window or config.inference.long_side):
         tqdm.write(
             f"note: {path} goes through the network whole, which may take very long: --inference.window 465 or "

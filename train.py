@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -280,11 +281,16 @@ def compile_backbone(method: Method) -> None:
 
 
 def open_splits(data: DataConfig, process: distributed.Process) -> tuple[Index, Index]:
-    """The training split with its labels, and the validation split with its masks."""
+    """The training split with its labels, and the validation split with its masks. Raises UserError for what is missing."""
     if process.is_main:
         draw_if_missing(data.root)
     distributed.wait_for_all()
-    return open_index(data.root, data.train_split, data.labels), open_index(data.root, data.val_split, data.truth)
+    train = open_index(data.root, data.train_split, data.labels)
+    if data.tags == "labels":
+        train = replace(train, tags=None)
+    elif train.tags is None:
+        raise UserError(f"--data.tags file: {data.root}/tags.json is missing, or lists none of split {data.train_split}")
+    return train, open_index(data.root, data.val_split, data.truth)
 
 
 def find_superpixels(

@@ -1,9 +1,9 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # BLPSeg: a balanced loss on scribbles, local aggregation, self-training. Any other flag of train.py may follow, such as
 # --config configs/blpseg/demo.yaml for the demo data (as is, it is the schedule of PASCAL VOC's train_aug).
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")"
-if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
 TRAIN_SPLIT=${TRAIN_SPLIT:-train}                              # ImageSets/Segmentation/NAME.txt

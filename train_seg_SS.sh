@@ -1,9 +1,9 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Stage 1, self-supervision on the neural eigenspace, from UR's best. Any other flag of train.py may follow,
-# such as --method.view crop or --method.consistency_on z.
-set -euo pipefail
+# such as --method.view flip or --method.consistency_on z.
+set -eu
 cd "$(dirname "$0")"
-if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
 TRAIN_SPLIT=${TRAIN_SPLIT:-train}                              # ImageSets/Segmentation/NAME.txt

@@ -1,8 +1,8 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Baseline: partial cross-entropy on scribbles, ASPP head. Any other flag of train.py may follow.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")"
-if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
 TRAIN_SPLIT=${TRAIN_SPLIT:-train}                              # ImageSets/Segmentation/NAME.txt

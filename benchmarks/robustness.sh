@@ -1,12 +1,12 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # How much scribble a method needs (the robustness study of CC4S): baseline and UR, each on the scribbles as they are, on the
 # middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
 # and a plot. Started again, it goes on where it was, and evaluates finished runs again.
 #
-#     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness bash benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
-set -euo pipefail
+#     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness sh benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
+set -eu
 cd "$(dirname "$0")/.."
-if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 : "${DATA_ROOT:?the data set}" "${OUT_ROOT:?the folder for the runs}"
 export DATA_ROOT SUPERPIXELS=${SUPERPIXELS:-$OUT_ROOT/superpixels}
 scribbles=${SCRIBBLES:-$DATA_ROOT/scribbles}
@@ -21,9 +21,9 @@ done
 for labels in all shrink_0.5 shrink_0 drop_0.3 drop_0.5; do
     if [ "$labels" = all ]; then folder=$scribbles; else folder=$OUT_ROOT/labels/$labels; fi
     for stage in baseline UR; do
-        run=$OUT_ROOT/${stage,,}_$labels
-        SCRIBBLES=$folder OUT=$run bash "train_seg_$stage.sh" "$@"
-        CHECKPOINT=$run/best.pt OUT=$run/evaluation bash evaluate.sh
+        if [ "$stage" = UR ]; then run=$OUT_ROOT/ur_$labels; else run=$OUT_ROOT/baseline_$labels; fi
+        SCRIBBLES=$folder OUT=$run sh "train_seg_$stage.sh" "$@"
+        CHECKPOINT=$run/best.pt OUT=$run/evaluation sh evaluate.sh
     done
 done
 python -m benchmarks.plot_robustness "$OUT_ROOT"

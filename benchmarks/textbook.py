@@ -80,7 +80,8 @@ def losses(network: torch.nn.Module, config: CC4SConfig, batch: dict[str, torch.
             query, key = (conv(view).flatten(2) for conv in (network.walk.query_conv, network.walk.key_conv))
             mirror = mirror_matrix(*view.shape[-2:], view.device).to(view.dtype)
             view_energy = mirror @ (query.mT @ key) @ mirror
-        found["consistency"] = config.consistency * eigenspace_consistency(energy, view_energy, config.trace)
+        loss = eigenspace_consistency(energy, view_energy, config.trace)
+        found["consistency"] = config.consistency * energy.shape[1] / 3481 * loss
     found["cross_entropy"] = F.cross_entropy(logits, batch["label"], ignore_index=255)
     if config.soft_entropy:
         found["soft_entropy"] = config.soft_entropy * soft_entropy(logits, batch["boundary"])

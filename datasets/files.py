@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
@@ -169,4 +170,18 @@ def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
         raise UserError(f"{path}: not a readable MATLAB label ({type(error).__name__}: {error})") from error
     if array.ndim != 2:
         raise UserError(f"{path}: its label has {array.ndim} dimensions, two are expected")
+    return array
+
+
+def read_matlab73(path: Path, name: str) -> np.ndarray:
+    """The 2-D array called `name` in a MATLAB 7.3 file, which is HDF5. Raises UserError if there is none."""
+    try:
+        with h5py.File(path, "r") as file:
+            array = np.asarray(file[name]).T  # MATLAB writes columns first
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found") from error
+    except Exception as error:  # a damaged file fails in many ways; each means the same to the user
+        raise UserError(f"{path}: not a readable MATLAB 7.3 file with {name} ({type(error).__name__}: {error})") from error
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.number):
+        raise UserError(f"{path}: {name} is no matrix of numbers")
     return array

@@ -50,9 +50,9 @@ DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, T
 
 
 def load_file(path: str | Path) -> object:
-    """A PyTorch file's content on the CPU: tensors, plain values, numpy scalars and arrays, which are all that is allowed in it.
+    """A PyTorch file's content on the CPU: tensors, plain values and numpy's numbers and arrays of numbers.
 
-    Raises UserError if it is missing, unreadable, or holds anything else.
+    Nothing else is allowed in it. Raises UserError if it is missing, unreadable, or holds anything else.
     """
     try:
         with _numpy_values():
@@ -129,9 +129,8 @@ def _numpy_values() -> Iterator[None]:
     A released CC4S file holds `best_pred` as a tuple of two numbers and an array (its train_seg_UR.py, line 231). numpy 2 moved
     the functions that make them; the files name the old path or the new one.
     """
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-    functions = {"scalar": scalar, "_reconstruct": reconstruct}
-    paths = [(function, f"numpy.{core}.multiarray.{name}") for name, function in functions.items() for core in ("core", "_core")]
+    functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    paths = [(call, f"numpy.{core}.multiarray.{name}") for name, call in functions.items() for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
     with torch.serialization.safe_globals([*paths, np.dtype, np.ndarray, *kinds]):
         yield

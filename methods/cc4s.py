@@ -3,6 +3,7 @@
 A stage of CC4S is a setting of the loss weights: see configs/cc4s.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from methods.pixelwise import pixelwise
 from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
 
+PUBLISHED_POSITIONS = 59 * 59  # of the walk at the published crop of 465
+
 
 @dataclass
 class CC4SConfig(MethodConfig):
@@ -37,15 +40,16 @@ class CC4SConfig(MethodConfig):
     soft_entropy: NonNegativeFloat = 0.0
     """weight of the soft entropy"""
     consistency: NonNegativeFloat = 0.0
-    """weight of the consistency between the image and a view of it"""
+    """weight of the consistency between the image and a view of it; of the eigenspace with kl: entries, the weight at the
+    published crop (465): elsewhere it is multiplied by N / 3481, N being the positions of the walk"""
     consistency_on: Literal["eigenspace", "x", "z"] = "eigenspace"
     """compare transition matrices, or features before (x) or after (z) the walk by mean squared error"""
-    view: Literal["flip", "crop", "random"] = "flip"
-    """the view: mirrored, a crop of rows and columns, or either at random"""
+    view: Literal["flip", "crop", "random"] = "random"
+    """the view: mirrored, the top or the bottom rows, or either at random"""
     transition_axis: Literal["query", "key"] = "query"
     """axis of the softmax that makes S(E) of the energy"""
     kl: Literal["entries", "rows"] = "entries"
-    """the divergence is a mean over all N^2 entries, or over N distributions"""
+    """the divergence is a mean over all N^2 entries (as released), or over N distributions"""
     trace: NonNegativeFloat = 0.01
     """weight of the trace term within the eigenspace consistency"""
     colour: NonNegativeFloat = 0.0
@@ -111,7 +115,12 @@ class CC4S(Method):
         pairs = [view.of_image(m) for m in compared] + [view.of_view(m) for m in targets]
         if config.consistency_on != "eigenspace":
             return feature_consistency(*pairs)
-        return eigenspace_consistency(*pairs, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace)
+        loss = eigenspace_consistency(*pairs, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace)
+        if config.kl == "rows":
+            return loss
+        # A mean over N^2 entries falls as 1 / N, so one weight would be 20 times as strong at N = 169 as at the published size.
+        positions = compared[0].shape[-2] * compared[0].shape[-1]
+        return loss * (positions / PUBLISHED_POSITIONS)
 
     def check_crop(self, crop: int) -> None:
         if self.config.consistency:
@@ -121,7 +130,7 @@ class CC4S(Method):
     def _draw_view(self, images: torch.Tensor) -> View:
         kind = self.config.view
         if kind == "random":
-            kind = "flip" if torch.rand(()) < 0.5 else "crop"
+            kind = random.choice(("flip", "crop"))
         return (flip_view if kind == "flip" else crop_view)(images, self._compared_shrink())
 
     def _compared_shrink(self) -> int:

@@ -15,12 +15,13 @@ done
 steps=(--train.steps 24 --train.log_every 4)
 flags=(--config configs/acdc.yaml "${steps[@]}")
 
-OUT=$work/baseline bash train_seg_baseline.sh "${flags[@]}"
-OUT=$work/ur bash train_seg_UR.sh "${flags[@]}"
-OUT=$work/ss INIT=$work/ur/best.pt bash train_seg_SS.sh "${flags[@]}"
-OUT=$work/ur_stage2 INIT=$work/ur/best.pt THRESHOLD=0.5 bash train_seg_UR_stage2.sh "${flags[@]}"
-OUT=$work/ss_stage2 INIT=$work/ss/best.pt THRESHOLD=0.5 bash train_seg_SS_stage2.sh "${flags[@]}"
-CHECKPOINT=$work/ss_stage2/best.pt bash evaluate.sh --inference.flip
-OUT=$work/blpseg bash train_blpseg.sh --config configs/blpseg/acdc.yaml "${steps[@]}" --method.self_training_from 12
+OUT=$work/baseline sh train_seg_baseline.sh "${flags[@]}"
+OUT=$work/ur sh train_seg_UR.sh "${flags[@]}"
+OUT=$work/ss INIT=$work/ur/best.pt sh train_seg_SS.sh "${flags[@]}"
+export LABELS_FROM=$work/ss/best.pt PRESET=fast THRESHOLD=0.5
+OUT=$work/ur_stage2 sh train_seg_UR_stage2.sh "${flags[@]}"
+OUT=$work/ss_stage2 INIT=$work/ur_stage2/best.pt sh train_seg_SS_stage2.sh "${flags[@]}"
+CHECKPOINT=$work/ss_stage2/best.pt sh evaluate.sh --inference.flip
+OUT=$work/blpseg sh train_blpseg.sh --config configs/blpseg/acdc.yaml "${steps[@]}" --method.self_training_from 12
 grep -q 'labels: .*/pseudo_labels$' "$work/ss_stage2/config.yaml"
 python tests/check_run.py "$work"/{baseline,ur,ss,ur_stage2,ss_stage2,blpseg}

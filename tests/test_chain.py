@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def script(name, *flags, **environment):
-    """Runs a shell script of the repository with this Python."""
+SHELLS = [shell for shell in ("sh", "dash", "bash") if shutil.which(shell)]
+
+
+def script(name, *flags, shell="sh", cwd=None, **environment):
+    """Runs a shell script of the repository with this Python, in the folder `cwd`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", REPOSITORY / name, *flags],
+        [shell, REPOSITORY / name, *flags],
         env=os.environ | {"PATH": path} | {key: str(value) for key, value in environment.items()},
-        capture_output=True, text=True,
+        cwd=cwd, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -39,12 +43,13 @@ def chain(tiny, tmp_path_factory):
     """A folder with every stage run by its script, and the data they ran on."""
     out = tmp_path_factory.mktemp("runs")
     data = {"DATA_ROOT": tiny, "SUPERPIXELS": out / "superpixels"}
+    stage2 = {"LABELS_FROM": out / "ss/best.pt", "THRESHOLD": 0.2, "PRESET": "multi_scale"}
     for name, changes in {
         "baseline": {},
         "UR": {},
         "SS": {"INIT": out / "ur/best.pt"},
-        "UR_stage2": {"INIT": out / "ur/best.pt", "THRESHOLD": 0.2},
-        "SS_stage2": {"INIT": out / "ss/best.pt", "THRESHOLD": 0.2},
+        "UR_stage2": stage2,
+        "SS_stage2": {"INIT": out / "ur_stage2/best.pt", **stage2},
     }.items():
         done = script(f"train_seg_{name}.sh", *SMALL, OUT=out / name.lower(), **data, **changes)
         assert done.returncode == 0, done.stderr
@@ -55,7 +60,9 @@ def chain(tiny, tmp_path_factory):
 
 
 SUPERPIXELS = "-m tools.superpixels d --split t --out x"
-PSEUDO_LABELS = "predict.py --checkpoint init --images d --split t --pseudo_labels --threshold 0.7 --scribbles s --out l"
+PSEUDO_LABELS = (
+    "predict.py --checkpoint ss.pt --images d --split t --preset paper --pseudo_labels --threshold 0.7 --scribbles s --out l"
+)
 DATA = "--data.root d --data.train_split t"
 COMMANDS = {
     "train_seg_baseline.sh": [f"train.py --config configs/cc4s/baseline.yaml {DATA} --data.labels s"],
@@ -76,22 +83,58 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_script_hands_on_the_paths_that_a_user_sets(name, tmp_path):
-    (tmp_path / "init").touch()
+def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
+    """In every shell and from another folder."""
+    for file in ("init", "ss.pt"):
+        (tmp_path / file).touch()
     paths = {"DATA_ROOT": "d", "TRAIN_SPLIT": "t", "SCRIBBLES": "s", "SUPERPIXELS": "x", "PSEUDO_LABELS": "l", "MASKS": "m"}
     paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "LAUNCH": "echo"}
-    done = script(name, "--more", "1", **paths)
+    done = script(name, "--more", "1", shell=shell, cwd=tmp_path, LABELS_FROM=tmp_path / "ss.pt", **paths)
     assert done.returncode == 0, done.stderr
     *before, last = COMMANDS[name]
-    assert done.stdout.replace(str(tmp_path / "init"), "init").splitlines() == [*before, f"{last} --out o --more 1"]
+    assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [*before, f"{last} --out o --more 1"]
 
 
-@pytest.mark.parametrize("name, first", [("SS", "UR"), ("UR_stage2", "UR"), ("SS_stage2", "SS")])
-def test_a_script_says_which_stage_comes_first(name, first, tmp_path):
-    done = script(f"train_seg_{name}.sh", INIT=tmp_path / "best.pt", LAUNCH="echo")
+def test_stage_2_is_the_released_chain(tmp_path):
+    """UR stage 2 starts from ImageNet and SS stage 2 from it, both on the labels of SS; INIT goes on from another network."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("UR", "SS"):
+        shutil.copy(REPOSITORY / f"train_seg_{name}_stage2.sh", repository)
+    for run in ("ss", "ur_stage2"):
+        (repository / f"runs/{run}").mkdir(parents=True)
+        (repository / f"runs/{run}/best.pt").touch()
+
+    def commands(name, **environment):
+        environment = {"PATH": os.environ["PATH"], "LAUNCH": "echo"} | environment
+        command = ["sh", repository / f"train_seg_{name}_stage2.sh"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    for name in ("UR", "SS"):
+        _, predicted, trained = commands(name)
+        assert "--checkpoint runs/ss/best.pt" in predicted and "--threshold 0.9" in predicted
+        assert "--out runs/ss/pseudo_labels" in predicted and "--data.labels runs/ss/pseudo_labels" in trained
+        assert ("--init runs/ur_stage2/best.pt" in trained) == ("--init" in trained) == (name == "SS")
+        assert "--init runs/ss/best.pt" in commands(name, INIT="runs/ss/best.pt")[-1]
+
+
+@pytest.mark.parametrize(
+    "name, first, variable",
+    [
+        ("SS", "UR", "INIT"),
+        ("UR_stage2", "SS", "LABELS_FROM"),
+        ("SS_stage2", "SS", "LABELS_FROM"),
+        ("SS_stage2", "UR_stage2", "INIT"),
+    ],
+)
+def test_a_script_says_which_stage_comes_first(name, first, variable, tmp_path):
+    (tmp_path / "ss.pt").touch()
+    missing = {"LABELS_FROM": tmp_path / "ss.pt", variable: tmp_path / "best.pt"}
+    done = script(f"train_seg_{name}.sh", LAUNCH="echo", **missing)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: {tmp_path}/best.pt not found: run train_seg_{first}.sh first, or set INIT\n"
+    assert done.stderr == f"error: {tmp_path}/best.pt not found: run train_seg_{first}.sh first, or set {variable}\n"
 
 
 STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")

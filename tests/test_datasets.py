@@ -11,12 +11,15 @@ import torch
 from conftest import HEIGHT, WIDTH
 from PIL import Image
 
+import train
+from config import DataConfig
 from datasets import open_index
 from datasets.demo import CLASSES, draw_demo, draw_picture
 from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_image, read_label, write_label
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
 from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
 from datasets.voc import VOC_CLASSES
+from engine.distributed import Process
 from errors import UserError
 
 
@@ -247,6 +250,19 @@ def test_the_data_sets_own_tags_win_over_the_labels(root):
     item = SegmentationDataset(index)[0]
     assert [name for name, tag in zip(index.classes[1:], item["tags"], strict=True) if tag] == ["disc"]
     assert set(item["label"].unique().tolist()) - {0, 255, index.classes.index("disc")}, "the labels say otherwise"
+
+
+def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
+    alone = Process(0, 1, torch.device("cpu"))
+    data = DataConfig(root=str(root), tags="file")
+    with pytest.raises(UserError, match=r"tags\.json is missing"):
+        train.open_splits(data, alone)
+    names = open_index(root, "train", "scribbles").names
+    (root / "tags.json").write_text(json.dumps({name: ["disc"] for name in names}))
+    assert train.open_splits(data, alone)[0].tags.sum() == len(names)
+    index, _ = train.open_splits(DataConfig(root=str(root)), alone)
+    item = SegmentationDataset(index)[0]
+    assert [float(number in item["label"]) for number in range(1, 7)] == item["tags"].tolist()
 
 
 def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(tiny):

@@ -157,9 +157,16 @@ def test_one_bad_image_does_not_stop_the_other_processes(root, checkpoints, tmp_
 def test_a_stage_2_script_shares_out_its_preparations_too(tiny, alone, tmp_path):
     launched = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
     paths = {"DATA_ROOT": tiny, "SUPERPIXELS": tmp_path / "superpixels", "PSEUDO_LABELS": tmp_path / "labels"}
-    paths |= {"INIT": alone / "best.pt", "OUT": tmp_path / "run", "LAUNCH": launched, "OMP_NUM_THREADS": 1}
+    paths |= {
+        "LABELS_FROM": alone / "best.pt",
+        "PRESET": "fast",
+        "INIT": alone / "best.pt",
+        "OUT": tmp_path / "run",
+        "LAUNCH": launched,
+        "OMP_NUM_THREADS": 1,
+    }
     done = subprocess.run(
-        ["bash", REPOSITORY / "train_seg_UR_stage2.sh", *UR, *LOOP, "--train.batch_size", "4"],
+        ["sh", REPOSITORY / "train_seg_UR_stage2.sh", *UR, *LOOP, "--train.batch_size", "4"],
         env=os.environ | {name: str(value) for name, value in paths.items()},
         capture_output=True,
         text=True,

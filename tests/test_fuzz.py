@@ -24,7 +24,7 @@ from PIL import Image
 from command_line import parse
 from config import Config
 from datasets import open_index
-from datasets.files import read_edges, read_image, read_label, read_matlab, read_superpixel, whole
+from datasets.files import read_edges, read_image, read_label, read_matlab, read_matlab73, read_superpixel, whole
 from datasets.index import read_names, read_tags
 from datasets.scribblesup import read_annotation
 from datasets.segmentation import SegmentationDataset, read_fitting_label
@@ -122,6 +122,7 @@ def test_superpixels(tmp_path, content):
     edges = one_line_or_value(read_edges, tmp_path / "file")
     assert edges is None or edges[0].shape == (len(edges[1]), 2)
     one_line_or_value(read_matlab, tmp_path / "file", lambda content: content["edges"])
+    one_line_or_value(read_matlab73, tmp_path / "file", "edges")
 
 
 @CASES

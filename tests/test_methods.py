@@ -1,5 +1,7 @@
 """CC4S: which losses a stage has, what they leave alone, and that the parts add up."""
 
+import random
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -41,9 +43,12 @@ def batch(size=65, labelled=True):
 STAGES = {
     "baseline": (CC4SConfig(network="baseline"), {"cross_entropy"}),
     "ur": (CC4SConfig(soft_entropy=0.7), {"cross_entropy", "soft_entropy"}),
-    "ss": (CC4SConfig(soft_entropy=1, consistency=30, trace=0.5), {"cross_entropy", "soft_entropy", "consistency"}),
+    "ss": (
+        CC4SConfig(soft_entropy=1, consistency=30, trace=0.5, view="flip"),
+        {"cross_entropy", "soft_entropy", "consistency"},
+    ),
     "ss_stage2": (
-        CC4SConfig(soft_entropy=0.7, consistency=30, colour=0.3),
+        CC4SConfig(soft_entropy=0.7, consistency=30, colour=0.3, view="flip"),
         {"cross_entropy", "soft_entropy", "consistency", "colour"},
     ),
     "colour_alone": (CC4SConfig(colour=0.3), {"cross_entropy", "colour"}),
@@ -51,7 +56,14 @@ STAGES = {
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-@pytest.mark.parametrize("config", [*(config for config, _ in STAGES.values()), BLPSegConfig(width=16, self_training_from=0)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(config for config, _ in STAGES.values()),
+        CC4SConfig(consistency=30, view="crop"),
+        BLPSegConfig(width=16, self_training_from=0),
+    ],
+)
 def test_the_losses_on_a_gpu_mix_no_devices_and_wait_for_nothing(monkeypatch, config):
     """On a GPU that is pretended: its tensors hold nothing, so whatever asks for a value raises. Backward needs a real one."""
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, small, **_: (torch.zeros_like(small),))
@@ -165,7 +177,7 @@ MIRRORED = torch.arange(81).view(9, 9).flip(1).reshape(-1)  # positions of the m
 def test_the_consistency_is_that_of_energies_mirrored_by_hand():
     """In evaluation mode (no batch statistics, no dropout), against two passes written out."""
     torch.manual_seed(0)
-    config = CC4SConfig(consistency=30, kl="rows", transition_axis="key", trace=0.5)
+    config = CC4SConfig(consistency=30, kl="rows", transition_axis="key", trace=0.5, view="flip")
     method = build_method(config, MODEL, 4).eval()
     images = batch()["image"]
     with torch.no_grad():
@@ -179,7 +191,7 @@ def test_the_consistency_is_that_of_energies_mirrored_by_hand():
 @pytest.mark.parametrize("on", ["x", "z"])
 def test_the_consistency_on_features_is_their_mean_squared_difference(on):
     torch.manual_seed(0)
-    method = build_method(CC4SConfig(consistency=30, consistency_on=on), MODEL, 4).eval()
+    method = build_method(CC4SConfig(consistency=30, consistency_on=on, view="flip"), MODEL, 4).eval()
     network = method.network
     torch.nn.init.constant_(network.walk.gamma, 0.5)
     with torch.no_grad():
@@ -191,16 +203,37 @@ def test_the_consistency_on_features_is_their_mean_squared_difference(on):
         assert method(batch())["consistency"].item() == pytest.approx(want.item(), rel=1e-4)
 
 
-def test_a_random_view_is_either_and_a_crop_lies_anywhere():
-    torch.manual_seed(0)
-    images = torch.arange(65.0).expand(1, 3, 65, 65)  # each pixel is its column
-    method = build_method(CC4SConfig(consistency=1, view="random"), MODEL, 4)
+def test_a_random_view_is_the_mirror_image_or_the_top_or_the_bottom():
+    """As released, at its crop of 465: rows 0 to 384 or 80 to 464, and all columns."""
+    random.seed(0)
+    images = torch.arange(465)[:, None] + 1000 * torch.arange(465)  # each pixel is its row and its column
+    images = images.expand(1, 3, 465, 465)
+    method = build_method(CC4SConfig(consistency=1), MODEL, 4)
     views = [method._draw_view(images).images for _ in range(100)]
-    mirrored = [view[0, 0, 0, 0] == 64 for view in views]
-    assert 30 < sum(mirrored) < 70
-    cropped = [view for view, flipped in zip(views, mirrored, strict=True) if not flipped]
-    assert {view.shape[-2:] for view in cropped} == {(49, 49)}, "7 of 9 positions, three quarters"
-    assert {view[0, 0, 0, 0].item() for view in cropped} == {0, 8, 16}
+    wanted = {"flip": images.flip(-1), "top": images[:, :, :385], "bottom": images[:, :, 80:]}
+    drawn = [next(name for name, want in wanted.items() if torch.equal(view, want)) for view in views]
+    assert 30 < drawn.count("flip") < 70
+    assert 10 < drawn.count("top") < 40 and 10 < drawn.count("bottom") < 40
+
+
+@pytest.mark.parametrize("kl, size, factor", [("entries", 465, 1), ("entries", 97, 169 / 3481), ("rows", 97, 1)])
+def test_a_weight_of_the_consistency_means_the_same_at_every_size(monkeypatch, kl, size, factor):
+    """It is the published one at the published crop, the crop view included, and is scaled by N / 3481 elsewhere."""
+    seen = []
+
+    def loss(query, *others, **settings):
+        seen.append(query.shape[1])
+        return query.sum() * 0 + 1
+
+    monkeypatch.setattr("methods.cc4s.eigenspace_consistency", loss)
+    config = CC4SConfig(consistency=30, kl=kl, view="crop")
+    method = build_method(config, MODEL, 4).eval()
+    side = (size - 1) // 8 + 1
+    maps = torch.zeros(1, 64, side, side)
+    monkeypatch.setattr(method.network, "features", lambda images: images.new_zeros(1, 512, (images.shape[2] + 7) // 8, side))
+    consistency = method._consistency(torch.zeros(1, 3, size, size), (maps, maps))
+    assert consistency.item() == pytest.approx(factor)
+    assert seen[0] < side**2, "the crop's positions alone are compared"
 
 
 def test_without_superpixels_the_entropy_is_that_of_the_whole_image():

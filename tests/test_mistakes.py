@@ -18,7 +18,7 @@ from test_chain import SMALL
 import evaluate
 import predict
 import train
-from datasets.files import read_label
+from datasets.files import read_label, write_label
 from engine.run_folder import lock
 from errors import Failure, UserError, run
 from methods.cc4s import CC4S
@@ -318,6 +318,25 @@ def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkp
     assert_refused(cli(predict.main, *arguments), "holds something else")
 
 
+def test_pseudo_labels_are_of_the_classes_scribbled_in_the_image(checkpoints, root, tmp_path, cli):
+    names = [f"demo_{number:04d}" for number in (8, 9, 10)]
+    scribbles = {name: np.full((HEIGHT, WIDTH), 255, np.uint8) for name in names}
+    scribbles[names[0]][2, :9], scribbles[names[1]][5, :9] = 2, 6  # and none in the last
+    for name, scribble in scribbles.items():
+        write_label(tmp_path / f"scribbles/{name}.png", scribble)
+    common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
+    common += ["--threshold", "0", "--scribbles", tmp_path / "scribbles"]
+    found = {}
+    for kind in ("scribbled", "all"):
+        flags = ["--classes", "all"] if kind == "all" else []
+        assert cli(predict.main, *common, *flags, "--out", tmp_path / kind)[0] == 0
+        found[kind] = {name: read_label(tmp_path / kind / f"{name}.png") for name in names}
+    assert set(np.unique(found["scribbled"][names[0]])) == {2} and set(np.unique(found["scribbled"][names[1]])) == {6}
+    assert (found["scribbled"][names[2]] == found["all"][names[2]]).all(), "nothing scribbled excludes nothing"
+    free = found["all"][names[0]]
+    assert not set(np.unique(free)) <= {2} and (free[2, :9] == 2).all()
+
+
 def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     (root / "tags.json").write_text(json.dumps({name: ["disc", "star"] for name in names}))
@@ -328,7 +347,7 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
         assert cli(predict.main, *common, "--out", tmp_path / "shards", "--shard", shard)[0] == 0
         assert sorted(path.stem for path in (tmp_path / "shards").glob("*.png")) == done
     assert (tmp_path / "all/shares.json").is_file() and not (tmp_path / "shards/shares.json").exists(), "not of a part"
-    assert cli(predict.main, *common, "--out", tmp_path / "tags", "--tags", "--crf", "torch")[0] == 0
+    assert cli(predict.main, *common, "--out", tmp_path / "tags", "--classes", "tags", "--crf", "torch")[0] == 0
     strict = "{background: 1, disc: 1}"
     assert cli(predict.main, *common, "--out", tmp_path / "classes", "--class_thresholds", strict)[0] == 0
     for name in names:
@@ -345,4 +364,4 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
     assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is not one of the classes")
     assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
     (root / "tags.json").unlink()
-    assert_refused(cli(predict.main, *refused, "--tags"), "tags.json")
+    assert_refused(cli(predict.main, *refused, "--classes", "tags"), "tags.json")

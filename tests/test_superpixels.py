@@ -1,13 +1,16 @@
 """The preparation of superpixels and of the colour constraint's graph."""
 
+import h5py
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from test_chain import SMALL
 
 import train
-from datasets.files import read_image
+from datasets import open_index
+from datasets.files import read_image, read_label
+from datasets.segmentation import SegmentationDataset, Superpixels
 from tools import superpixels
 
 
@@ -43,6 +46,46 @@ def test_a_damaged_edge_list_is_found_before_training(root, tmp_path, cli):
     assert not (tmp_path / "run").exists()
 
 
+def released_graph(folder, name, superpixel, weights):
+    """What CC4S's scribblesup.m writes of an image (MATLAB's -v7.3: HDF5, columns first; ids from 1)."""
+    for part, arrays in (
+        ("spiex", {"var1": superpixel + 1.0}),
+        ("Laplace", {"W": weights, "L": np.diag(weights.sum(0)) - weights}),
+    ):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        with h5py.File(folder / f"{part}/{name}.mat", "w") as file:
+            for variable, array in arrays.items():
+                file[variable] = array.T
+
+
+def test_the_released_matlab_graphs_are_converted(root, tmp_path, cli):
+    names = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    superpixel = np.kron(np.arange(6).reshape(2, 3), np.ones((HEIGHT // 2, WIDTH // 3))).astype(np.int64)
+    weights = np.zeros((6, 6))
+    weights[[0, 1, 1, 2], [1, 0, 2, 1]] = 0.8, 0.4, 0.2, 0.8  # each column's largest is 0.8, so it is not symmetric
+    for name in names:
+        released_graph(tmp_path / "cc4s", name, superpixel, weights)
+    command = [root, "--released", tmp_path / "cc4s", "--workers", "1"]
+    assert cli(superpixels.main, *command)[0] == 0
+    read = SegmentationDataset(open_index(root, "train", "scribbles"), superpixels=Superpixels(root / "superpixels"))
+    assert (read.read(0)[1]["superpixel"] == superpixel).all()
+    edges, edge_weights = read.read_graph(0)
+    assert edges.tolist() == [[0, 1], [1, 2]] and edge_weights == pytest.approx([0.6, 0.5])
+    boundary = read_label(root / f"superpixels/boundary/{names[0]}.png") > 0
+    assert boundary.any() and not boundary[:2, :2].any()
+
+    (root / f"superpixels/map/{names[0]}.png").unlink()
+    for damage, message in (
+        (lambda: released_graph(tmp_path / "cc4s", names[0], superpixel[:-1], weights), "of another size than"),
+        (lambda: released_graph(tmp_path / "cc4s", names[0], superpixel, weights[:5, :5]), "6 x 6 weights"),
+        (lambda: (tmp_path / f"cc4s/spiex/{names[0]}.mat").write_bytes(b"damaged"), "not a readable MATLAB 7.3 file"),
+        (lambda: (tmp_path / f"cc4s/spiex/{names[0]}.mat").unlink(), "not found"),
+    ):
+        damage()
+        code, _, error = cli(superpixels.main, *command)
+        assert code == 1 and f"{names[0]}.mat" in error and message in error, error
+
+
 def naive_similarities(image, superpixel):
     """The weights by loops over pixels and pairs (CC4S's formula)."""
     count = int(superpixel.max()) + 1
@@ -54,9 +97,10 @@ def naive_similarities(image, superpixel):
         a = superpixel[y, x]
         area[a] += 1
         for channel in range(3):
-            colour[a, channel, int(image[y, x, channel]) * 25 // 256] += 1
+            colour[a, channel, min(int(image[y, x, channel] / 10.2), 24)] += 1
         for direction in range(2):
-            gradient[a, direction, int((slopes[direction][y, x] + 255) * 10 / 511)] += 1
+            share = (slopes[direction][y, x] - np.min(slopes)) / np.ptp(slopes)
+            gradient[a, direction, min(int(share * 10), 9)] += 1
         for b in {superpixel[y, min(x + 1, superpixel.shape[1] - 1)], superpixel[min(y + 1, superpixel.shape[0] - 1), x]}:
             if a != b:
                 pairs.add((min(a, b), max(a, b)))
@@ -109,6 +153,23 @@ def test_like_colours_weigh_more():
     edges, weights = superpixels.similarities(image, superpixel)
     assert edges.tolist() == [[0, 1], [1, 2]]
     assert weights[0] > weights[1]
+
+
+def test_weak_gradients_of_a_faint_image_count():
+    """Two grey superpixels of one mean, flat beside striped: within [-255, 255] their gradients would share one bin."""
+    image = np.full((12, 24, 3), 104, np.uint8)
+    image[:, 12:] += np.tile(np.array([0, 0, 4, 4], np.uint8), 3)[None, :, None]
+    image[:, 12:] -= 2
+    thirds = (np.arange(24) // 6).astype(np.uint16)[None].repeat(12, axis=0)  # flat, flat, striped, striped
+    edges, weights = superpixels.similarities(image, thirds)
+    assert edges.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert weights[0] == weights[2] and weights[1] < 0.9 * weights[0]
+
+
+def test_an_image_without_gradient_has_equal_weights():
+    superpixel = np.repeat(np.arange(3), 4)[None].repeat(4, axis=0).astype(np.uint16)
+    _, weights = superpixels.similarities(np.full((4, 12, 3), 7, np.uint8), superpixel)
+    assert weights == pytest.approx([0.8, 0.8])
 
 
 def test_one_superpixel_has_no_edge():

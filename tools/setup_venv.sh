@@ -1,12 +1,12 @@
-#!/usr/bin/env bash
-# Makes .venv where it is missing and installs requirements.txt and the files named: bash tools/setup_venv.sh [FILE ...]
+#!/bin/sh
+# Makes .venv where it is missing and installs requirements.txt and the files named: sh tools/setup_venv.sh [FILE ...]
 # pydensecrf alone may fail (it needs a C++ compiler): everything but --crf pydensecrf works without it.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")/.."
 .venv/bin/python -m pip --version > /dev/null 2>&1 || "${PYTHON:-python3}" -m venv .venv # completes one that was cut short, too
-install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 cat requirements.txt "$@" | grep -v pydensecrf > .venv/requirements.txt
-"${install[@]}" -r .venv/requirements.txt
-if ! "${install[@]}" "$(grep pydensecrf requirements.txt)"; then
+install -r .venv/requirements.txt
+if ! install "$(grep pydensecrf requirements.txt)"; then
     echo "note: going on without pydensecrf, which did not build: evaluate.py --crf pydensecrf will not work"
 fi

@@ -119,6 +119,8 @@ class TrainConfig:
     """validate every so many epochs, and after the last step"""
     val_steps: PositiveInt | None = None
     """validate every so many steps; replaces val_epochs"""
+    inspect_steps: PositiveInt | None = None
+    """look inside every so many steps: gradients of the loss terms, the walk's figures; unset: with every validation"""
     log_every: PositiveInt = 20
     """steps between lines in metrics.jsonl and TensorBoard"""
 

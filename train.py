@@ -35,6 +35,7 @@ from datasets.segmentation import SegmentationDataset, Superpixels, to_device
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from engine.inference import most_likely, predict_image, predict_split
+from engine.inspection import first_batch, look_inside
 from engine.interrupt import StopRequest
 from engine.loading import Loaders, augmentation, check_batch, training_order
 from engine.metrics import ConfusionMatrix
@@ -124,6 +125,7 @@ def train(config: Config, process: distributed.Process) -> int:
     del unfinished  # its weights and momentum
     loaders = Loaders(train_set, val_set, settings, process)
     batches = loaders.training(steps, first)
+    inspected = first_batch(train_set, settings, process)
     log = Log(out, steps, first, reviewed) if process.is_main else None
 
     def save(step: int, reviewed: bool) -> None:
@@ -192,6 +194,11 @@ def train(config: Config, process: distributed.Process) -> int:
                 means = distributed.mean_over_processes(values).tolist()
                 if log:
                     log.losses(done, epoch_of(done), rate, dict(zip(losses, means, strict=True)))
+            if done % settings.inspect_steps == 0 if settings.inspect_steps else to_review:
+                seed_everything(settings.seed, process.rank)
+                figures = look_inside(method, inspected, process, settings.precision, scaler.get_scale())
+                if log:
+                    log.figures(done, epoch_of(done), figures)
             if log:
                 log.bar.update()
             if to_review and not stop:

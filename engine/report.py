@@ -56,6 +56,7 @@ def training_report(run: Path) -> None:
         curves["Validation"] = _plot(scores, ["val_miou", "val_dice", "val_pixel_accuracy"], "fraction of 1")
     if losses:
         curves["Learning rate"] = _plot(losses, ["lr"], "learning rate")
+    curves |= _inside(lines)
     valid = [line["val_miou"] for line in scores if line["val_miou"] is not None]
     last = lines[-1] if lines else {"step": 0, "epoch": 0}
     figures = {
@@ -160,12 +161,41 @@ def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
     return {"columns": columns, "rows": rows}
 
 
-def _plot(lines: list[dict], keys: list[str], ylabel: str) -> str:
+# What `engine.inspection` writes besides gradients -> the curve's title, and its axis.
+FIGURES = {
+    "walk/gamma": ("Walk: gamma, the weight of the walked features", "gamma"),
+    "walk/energy_deviation": ("Walk: standard deviation of the energies", "deviation"),
+    "walk/spread": ("Walk: positions that a row of the transition matrix spreads over", "positions"),
+}
+
+
+def _inside(lines: list[dict]) -> dict[str, str]:
+    """Title -> curves of what the run's looks inside have found."""
+    looks = [line for line in lines if any(key.startswith("gradient/") for key in line)]
+    if not looks:
+        return {}
+    curves = {}
+    gradients = [key.split("/") for key in looks[-1] if key.startswith("gradient/")]
+    for part in dict.fromkeys(part for _, _, part in gradients):
+        keys = [f"gradient/{term}/{part}" for _, term, of in gradients if of == part]
+        title = f"Gradient of each loss term at the {part.replace('_', ' and ')} weights"
+        curves[title] = _plot(looks, keys, "L2 norm", scale="log")
+    for key, (title, ylabel) in FIGURES.items():
+        if key in looks[-1]:
+            curves[title] = _plot(looks, [key], ylabel)
+    return curves
+
+
+def _plot(lines: list[dict], keys: list[str], ylabel: str, scale: str = "linear") -> str:
+    """Curves over steps, as a data URL. On a log scale, values of 0 have no point."""
     figure, axis = plt.subplots(figsize=(9, 3), layout="constrained")
     for key in keys:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        points = [(step, value) for step, value in points if scale == "linear" or value > 0]
         if points:
-            axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), marker="." if len(points) < 30 else None)
+            label = key.split("/")[1] if key.startswith("gradient/") else key
+            axis.plot(*zip(*points, strict=True), label=label.replace("_", " "), marker="." if len(points) < 30 else None)
+    axis.set_yscale(scale)
     axis.set_xlabel("step")
     axis.set_ylabel(ylabel)
     axis.grid(alpha=0.3)

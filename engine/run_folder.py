@@ -158,6 +158,10 @@ class Log:
         self.bar.set_postfix({"loss": f"{values['loss']:.3f}"})
         self._write(step, epoch, {"lr": rate} | values)
 
+    def figures(self, step: int, epoch: float, figures: dict[str, float]) -> None:
+        """What `engine.inspection.look_inside` found."""
+        self._write(step, epoch, figures)
+
     def scores(self, step: int, epoch: float, scores: dict) -> None:
         """A validation's scores."""
         self.bar.write(f"step {step}: val mIoU {100 * scores['miou']:.2f}, Dice {100 * scores['dice']:.2f}")

@@ -1,5 +1,7 @@
 """The interface between a method and the training loop."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -33,6 +35,15 @@ class Method(nn.Module):
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32."""
         raise NotImplementedError
+
+    def parts(self) -> dict[str, Iterable[nn.Parameter]]:
+        """The weights at which `engine.inspection` measures the gradient of each loss term, by the part's name."""
+        return {"backbone": self.network.backbone.parameters()}
+
+    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Named scalars that tell of the network, on a batch as `forward` takes it; called without gradient, in training mode,
+        by `engine.inspection`."""
+        return {}
 
     def check_crop(self, crop: int) -> None:
         """Raises UserError if training on crops of this side (pixels) is not possible; called before training."""

@@ -4,8 +4,7 @@ A stage of CC4S is a setting of the loss weights: see configs/cc4s.
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -25,7 +24,10 @@ from methods.base import Method
 from methods.pixelwise import pixelwise
 from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
+from models.layers import running_statistics_untouched
+from models.random_walk import spread_of_transitions
 
+INSPECTED = 4  # images; more would hardly change their mean
 PUBLISHED_POSITIONS = 59 * 59  # of the walk at the published crop of 465
 
 
@@ -122,6 +124,21 @@ class CC4S(Method):
         positions = compared[0].shape[-2] * compared[0].shape[-1]
         return loss * (positions / PUBLISHED_POSITIONS)
 
+    def parts(self) -> dict[str, Iterable[nn.Parameter]]:
+        if self.config.network == "baseline":
+            return super().parts()
+        walk = self.network.walk
+        return super().parts() | {"query_key": [*walk.query_conv.parameters(), *walk.key_conv.parameters()]}
+
+    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`walk/gamma`; `walk/energy_deviation`, the standard deviation of an image's energies; `walk/spread`, over how many
+        positions a row of the transition matrix spreads (of up to `INSPECTED` images)."""
+        if self.config.network == "baseline":
+            return {}
+        query, key = self.network.walk.query_key(self.network.features(batch["image"]))
+        deviation, spread = spread_of_transitions(query[:INSPECTED], key[:INSPECTED])
+        return {"walk/gamma": self.network.walk.gamma, "walk/energy_deviation": deviation, "walk/spread": spread}
+
     def check_crop(self, crop: int) -> None:
         if self.config.consistency:
             for kind in ("flip", "crop") if self.config.view == "random" else (self.config.view,):
@@ -155,22 +172,3 @@ def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -
     superpixel = torch.where(superpixel < 0, superpixel, superpixel - first)
     count = ids[some.stop] - first
     return colour_constraint(logits, superpixel, batch["edges"][own] - first, batch["edge_weights"][own], count)
-
-
-@contextmanager
-def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norms in training mode leave their running statistics as they are: they update throw-away copies.
-
-    Without any (`track_running_stats` off), SyncBatchNorm takes no bfloat16 on a GPU.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    try:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, torch.empty_like(buffer))
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)

@@ -1,5 +1,8 @@
 """Building blocks that the networks share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,3 +23,22 @@ def resize(maps: torch.Tensor, size: tuple[int, int], align_corners: bool) -> to
 def upsample(maps: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
     """`resize` in float32 at least, as logits are."""
     return resize(maps.to(torch.promote_types(maps.dtype, torch.float32)), size, align_corners)
+
+
+@contextmanager
+def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
+    """Within it, batch norms in training mode leave their running statistics as they are: they update throw-away copies.
+
+    Without any (`track_running_stats` off), SyncBatchNorm takes no bfloat16 on a GPU.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    try:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, torch.empty_like(buffer))
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

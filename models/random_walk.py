@@ -60,6 +60,29 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
     return walked.mT.reshape(value.shape)
 
 
+def spread_of_transitions(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The standard deviation of the energies E = Q K^T, and the exponential of the entropy of a row of P = softmax(E): over how
+    many positions the walk spreads, from 1 to N.
+
+    query, key: maps (B, d, h, w). Returns two float64 scalars, means over images and over rows. A block of the N x N matrix is
+    held at a time.
+    """
+    queries, keys = (maps.flatten(2).mT.float() for maps in (query, key))
+    batch, positions, _ = queries.shape
+    sums = queries.new_zeros(3, batch, dtype=torch.float64)
+    with torch.autocast(query.device.type, enabled=False):
+        for images, rows in blocks(queries):
+            energy = queries[images, rows] @ keys[images].mT
+            log_p = torch.log_softmax(energy, dim=-1)
+            spread = torch.special.entr(log_p.exp()).sum(dim=-1).exp()
+            energy = energy.double()
+            sums[:, images] += torch.stack(
+                [energy.sum(dim=(1, 2)), energy.square().sum(dim=(1, 2)), spread.double().sum(dim=1)]
+            )
+    mean, square = sums[:2] / positions**2
+    return (square - mean**2).clamp(min=0).sqrt().mean(), (sums[2] / positions).mean()
+
+
 class _Walk(torch.autograd.Function):
     """softmax(Q K^T) V with gradients, a block of P at a time, which backward computes again.
 

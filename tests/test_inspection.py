@@ -1,0 +1,109 @@
+"""A look inside a run: gradients and figures against plain formulas, and that a look changes nothing."""
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_methods import MODEL, batch
+from training import LOOP
+
+import pairs
+import train
+from datasets.segmentation import to_device
+from engine.distributed import Process
+from engine.inspection import look_inside
+from methods import build_method
+from methods.blpseg import BLPSegConfig
+from methods.cc4s import CC4SConfig
+from models.random_walk import spread_of_transitions
+
+ALONE = Process(0, 1, torch.device("cpu"))
+SS = CC4SConfig(soft_entropy=1, consistency=30, colour=1, view="flip")
+
+
+def raw_batch():
+    """As `collate` gives it: images and labels are bytes."""
+    made = batch()
+    made["image"] = torch.randint(256, made["image"].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return made | {"label": made["label"].byte(), "tags": torch.ones(2, 3)}
+
+
+@pytest.mark.parametrize("config", [SS, CC4SConfig(network="baseline"), BLPSegConfig(width=16, self_training_from=0)])
+def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
+    torch.manual_seed(0)
+    method = build_method(config, MODEL, 4)
+    if isinstance(config, CC4SConfig):  # no dropout, which would differ from pass to pass
+        for module in method.modules():
+            if isinstance(module, torch.nn.Dropout2d):
+                module.p = 0.0
+    method.begin_step(1, 0.0)
+    parts = {name: list(weights) for name, weights in method.parts().items()}
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    torch.manual_seed(1)
+    found = look_inside(method, raw_batch(), ALONE, "fp32", loss_scale=8.0)
+    assert all(torch.equal(state[name], value) for name, value in method.state_dict().items()), "running statistics, too"
+    assert all(weight.grad is None for weight in method.parameters())
+
+    names = [name.split("/")[1] for name in found if name.endswith("/backbone")]
+    assert names == list(method(to_device(raw_batch(), ALONE.device)))
+    for term in names:
+        method.zero_grad(set_to_none=True)
+        torch.manual_seed(1)
+        method(to_device(raw_batch(), ALONE.device))[term].backward()
+        for part, weights in parts.items():
+            squares = [weight.grad.square().sum() for weight in weights if weight.grad is not None]
+            want = sum(squares).sqrt().item() if squares else 0.0
+            assert found[f"gradient/{term}/{part}"] == pytest.approx(want, rel=1e-3, abs=1e-7), (term, part)
+    if config is SS:
+        assert found["gradient/consistency/query_key"] > 0
+        # gamma is 0 at the start, so what comes after the walk has no gradient at queries and keys.
+        assert found["gradient/cross_entropy/query_key"] == 0
+
+
+@pytest.mark.parametrize("held", [7, 10**9])
+def test_the_walk_s_figures_equal_the_dense_formulas(monkeypatch, held):
+    monkeypatch.setitem(pairs.HELD, "cpu", held)
+    query, key = torch.randn(2, 3, 8, 4, 5)
+    deviation, spread = spread_of_transitions(query, key)
+    energy = query.flatten(2).mT.double() @ key.flatten(2).double()
+    transition = energy.softmax(dim=-1)
+    entropy = -(transition * transition.log()).sum(dim=-1)
+    assert deviation.item() == pytest.approx(energy.std(dim=(1, 2), correction=0).mean().item(), rel=1e-5)
+    assert spread.item() == pytest.approx(entropy.exp().mean().item(), rel=1e-5)
+
+
+def test_a_walk_of_one_energy_spreads_over_all_positions_and_a_certain_one_over_one():
+    same = torch.ones(1, 2, 3, 4)
+    deviation, spread = spread_of_transitions(same, same)
+    assert deviation.item() == pytest.approx(0, abs=1e-6) and spread.item() == pytest.approx(12)
+    apart = 100 * torch.eye(12).view(1, 12, 3, 4)
+    assert spread_of_transitions(apart, apart)[1].item() == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
+    flags = [*LOOP, "--data.root", tiny, "--method.soft_entropy", "1", "--method.consistency", "30"]
+    for run, more in (("every_step", ["--train.inspect_steps", "1"]), ("default", [])):
+        assert cli(train.main, *flags, *more, "--out", tmp_path / run)[0] == 0
+    weights = [torch.load(tmp_path / run / "last.pt", weights_only=True)["method"] for run in ("every_step", "default")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    lines = {run: (tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("every_step", "default")}
+    looks = {run: [line for line in map(json.loads, some) if "walk/gamma" in line] for run, some in lines.items()}
+    assert [line["step"] for line in looks["every_step"]] == [1, 2, 3, 4]
+    assert [line["step"] for line in looks["default"]] == [2, 4], "with every validation"
+    assert looks["default"] == looks["every_step"][1::2], "the same images, dropout and views every time"
+    terms = ("consistency", "cross_entropy", "soft_entropy")
+    assert looks["default"][0].keys() - {"step", "epoch"} == {
+        "walk/gamma", "walk/energy_deviation", "walk/spread",
+        *(f"gradient/{term}/{part}" for term in terms for part in ("backbone", "query_key")),
+    }  # fmt: skip
+    assert 1 <= looks["default"][0]["walk/spread"] <= 25, "of 5 x 5 positions"
+    board = EventAccumulator(str(tmp_path / "default")).Reload()
+    for name, value in looks["default"][-1].items():
+        if name not in ("step", "epoch"):
+            assert board.Scalars(name)[-1].value == pytest.approx(value)
+    report = (tmp_path / "default/report.html").read_text()
+    for title in ("at the backbone weights", "at the query and key weights", "Walk: gamma", "positions that a row"):
+        assert title in report

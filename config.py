@@ -230,6 +230,8 @@ class EvaluateConfig:
     """another evaluation's folder, to set the classes' scores beside in report.html"""
     scribbles: str = "scribbles"
     """shown in report.html where an image has them: a folder of data.root, or a path"""
+    save_masks: str | None = None
+    """folder for the predicted masks, NAME.png in PASCAL VOC's colours"""
     workers: NonNegativeInt = 2
     """processes that load images"""
     data: SplitConfig = field(default_factory=SplitConfig)
@@ -267,6 +269,8 @@ class PredictConfig:
     """part of the images, i/n: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
     scribbles: str | None = None
     """folder of label PNGs that win over the pseudo-labels where they are not 255"""
+    truth: str = "SegmentationClass"
+    """dense masks that pseudo-labels are compared with where they exist: a folder of the data set, or a path (--split)"""
     preset: str = "fast"
     """settings of inference, configs/evaluate/NAME.yaml"""
     inference: InferenceConfig = field(default_factory=InferenceConfig)

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 4 evaluate.py --checkpoint ...
 
 Prints a table and writes OUT/metrics.json (fractions of 1, the confusion matrix, the conditions) and OUT/report.html, a
-page with the classes' scores, the best and the worst images, errors and entropy.
+page with the classes' scores, the best and the worst images, errors and entropy. --save_masks DIR writes the predicted masks.
 """
 
 import json
@@ -21,7 +21,7 @@ from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
 from datasets.demo import draw_if_missing
-from datasets.files import shown_label, whole
+from datasets.files import shown_label, whole, write_label
 from datasets.index import evenly, under
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
@@ -121,6 +121,8 @@ def score(
             if config.crf != "none" and not config.crf_per_scale:
                 probabilities = sharpen(probabilities, item["image"])
             prediction = most_likely(probabilities).cpu()
+            if config.save_masks is not None:
+                write_label(Path(config.save_masks) / f"{dataset.index.names[position]}.png", prediction.byte().numpy())
             own = ConfusionMatrix(len(dataset.index.classes))
             own.update(prediction, item["label"])
             matrix.counts += own.counts

@@ -9,7 +9,8 @@ CHECKPOINT=${CHECKPOINT:-runs/ss_stage2/best.pt}
 DATA_ROOT=${DATA_ROOT:-data/demo}                              # JPEGImages, ImageSets/Segmentation, classes.txt (README, "Your own data")
 MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}                   # dense masks
 OUT=${OUT:-$(dirname "$CHECKPOINT")/evaluation}
+SAVE=${SAVE:-}                                                 # folder for the predicted masks; empty: not written
 LAUNCH=${LAUNCH:-python}                                       # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 
 exec $LAUNCH evaluate.py --checkpoint "$CHECKPOINT" \
-    --data.root "$DATA_ROOT" --data.labels "$MASKS" --data.split val --out "$OUT" "$@"
+    --data.root "$DATA_ROOT" --data.labels "$MASKS" --data.split val --out "$OUT" ${SAVE:+--save_masks "$SAVE"} "$@"

@@ -5,8 +5,8 @@
         --scribbles DATA_ROOT/scribbles --out runs/ss/pseudo_labels
 
 Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come, and
-shares.json how much of the pixels is labelled as what. Images that are done already are skipped; one that cannot be read is
-listed at the end (exit code 1) and does not stop the rest.
+shares.json how much of the pixels is labelled as what and, where dense masks exist, how right pseudo-labels are. Images that
+are done already are skipped; one that cannot be read is listed at the end (exit code 1) and does not stop the rest.
 """
 
 import json
@@ -23,14 +23,15 @@ from tqdm import tqdm
 from command_line import parse
 from config import InferenceConfig, PredictConfig
 from datasets import open_index
-from datasets.files import UNLABELLED, read_image, read_label, whole, write_label
+from datasets.files import UNLABELLED, read_image, read_label, shown_label, whole, write_label
 from datasets.folder import images_below
-from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines
+from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines, under
 from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
 from engine.inference import note_preset, predict_image
+from engine.metrics import SHARES, label_quality
 from engine.pictures import contact_sheet, overlay
 from engine.provenance import claim, file_sha256, lines_sha256
 from errors import LESS_MEMORY, UserError, out_of_memory, run
@@ -70,11 +71,17 @@ def main() -> int:
     method.to(device, memory_format=torch.channels_last)
     names = distributed.share(list(images), config.shard)
     counts, failures = np.zeros(256, np.int64), []
+    masks = under(Path(config.images), config.truth) if index and config.pseudo_labels else None
+    compared = np.zeros((len(method.classes), len(method.classes) + 1), np.int64)
     for name in tqdm(names, "predicting", unit="image", disable=None):
         try:
             if not (out / f"{name}.png").is_file():
                 predict(method, config, name, images[name], thresholds, tagged.get(name), device)
-            counts += np.bincount(read_label(out / f"{name}.png").reshape(-1), minlength=256)
+            label = read_label(out / f"{name}.png")
+            counts += np.bincount(label.reshape(-1), minlength=256)
+            mask = shown_label(masks / f"{name}.png") if masks else None
+            if mask is not None and mask.shape == label.shape:
+                compared += compare(label, mask, len(method.classes))
         except UserError as error:
             failures.append(error)
         except (RuntimeError, MemoryError) as error:
@@ -84,7 +91,7 @@ def main() -> int:
     if not config.pseudo_labels:
         draw_gallery(images, out)
     if len(names) == len(images) and counts.sum():  # not of a part
-        write_shares(out / "shares.json", counts, method.classes)
+        write_shares(out / SHARES, counts, compared, method.classes)
     print(
         f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"
     )
@@ -97,7 +104,7 @@ def main() -> int:
 def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     """What the predictions depend on."""
     settings = asdict(config)
-    for elsewhere in ("run", "out", "shard", "preset"):  # the preset is in the inference settings
+    for elsewhere in ("run", "out", "shard", "preset", "truth"):  # the preset is in the inference settings
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
@@ -114,13 +121,28 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     return settings
 
 
-def write_shares(file: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Writes how much of the pixels is labelled, and as what, as JSON; counts: pixels of each id, (256,)."""
+def compare(label: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class of the mask (row) and each label (column, the last: unlabelled), (C, C + 1) int64; both (H, W)
+    uint8. What the mask gives no class does not count."""
+    counted = mask < num_classes
+    columns = np.where(label == UNLABELLED, num_classes, label)[counted].astype(np.int64)
+    pairs = mask[counted].astype(np.int64) * (num_classes + 1) + columns
+    return np.bincount(pairs, minlength=num_classes * (num_classes + 1)).reshape(num_classes, num_classes + 1)
+
+
+def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Writes how much of the pixels is labelled and as what, and how far that agrees with the masks, as JSON.
+
+    counts: pixels of each id, (256,). compared: what `compare` counts, all 0 where there is no mask.
+    """
     shares = counts / counts.sum()
     found = {
         "labelled_share": float(1 - shares[UNLABELLED]),
         "share_of_class": {name: float(shares[number]) for number, name in enumerate(classes)},
     }
+    if compared.any():
+        found |= label_quality(compared, classes)
+        print(f"against the masks: mIoU {100 * found['miou']:.2f}, unlabelled pixels counted as missed; by class in {file}")
     with whole(file) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -38,7 +38,7 @@ from engine.inference import most_likely, predict_image, predict_split
 from engine.inspection import first_batch, look_inside
 from engine.interrupt import StopRequest
 from engine.loading import Loaders, augmentation, check_batch, training_order
-from engine.metrics import ConfusionMatrix
+from engine.metrics import ConfusionMatrix, read_label_quality
 from engine.pictures import picture_grid
 from engine.report import training_report
 from engine.run_folder import Log, origin, read_unfinished, start
@@ -95,6 +95,7 @@ def train(config: Config, process: distributed.Process) -> int:
         for note in chain(list_faults(train_index, val_index), odd_labels(train_set, val_set, config.data)):
             print(f"note: {note}")
         shown = read_shown(train_set, val_set, config.data)
+        label_figures = read_label_quality(under(Path(config.data.root), config.data.labels))
         start(config, origin(config, train_set, val_set), process.world, str(device), first)
         weights = sum(weight.numel() for weight in method.parameters())
         print(
@@ -125,8 +126,10 @@ def train(config: Config, process: distributed.Process) -> int:
     del unfinished  # its weights and momentum
     loaders = Loaders(train_set, val_set, settings, process)
     batches = loaders.training(steps, first)
-    inspected = first_batch(train_set, settings, process)
+    inspected = first_batch(train_set, under(Path(config.data.root), config.data.truth), settings, process)
     log = Log(out, steps, first, reviewed) if process.is_main else None
+    if log and not first and label_figures:
+        log.figures(0, 0.0, label_figures)
 
     def save(step: int, reviewed: bool) -> None:
         """Writes last.pt; `reviewed`: whether the validation that is due at this step is done."""

@@ -4,6 +4,9 @@ The batch is the same at every look (the run's first), and so are dropout and vi
 changes nothing in the run.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from config import TrainConfig
@@ -14,10 +17,19 @@ from methods.base import Method
 from models.layers import running_statistics_untouched
 
 
-def first_batch(train_set: SegmentationDataset, settings: TrainConfig, process: Process) -> dict[str, torch.Tensor]:
-    """This process's part of the run's first forward pass, as `collate` gives it."""
-    order = training_order(len(train_set), settings, 1, 0, process)
-    return collate([train_set[key] for key in order.batch(0)])
+def first_batch(
+    train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process
+) -> dict[str, torch.Tensor]:
+    """This process's part of the run's first forward pass, as `collate` gives it; with `truth` (B, H, W) uint8, their dense
+    masks, where the folder `masks` has one of every image."""
+    keys = training_order(len(train_set), settings, 1, 0, process).batch(0)
+    batch = collate([train_set[key] for key in keys])
+    index = train_set.index
+    files = tuple(masks / f"{name}.png" for name in index.names)
+    if all(files[position].is_file() for _, position in keys):
+        of_masks = SegmentationDataset(replace(index, labels=files), train_set.augment, seed=train_set.seed)
+        batch["truth"] = torch.stack([of_masks[key]["label"] for key in keys])
+    return batch
 
 
 def look_inside(
@@ -47,4 +59,4 @@ def look_inside(
         del terms, loss
         with torch.no_grad(), autocast(process.device, precision):
             found |= method.figures(batch)
-    return {name: float(value) for name, value in found.items()}
+    return {name: value.item() for name, value in found.items()}

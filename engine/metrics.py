@@ -75,6 +75,46 @@ class BoundaryScores:
         }
 
 
+SHARES = "shares.json"  # beside labels that predict.py wrote
+
+
+def label_quality(counts: np.ndarray, classes: Sequence[str]) -> dict:
+    """How far labels agree with dense masks. counts: pixels (C, C + 1) of a class in the mask (row) and of a label (column, the
+    last: unlabelled).
+
+    By class name, as fractions of 1: `precision_of_class`, the share of the class's labels that are right; `coverage_of_class`,
+    the share of the class's pixels that have this label; `iou_of_class`, in which an unlabelled pixel counts as missed. None
+    for a class without labels or without pixels. `miou`: the mean of the last over the classes that occur.
+    """
+    counts = torch.from_numpy(counts).double()
+    hit, truth, labelled = counts.diagonal(), counts.sum(dim=1), counts[:, :-1].sum(dim=0)
+    iou = hit / (truth + labelled - hit)
+    return {
+        "precision_of_class": _by_name(classes, hit / labelled),
+        "coverage_of_class": _by_name(classes, hit / truth),
+        "iou_of_class": _by_name(classes, iou),
+        "miou": iou.nanmean().item(),
+    }
+
+
+def read_label_quality(folder: Path) -> dict[str, float]:
+    """`labels/precision/CLASS` and `labels/coverage/CLASS` of what predict.py wrote to FOLDER/shares.json; empty where labels
+    were not made by it, or had no masks to be compared with. Raises UserError for a damaged file."""
+    file = folder / SHARES
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        return {
+            f"labels/{kind}/{name}": float(value)
+            for kind in ("precision", "coverage")
+            for name, value in found.get(f"{kind}_of_class", {}).items()
+            if value is not None
+        }
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file}: not what predict.py writes ({error}): delete it") from error
+
+
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """(C, H, W) -> (H, W), 0 to 1 (all classes alike)."""
     # Class by class, since a large photo's probabilities do not fit into memory twice.

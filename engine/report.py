@@ -71,7 +71,28 @@ def training_report(run: Path) -> None:
             pictures.append({"title": "Pictures", "legend": legend, "colours": [], "picture": _embed(grid)})
     described = yaml.safe_load(config)
     lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"
-    _write(run, title=f"Training: {run.name}", lead=lead, figures=figures, curves=curves, pictures=pictures, conditions=config)
+    _write(
+        run,
+        title=f"Training: {run.name}",
+        lead=lead,
+        figures=figures,
+        curves=curves,
+        table=_label_table(lines),
+        pictures=pictures,
+        conditions=config,
+    )
+
+
+def _label_table(lines: list[dict]) -> dict | None:
+    """Precision and coverage by class of the pseudo-labels that the run was trained on; None where no masks are known."""
+    first = next((line for line in lines if line["step"] == 0), {})
+    kinds = ("precision", "coverage")
+    names = dict.fromkeys(key.split("/", 2)[2] for key in first if key.startswith("labels/"))
+    if not names:
+        return None
+    rows = [[{"text": name}, *({"text": _percent(first.get(f"labels/{kind}/{name}"))} for kind in kinds)] for name in names]
+    columns = ["class", "labels that are right", "pixels of the class rightly labelled"]
+    return {"title": "Pseudo-labels against the masks", "columns": columns, "rows": rows}
 
 
 def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], compared: tuple[str, dict] | None = None) -> None:
@@ -158,7 +179,7 @@ def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
             kind = "" if not difference else "better" if difference > 0 else "worse"
             cells.append({"text": "-" if difference is None else f"{difference:+.2f}", "kind": kind})
         rows.append(cells)
-    return {"columns": columns, "rows": rows}
+    return {"title": "Classes", "columns": columns, "rows": rows}
 
 
 # What `engine.inspection` writes besides gradients -> the curve's title, and its axis.
@@ -175,6 +196,10 @@ def _inside(lines: list[dict]) -> dict[str, str]:
     if not looks:
         return {}
     curves = {}
+    for kind in ("precision", "coverage"):
+        keys = sorted({key for line in looks for key in line if key.startswith(f"labels/{kind}/")})
+        if keys:
+            curves[f"Self-training labels: {kind} by class id"] = _plot(looks, keys, "fraction of 1")
     gradients = [key.split("/") for key in looks[-1] if key.startswith("gradient/")]
     for part in dict.fromkeys(part for _, _, part in gradients):
         keys = [f"gradient/{term}/{part}" for _, term, of in gradients if of == part]
@@ -193,7 +218,8 @@ def _plot(lines: list[dict], keys: list[str], ylabel: str, scale: str = "linear"
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         points = [(step, value) for step, value in points if scale == "linear" or value > 0]
         if points:
-            label = key.split("/")[1] if key.startswith("gradient/") else key
+            kind, *names = key.split("/")
+            label = names[0] if kind == "gradient" else names[-1] if kind == "labels" else key
             axis.plot(*zip(*points, strict=True), label=label.replace("_", " "), marker="." if len(points) < 30 else None)
     axis.set_yscale(scale)
     axis.set_xlabel("step")

@@ -41,8 +41,8 @@ class Method(nn.Module):
         return {"backbone": self.network.backbone.parameters()}
 
     def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Named scalars that tell of the network, on a batch as `forward` takes it; called without gradient, in training mode,
-        by `engine.inspection`."""
+        """Named scalars that tell of the network, on a batch as `forward` takes it, with `truth` (B, H, W) uint8 where there
+        are masks; called without gradient, in training mode, by `engine.inspection`."""
         return {}
 
     def check_crop(self, crop: int) -> None:

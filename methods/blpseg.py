@@ -14,6 +14,7 @@ from losses.scribble_cross_entropy import scribble_cross_entropy, scribble_weigh
 from methods.base import Method
 from methods.pixelwise import pixelwise
 from models.blpseg import BLPSegNet
+from models.layers import upsample
 
 
 @dataclass
@@ -83,6 +84,26 @@ class BLPSeg(Method):
             return scribble_cross_entropy(logits[:, classes:], label, outside, config.unlabelled_weight), weight
 
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
+
+    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Once the network labels by itself, `labels/precision/ID` and `labels/coverage/ID` by class: the share of its labels
+        that are right, and the share of the class's pixels that have its label; scribbles count as labels."""
+        if not self.self_training or "truth" not in batch:
+            return {}
+        logits = upsample(
+            self.network.segment(batch["image"], self.network.features(batch["image"])), batch["image"].shape[-2:], False
+        )
+        label = self_training_labels(logits, batch["label"], batch["outside"], batch["tags"], self.config.threshold)
+        known = batch["truth"] != IGNORE_INDEX
+        figures = {}
+        for number in range(self.num_classes):
+            ours, theirs = (label == number) & known, batch["truth"] == number
+            right = (ours & theirs).sum()
+            if ours.any():
+                figures[f"labels/precision/{number}"] = right / ours.sum()
+            if theirs.any():
+                figures[f"labels/coverage/{number}"] = right / theirs.sum()
+        return figures
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)

@@ -97,6 +97,20 @@ def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
     assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [*before, f"{last} --out o --more 1"]
 
 
+@pytest.mark.slow
+def test_evaluate_writes_the_masks_that_it_scores(chain, tiny, tmp_path):
+    paths = {"CHECKPOINT": chain / "ur/best.pt", "DATA_ROOT": tiny, "OUT": tmp_path / "evaluation", "SAVE": tmp_path / "masks"}
+    assert script("evaluate.sh", "--workers", "0", **paths).returncode == 0
+    names = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()
+    assert sorted(path.stem for path in (tmp_path / "masks").iterdir()) == names
+    right = counted = 0
+    for name in names:
+        mask, truth = read_label(tmp_path / f"masks/{name}.png"), read_label(tiny / f"SegmentationClass/{name}.png")
+        right, counted = right + ((mask == truth) & (truth != UNLABELLED)).sum(), counted + (truth != UNLABELLED).sum()
+    scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert right / counted == pytest.approx(scores["pixel_accuracy"])
+
+
 def test_stage_2_is_the_released_chain(tmp_path):
     """UR stage 2 starts from ImageNet and SS stage 2 from it, both on the labels of SS; INIT goes on from another network."""
     repository = tmp_path / "repository"
@@ -148,6 +162,9 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
     assert config["train"]["steps"] == 3
     assert Path(config["data"]["labels"]).name == ("pseudo_labels" if "stage2" in stage else "scribbles")
     lines = [json.loads(line) for line in (chain / stage / "metrics.jsonl").read_text().splitlines()]
+    report = (chain / stage / "report.html").read_text()
+    assert ("labels/precision/background" in lines[0]) == ("Pseudo-labels against the masks" in report) == ("stage2" in stage)
+    lines = [line for line in lines if line["step"]]
     rates = [line["lr"] for line in lines if "lr" in line]
     first = 0.001 if stage in ("ss", "ss_stage2") else 0.01
     assert rates == pytest.approx([first * (1 - step / 3) ** 0.9 for step in range(3)])
@@ -160,7 +177,7 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
             (line["step"], pytest.approx(line[name])) for line in lines if name in line
         ]
     best = max(line["val_miou"] for line in lines if "val_miou" in line)
-    assert f"{100 * best:.2f}%" in (chain / stage / "report.html").read_text()
+    assert f"{100 * best:.2f}%" in report
 
 
 @pytest.mark.slow

@@ -10,12 +10,16 @@ from training import LOOP
 
 import pairs
 import train
-from datasets.segmentation import to_device
+from config import DataConfig, TrainConfig
+from datasets import open_index
+from datasets.segmentation import SegmentationDataset, to_device
 from engine.distributed import Process
-from engine.inspection import look_inside
+from engine.inspection import first_batch, look_inside
+from engine.loading import augmentation
 from methods import build_method
-from methods.blpseg import BLPSegConfig
+from methods.blpseg import BLPSegConfig, self_training_labels
 from methods.cc4s import CC4SConfig
+from models.layers import upsample
 from models.random_walk import spread_of_transitions
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -79,6 +83,36 @@ def test_a_walk_of_one_energy_spreads_over_all_positions_and_a_certain_one_over_
     assert deviation.item() == pytest.approx(0, abs=1e-6) and spread.item() == pytest.approx(12)
     apart = 100 * torch.eye(12).view(1, 12, 3, 4)
     assert spread_of_transitions(apart, apart)[1].item() == pytest.approx(1)
+
+
+def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny):
+    index = open_index(tiny, "train", "scribbles")
+    dataset = SegmentationDataset(index, augmentation(DataConfig(crop=65)), seed=3)
+    settings = TrainConfig(batch_size=4, seed=3)
+    made = first_batch(dataset, tiny / "SegmentationClass", settings, ALONE)
+    scribbled = made["label"] != 255
+    agreeing = (made["truth"] == made["label"])[scribbled].float().mean()
+    assert scribbled.any() and agreeing > 0.95, "scribbles of the demo lie within their masks"
+    assert "truth" not in first_batch(dataset, tiny / "none", settings, ALONE)
+
+    method = build_method(BLPSegConfig(width=16, self_training_from=5, threshold=0.1), MODEL, 7)
+    method.begin_step(4, 0.0)
+    found = look_inside(method, made, ALONE, "fp32")
+    assert not any(name.startswith("labels/") for name in found), "before self-training begins"
+    method.begin_step(5, 0.0)
+    given = to_device(made, ALONE.device)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        figures = method.train().figures(given)
+    torch.manual_seed(1)
+    logits = upsample(method.network.segment(given["image"], method.network.features(given["image"])), (65, 65), False)
+    label = self_training_labels(logits, given["label"], given["outside"], given["tags"], 0.1)
+    for number in range(7):
+        ours, theirs = (label == number) & (given["truth"] != 255), given["truth"] == number
+        if theirs.any():
+            want = (ours & theirs).sum() / theirs.sum()
+            assert figures[f"labels/coverage/{number}"] == pytest.approx(want.item())
+    assert {name.split("/")[1] for name in figures} == {"precision", "coverage"}
 
 
 @pytest.mark.slow

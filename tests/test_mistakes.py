@@ -337,6 +337,34 @@ def test_pseudo_labels_are_of_the_classes_scribbled_in_the_image(checkpoints, ro
     assert not set(np.unique(free)) <= {2} and (free[2, :9] == 2).all()
 
 
+def test_pseudo_labels_are_compared_with_the_masks_where_there_are_some(checkpoints, root, tmp_path, cli):
+    names = [f"demo_{number:04d}" for number in (8, 9, 10)]
+    masks = {name: read_label(root / f"SegmentationClass/{name}.png") for name in names}
+    (root / f"SegmentationClass/{names[2]}.png").unlink()
+    common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
+    code, printed, _ = cli(predict.main, *common, "--threshold", "0.16", "--out", tmp_path / "labels")
+    assert code == 0 and "against the masks: mIoU" in printed
+    shares = json.loads((tmp_path / "labels/shares.json").read_text())
+    ours = np.stack([read_label(tmp_path / f"labels/{name}.png") for name in names[:2]])
+    theirs = np.stack([masks[name] for name in names[:2]])
+    precisions, coverages, ious = [], [], []
+    for number in range(7):
+        labelled, true = (ours == number) & (theirs != 255), theirs == number
+        right = (labelled & true).sum()
+        precisions.append(right / labelled.sum() if labelled.any() else None)
+        coverages.append(right / true.sum() if true.any() else None)
+        ious.append(right / (labelled | true).sum() if (labelled | true).any() else None)
+    for kind, want in (("precision", precisions), ("coverage", coverages), ("iou", ious)):
+        assert list(shares[f"{kind}_of_class"].values()) == [None if one is None else pytest.approx(one) for one in want]
+    assert shares["miou"] == pytest.approx(np.mean([one for one in ious if one is not None]))
+
+    for name in names[:2]:  # damaged, but only compared with
+        (root / f"SegmentationClass/{name}.png").write_bytes(b"damaged")
+    code, printed, _ = cli(predict.main, *common, "--out", tmp_path / "alone")
+    assert code == 0 and "against the masks" not in printed
+    assert "precision_of_class" not in json.loads((tmp_path / "alone/shares.json").read_text())
+
+
 def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     (root / "tags.json").write_text(json.dumps({name: ["disc", "star"] for name in names}))

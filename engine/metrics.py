@@ -125,7 +125,7 @@ def read_evaluation(folder: Path) -> dict:
     """What evaluate.py wrote to FOLDER/metrics.json; raises UserError if there is none or it is damaged."""
     file = folder / METRICS
     if not file.is_file():
-        raise UserError(f"{file} not found: evaluate the run first (CHECKPOINT=RUN/best.pt bash evaluate.sh)")
+        raise UserError(f"{file} not found: evaluate the run first (CHECKPOINT=RUN/best.pt sh evaluate.sh)")
     try:
         found = json.loads(file.read_text())
         complete = (

@@ -49,6 +49,15 @@ def lines_sha256(lines: Iterable[object]) -> str:
     return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
+def read_record(record: Path) -> dict | None:
+    """The content of a record that `claim` wrote; None where there is none that can be read."""
+    try:
+        there = json.loads(record.read_text()) if record.is_file() else None
+    except ValueError:
+        return None
+    return there if isinstance(there, dict) else None
+
+
 def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
     """Makes the folder of `record`, a JSON of the conditions (and notes) that the files in it are made under; or finds it made
     under the same conditions, so that a later call may go on in it.
@@ -62,11 +71,8 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
     # Another shard may be writing its record at this moment.
     holds = {path.name for path in out.iterdir() if not path.name.endswith(".part")} if out.is_dir() else set()
     if holds - {record.name}:
-        try:
-            there = json.loads(record.read_text()) if record.is_file() else None
-        except ValueError:
-            there = None
-        if not isinstance(there, dict):
+        there = read_record(record)
+        if there is None:
             raise UserError(f"{out} holds something else already: choose another --out")
         differing = [name for name, value in conditions.items() if name not in there or there[name] != value]
         if differing:

@@ -73,6 +73,8 @@ def test_the_released_matlab_graphs_are_converted(root, tmp_path, cli):
     assert edges.tolist() == [[0, 1], [1, 2]] and edge_weights == pytest.approx([0.6, 0.5])
     boundary = read_label(root / f"superpixels/boundary/{names[0]}.png") > 0
     assert boundary.any() and not boundary[:2, :2].any()
+    code, printed, error = cli(superpixels.main, root, "--workers", "1")  # as the stage scripts call it
+    assert code == 0 and "8 were there" in printed, error
 
     (root / f"superpixels/map/{names[0]}.png").unlink()
     for damage, message in (

@@ -105,7 +105,7 @@ def find_runs(folder: Path) -> list[Path]:
     """The evaluated runs in `folder`, oldest first; raises UserError if there is none."""
     runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / EVALUATION / METRICS).is_file()]
     if not runs:
-        raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt bash evaluate.sh evaluates one")
+        raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt sh evaluate.sh evaluates one")
     return sorted(runs, key=lambda path: (path / "best.pt").stat().st_mtime)
 
 

@@ -8,8 +8,7 @@ Writes, per image, OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at 
 skipped.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from datasets import open_index
 from datasets.demo import draw_if_missing
 from datasets.files import NO_SUPERPIXEL, read_image, read_matlab73, whole
 from datasets.segmentation import Superpixels
-from engine.provenance import claim
+from engine.provenance import claim, read_record
 from errors import UserError, run
 from tools.batch import BatchConfig, process
 
@@ -59,11 +58,13 @@ def main() -> int:
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
     record = superpixels.folder / "superpixels.json"
+    if config.released is None:  # a stage script goes on with a folder that was converted
+        config = replace(config, released=(read_record(record) or {}).get("released"))
     conditions = {"segments": config.segments, "compactness": config.compactness}
     if config.released is not None:
         conditions = {"released": config.released}
     claim(record, conditions, {"gradient_bins": "the image's own range"})
-    if "gradient_bins" not in json.loads(record.read_text()):
+    if "gradient_bins" not in read_record(record):
         print(f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255")
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)

@@ -136,7 +136,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
     settings = yaml.safe_load((ROOT / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
-    method_config = CC4SConfig(**settings["method"])
+    method_config = CC4SConfig(**settings["method"] | {"view": "flip"})  # the textbook's, and the dearer one
     method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), config.classes).to(device)
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk

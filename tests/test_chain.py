@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,47 @@ def test_evaluate_writes_the_masks_that_it_scores(chain, tiny, tmp_path):
         right, counted = right + ((mask == truth) & (truth != UNLABELLED)).sum(), counted + (truth != UNLABELLED).sum()
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert right / counted == pytest.approx(scores["pixel_accuracy"])
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_quickstart_runs_the_chain_in_every_shell(shell, tmp_path):
+    """With stand-ins for what it calls, each of which says how."""
+    repository = tmp_path / "repository"
+    (repository / "tools").mkdir(parents=True)
+    (repository / ".venv/bin").mkdir(parents=True)
+    (repository / ".venv/bin/activate").write_text("python() { echo python $*; }\n")
+    shutil.copy(REPOSITORY / "quickstart.sh", repository)
+    (repository / "tools/setup_venv.sh").write_text("echo setup\n")
+    said = 'echo "$(basename $0) INIT=${INIT:-} LABELS_FROM=${LABELS_FROM:-} OUT=$OUT $*"\n'
+    for name in [*COMMANDS]:
+        (repository / name).write_text(said)
+    done = subprocess.run(
+        [shell, repository / "quickstart.sh", "--train.seed", "1"],
+        env={"PATH": os.environ["PATH"], "OUT_ROOT": "r", "TRAIN_SPLIT": "other"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stages = [line for line in done.stdout.splitlines() if line.startswith("train_")]
+    more = "--config configs/demo.yaml --train.seed 1"
+    assert stages == [
+        f"train_seg_baseline.sh INIT= LABELS_FROM= OUT=r/baseline {more}",
+        f"train_seg_UR.sh INIT= LABELS_FROM= OUT=r/ur {more}",
+        f"train_seg_SS.sh INIT=r/ur/best.pt LABELS_FROM= OUT=r/ss {more}",
+        f"train_seg_UR_stage2.sh INIT= LABELS_FROM=r/ss/best.pt OUT=r/ur_stage2 {more}",
+        f"train_seg_SS_stage2.sh INIT=r/ur_stage2/best.pt LABELS_FROM=r/ss/best.pt OUT=r/ss_stage2 {more}",
+    ]
+    assert sum(line.startswith("evaluate.sh") for line in done.stdout.splitlines()) == 5
+    assert done.stdout.splitlines()[-1] == "python -m tools.compare r"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_script_is_of_plain_sh(shell):
+    scripts = [path for folder in (".", "tools", "benchmarks") for path in (REPOSITORY / folder).glob("*.sh")]
+    assert len(scripts) >= 12
+    for path in scripts:
+        assert path.read_text().startswith("#!/bin/sh\n"), path
+        done = subprocess.run([shell, "-n", path], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not re.search(r"pipefail|\bsource |\[\[|\bbash\b|,,\}", path.read_text()), path
 
 
 def test_stage_2_is_the_released_chain(tmp_path):

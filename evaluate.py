@@ -20,7 +20,7 @@ from command_line import parse
 from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
-from datasets.demo import draw_if_missing
+from datasets.drawing.demo import draw_if_missing
 from datasets.files import shown_label, whole, write_label
 from datasets.index import evenly, under
 from datasets.segmentation import SegmentationDataset

@@ -24,7 +24,7 @@ from command_line import parse
 from config import InferenceConfig, PredictConfig
 from datasets import open_index
 from datasets.files import UNLABELLED, read_image, read_label, shown_label, whole, write_label
-from datasets.folder import images_below
+from datasets.folder_layout import images_below
 from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines, under
 from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed

@@ -28,7 +28,7 @@ from command_line import parse
 from config import Config, DataConfig, InferenceConfig, TrainConfig
 from datasets import open_index
 from datasets.check import check, few_classes, list_faults
-from datasets.demo import draw_if_missing
+from datasets.drawing.demo import draw_if_missing
 from datasets.files import shown_label
 from datasets.index import Index, evenly, under
 from datasets.segmentation import SegmentationDataset, Superpixels, to_device

@@ -22,7 +22,7 @@ from benchmarks.measure import as_json
 from command_line import parse
 from config import CrfConfig
 from datasets.files import read_image
-from datasets.folder import images_below
+from datasets.folder_layout import images_below
 from engine import distributed
 from engine.crf import refine
 from errors import UserError, run

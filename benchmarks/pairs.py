@@ -25,7 +25,7 @@ from engine import distributed
 from errors import run
 from losses.eigenspace import eigenspace_consistency
 from models.local_aggregation import local_aggregation
-from models.random_walk import walk
+from ops.walk import walk
 
 WIDTH, VALUES = 64, 512  # of queries and keys; of the walk's values
 PATCH, CLASSES, SIGMA = 256, 21, 6.0  # of the local aggregation

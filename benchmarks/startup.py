@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from benchmarks.measure import ROOT, as_json, step_times
 from command_line import parse
-from datasets.demo import draw_if_missing
+from datasets.drawing.demo import draw_if_missing
 from engine import distributed
 from errors import run
 

@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 from benchmarks.measure import as_json
 from command_line import parse
 from datasets.files import read_image
-from datasets.folder import images_below
+from datasets.folder_layout import images_below
 from datasets.segmentation import Superpixels
 from errors import UserError, run
 from tools.superpixels import SuperpixelConfig, prepare, segment, similarities

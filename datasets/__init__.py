@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from datasets.acdc import ACDC_CLASSES
-from datasets.camvid import CAMVID_CLASSES
-from datasets.cityscapes import CITYSCAPES_CLASSES
-from datasets.coco import COCO_CLASSES
-from datasets.folder import folder_index
+from datasets.folder_layout import folder_index
 from datasets.index import Index, read_class_file
-from datasets.pascal_context import CONTEXT_CLASSES
-from datasets.voc import VOC_CLASSES, voc_index
+from datasets.official.acdc import ACDC_CLASSES
+from datasets.official.camvid import CAMVID_CLASSES
+from datasets.official.cityscapes import CITYSCAPES_CLASSES
+from datasets.official.coco import COCO_CLASSES
+from datasets.official.pascal_context import CONTEXT_CLASSES
+from datasets.official.voc import VOC_CLASSES
+from datasets.voc_layout import voc_index
 from errors import UserError
 
 LAYOUTS = {"JPEGImages": voc_index, "images": folder_index}

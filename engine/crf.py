@@ -1,15 +1,14 @@
 """The fully connected CRF that refines probabilities (Kraehenbuehl and Koltun, NIPS 2011), in torch or by pydensecrf."""
 
+from dataclasses import asdict
 from importlib import metadata
 
 import numpy as np
 import torch
 
 from config import CrfConfig
-from engine.permutohedral import PermutohedralLattice
 from errors import UserError
-
-LEAST_PROBABILITY = 1e-5  # as pydensecrf clips them
+from ops.dense_crf import LEAST_PROBABILITY, mean_field
 
 
 def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, parameters: CrfConfig) -> torch.Tensor:
@@ -19,38 +18,9 @@ def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, paramet
     pydensecrf, which agree to 1e-4 (but for what docs/evaluation.md tells). Returns (C, H, W) float32 on the same device.
     Raises UserError if pydensecrf is not installed.
     """
-    by_library = {"torch": mean_field, "pydensecrf": _by_pydensecrf}[library]
-    with torch.autocast(probabilities.device.type, enabled=False):  # in bfloat16 the lattice would be another
-        return by_library(probabilities.float(), image, parameters)
-
-
-def mean_field(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfConfig) -> torch.Tensor:
-    """`refine` by mean field on permutohedral lattices, each kernel normalised symmetrically (Kraehenbuehl and Koltun)."""
-    classes, height, width = probabilities.shape
-    device = probabilities.device
-    unary = probabilities.clamp(LEAST_PROBABILITY, 1).log().view(classes, -1).T.contiguous()
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    position = torch.stack([x, y], dim=-1).view(-1, 2).float()
-    colour = torch.from_numpy(np.ascontiguousarray(image)).to(device).view(-1, 3).float()
-    features = (
-        (parameters.gaussian_compat, position / parameters.gaussian_sxy),
-        (
-            parameters.bilateral_compat,
-            torch.cat([position / parameters.bilateral_sxy, colour / parameters.bilateral_srgb], dim=1),
-        ),
-    )
-    kernels = []
-    for weight, feature in features:
-        lattice = PermutohedralLattice(feature)
-        norm = lattice.filter(feature.new_ones(len(feature), 1)).add_(1e-20).rsqrt_()
-        kernels.append((weight, lattice, norm))
-    marginals = unary.softmax(dim=1)
-    for _ in range(parameters.iterations):
-        logits = unary.clone()
-        for weight, lattice, norm in kernels:  # Potts: what speaks for a class is its own filtered marginal
-            logits.addcmul_(lattice.filter(marginals * norm), norm, value=weight)
-        marginals = logits.softmax(dim=1)
-    return marginals.T.reshape(classes, height, width)
+    if library == "pydensecrf":
+        return _by_pydensecrf(probabilities.float(), image, parameters)
+    return mean_field(probabilities, image, **asdict(parameters))
 
 
 def check_parameters(library: str, parameters: CrfConfig) -> None:

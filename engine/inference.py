@@ -13,7 +13,7 @@ from config import InferenceConfig
 from datasets.transforms import normalise, to_tensor
 from engine.distributed import Process, autocast
 from methods.base import Method
-from models.layers import resize
+from ops.resizing import resize
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

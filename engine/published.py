@@ -1,5 +1,7 @@
 """The checkpoints that the papers' authors released: which network a file holds, and its weights under our names.
 
+Each method lists the published names of its weights (`Method.published`).
+
 What is read is tensors and plain values; a file that would need anything run to be read is refused.
 """
 
@@ -15,29 +17,7 @@ import torch
 from config import Config, ModelConfig
 from datasets import CLASS_LISTS
 from errors import UserError
-from methods.blpseg import BLPSegConfig
-from methods.cc4s import CC4SConfig
-
-# Published name -> ours, by prefix; what has no prefix here is not used by the network.
-RANDOM_WALK = {
-    "model_sed.": "backbone.",
-    "conv5a.": "reduce.",
-    "PAM_Module.": "walk.",
-    "conv51.": "refine.",
-    "conv6.": "classifier.",
-}
-BASELINE = {
-    **{f"layer5.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
-    **{f"layer5.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
-    "layer5.global_avg_pool.": "aspp.pooled.",
-    "layer5.conv1.": "aspp.project.0.",
-    "layer5.bn1.": "aspp.project.1.",
-    "": "backbone.",
-}
-BLPSEG = {
-    **{f"backbone.{part}.": f"backbone.{part}." for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")},
-    **{f"{part}.": f"{part}." for part in ("ppm", "decoder", "seg_head", "scribble_head", "embed_proj")},
-}
+from methods import METHODS
 
 # A weight that only that network has -> what it is called; these are recognised, but there is no such network here.
 OTHERS = {
@@ -81,24 +61,20 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     for key, name in OTHERS.items():
         if key in state:
             raise UserError(f"{path}: the weights of {name}, which this project does not build yet")
-    if "PAM_Module.gamma" in state:
-        method, names, backbone, classifier = CC4SConfig(network="random_walk"), RANDOM_WALK, "model_sed.", "conv6.1.weight"
-    elif "layer5.conv1.weight" in state:
-        method, names, backbone, classifier = CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"
-    elif "embed_proj.conv.weight" in state:
-        method, names, backbone, classifier = BLPSegConfig(), BLPSEG, "backbone.", "seg_head.4.weight"
-    elif {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
+    published = next((known[key] for known in (m.published for m in METHODS.values()) for key in known if key in state), None)
+    if published is None and {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
-    else:
+    if published is None:
         raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
-    if shrink != 1 and names is not RANDOM_WALK:
-        raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
+    names, classifier = published.names, published.classifier
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
-    if isinstance(method, BLPSegConfig):
-        method.width = state[classifier].shape[1]
+    settings = published.settings(state)
+    if shrink != 1 and getattr(settings, "network", None) != "random_walk":
+        raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
     classes = _classes(state[classifier].shape[0])
-    config = Config(model=ModelConfig(backbone=_depth(state, backbone, path), weights="none", shrink=shrink), method=method)
+    model = ModelConfig(backbone=_depth(state, published.backbone, path), weights="none", shrink=shrink)
+    config = Config(model=model, method=settings)
     ours = {}
     for key, value in state.items():
         prefix = next((old for old in names if key.startswith(old)), None)

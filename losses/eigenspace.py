@@ -2,7 +2,7 @@
 
 import torch
 
-from pairs import blocks
+from ops.pairs import blocks
 
 
 def eigenspace_consistency(

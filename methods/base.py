@@ -1,11 +1,26 @@
 """The interface between a method and the training loop."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from config import MethodConfig
+
+
+class Published(NamedTuple):
+    """How the authors of a method saved its network.
+
+    settings: those of the method, from the file's weights by name. names: the published prefix of a weight's name -> ours within
+    `network`; a weight without a prefix here is not used. backbone: the prefix of the ResNet's weights. classifier: the weight
+    of the last layer, whose first side is the number of classes.
+    """
+
+    settings: Callable[[dict[str, torch.Tensor]], MethodConfig]
+    names: dict[str, str]
+    backbone: str
+    classifier: str
 
 
 class Method(nn.Module):
@@ -15,10 +30,12 @@ class Method(nn.Module):
     data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
     least. preset: the evaluation's settings in its paper, of configs/evaluate. large_image: pixels of an image that few mean to
     put through the network whole, since what compares all positions would take minutes. classes: class names in id order, of a
-    method that `engine.checkpoint.load_model` returned. `network.backbone` takes pretrained weights.
+    method that `engine.checkpoint.load_model` returned. published: a weight that tells a published network from others -> how
+    that network was saved. `network.backbone` takes pretrained weights.
     """
 
     settings: type[MethodConfig]
+    published: dict[str, Published] = {}  # noqa: RUF012, read only
     takes_superpixels = False
     needs_edges = False
     fewest_images = 1

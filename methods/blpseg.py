@@ -11,10 +11,10 @@ from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
 from losses.scribble_cross_entropy import scribble_cross_entropy, scribble_weights
-from methods.base import Method
-from methods.pixelwise import pixelwise
+from methods.base import Method, Published
 from models.blpseg import BLPSegNet
-from models.layers import upsample
+from ops.pixelwise import pixelwise
+from ops.resizing import upsample
 
 
 @dataclass
@@ -37,10 +37,22 @@ class BLPSegConfig(MethodConfig):
     """probability over which a prediction is such a label"""
 
 
+# Published name of a weight -> ours, by prefix.
+BLPSEG = {
+    **{f"backbone.{part}.": f"backbone.{part}." for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")},
+    **{f"{part}.": f"{part}." for part in ("ppm", "decoder", "seg_head", "scribble_head", "embed_proj")},
+}
+
+
 class BLPSeg(Method):
     """UPerNet with a segmentation head under the balanced loss and a scribble head under a weighted cross-entropy."""
 
     settings = BLPSegConfig
+    published = {  # noqa: RUF012, read only
+        "embed_proj.conv.weight": Published(
+            lambda state: BLPSegConfig(width=state["seg_head.4.weight"].shape[1]), BLPSEG, "backbone.", "seg_head.4.weight"
+        )
+    }
     fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
     preset = "blpseg"
     large_image = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels

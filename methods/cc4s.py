@@ -20,12 +20,12 @@ from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
 from losses.soft_entropy import soft_entropy
-from methods.base import Method
-from methods.pixelwise import pixelwise
+from methods.base import Method, Published
 from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.layers import running_statistics_untouched
-from models.random_walk import spread_of_transitions
+from ops.pixelwise import pixelwise
+from ops.walk import spread_of_transitions
 
 INSPECTED = 4  # images; more would hardly change their mean
 PUBLISHED_POSITIONS = 59 * 59  # of the walk at the published crop of 465
@@ -58,10 +58,32 @@ class CC4SConfig(MethodConfig):
     """weight of the colour constraint"""
 
 
+# Published name of a weight -> ours, by prefix.
+RANDOM_WALK = {
+    "model_sed.": "backbone.",
+    "conv5a.": "reduce.",
+    "PAM_Module.": "walk.",
+    "conv51.": "refine.",
+    "conv6.": "classifier.",
+}
+BASELINE = {
+    **{f"layer5.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+    **{f"layer5.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
+    "layer5.global_avg_pool.": "aspp.pooled.",
+    "layer5.conv1.": "aspp.project.0.",
+    "layer5.bn1.": "aspp.project.1.",
+    "": "backbone.",
+}
+
+
 class CC4S(Method):
     """The baseline or random-walk network under the losses whose weights are not 0."""
 
     settings = CC4SConfig
+    published = {  # noqa: RUF012, read only
+        "PAM_Module.gamma": Published(lambda _: CC4SConfig(network="random_walk"), RANDOM_WALK, "model_sed.", "conv6.1.weight"),
+        "layer5.conv1.weight": Published(lambda _: CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"),
+    }
 
     def __init__(self, config: CC4SConfig, model: ModelConfig, num_classes: int):
         super().__init__()

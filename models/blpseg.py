@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from models.layers import upsample
 from models.local_aggregation import PatchEmbedding, local_aggregation
 from models.resnet import channels, deep_stem_resnet
 from models.upernet import PyramidPooling, UPerNetDecoder
+from ops.resizing import upsample
 
 
 class BLPSegNet(nn.Module):

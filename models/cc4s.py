@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from models.layers import conv_bn_relu, upsample
+from models.layers import conv_bn_relu
 from models.random_walk import RandomWalk
 from models.resnet import channels, stride8_resnet
+from ops.resizing import upsample
 
 
 class RandomWalkNet(nn.Module):

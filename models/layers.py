@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -13,16 +12,6 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, stri
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def resize(maps: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
-    """Maps (B, C, h, w) bilinearly resized to `size`."""
-    return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
-
-
-def upsample(maps: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
-    """`resize` in float32 at least, as logits are."""
-    return resize(maps.to(torch.promote_types(maps.dtype, torch.float32)), size, align_corners)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.random_walk import walk
+from ops.walk import walk
 
 STRIDE = 4
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from models.layers import conv_bn_relu, resize
+from models.layers import conv_bn_relu
+from ops.resizing import resize
 
 
 class MeanOfParts(nn.Module):

@@ -16,7 +16,7 @@ else:
 import torch
 
 from config import Config, ModelConfig
-from datasets import demo
+from datasets.drawing import demo
 from engine.checkpoint import save_checkpoint
 from errors import run
 from methods import build_method

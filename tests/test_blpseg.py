@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from watching import largest_tensor
 
-import pairs
 from benchmarks import textbook
 from config import ModelConfig
 from errors import UserError
 from losses.label_preference import label_preference
 from losses.scribble_cross_entropy import scribble_cross_entropy
-from methods import build_method, pixelwise
+from methods import build_method
 from methods.blpseg import BLPSeg, BLPSegConfig, self_training_labels
 from methods.cc4s import CC4S
 from models.local_aggregation import STRIDE as PATCH
 from models.local_aggregation import PatchEmbedding, local_aggregation
 from models.resnet import STRIDE
+from ops import pairs, pixelwise
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
 CLASSES = 3

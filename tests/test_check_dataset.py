@@ -13,7 +13,7 @@ import evaluate
 import predict
 import train
 from datasets import open_index
-from datasets.demo import CLASSES
+from datasets.drawing.demo import CLASSES
 from datasets.files import PALETTE, read_label
 from errors import UserError
 from tools import check_dataset, scribbles, superpixels

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import evaluate
 import predict
 from config import CrfConfig
-from datasets.demo import draw_picture
+from datasets.drawing.demo import draw_picture
 from datasets.files import read_image, read_label
 from engine.crf import refine
-from engine.permutohedral import PermutohedralLattice
+from ops.permutohedral import PermutohedralLattice
 
 
 def blurred_noise(classes, height, width, seed):

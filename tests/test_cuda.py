@@ -14,7 +14,7 @@ from losses.eigenspace import eigenspace_consistency
 from methods import build_method
 from methods.blpseg import BLPSegConfig
 from models.local_aggregation import local_aggregation
-from models.random_walk import walk
+from ops.walk import walk
 
 GPU = torch.device("cuda", 0)
 

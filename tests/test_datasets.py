@@ -14,11 +14,11 @@ from PIL import Image
 import train
 from config import DataConfig
 from datasets import open_index
-from datasets.demo import CLASSES, draw_demo, draw_picture
+from datasets.drawing.demo import CLASSES, draw_demo, draw_picture
 from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_image, read_label, write_label
+from datasets.official.voc import VOC_CLASSES
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
 from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
-from datasets.voc import VOC_CLASSES
 from engine.distributed import Process
 from errors import UserError
 

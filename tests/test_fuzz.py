@@ -26,7 +26,7 @@ from config import Config
 from datasets import open_index
 from datasets.files import read_edges, read_image, read_label, read_matlab, read_matlab73, read_superpixel, whole
 from datasets.index import read_names, read_tags
-from datasets.scribblesup import read_annotation
+from datasets.official.scribblesup import read_annotation
 from datasets.segmentation import SegmentationDataset, read_fitting_label
 from engine.checkpoint import load_model
 from engine.distributed import share

@@ -8,7 +8,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_methods import MODEL, batch
 from training import LOOP
 
-import pairs
 import train
 from config import DataConfig, TrainConfig
 from datasets import open_index
@@ -19,8 +18,9 @@ from engine.loading import augmentation
 from methods import build_method
 from methods.blpseg import BLPSegConfig, self_training_labels
 from methods.cc4s import CC4SConfig
-from models.layers import upsample
-from models.random_walk import spread_of_transitions
+from ops import pairs
+from ops.resizing import upsample
+from ops.walk import spread_of_transitions
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SS = CC4SConfig(soft_entropy=1, consistency=30, colour=1, view="flip")

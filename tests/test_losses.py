@@ -7,12 +7,12 @@ import pytest
 import torch
 from watching import largest_tensor
 
-import pairs
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import partial_cross_entropy
 from losses.soft_entropy import soft_entropy
+from ops import pairs
 
 
 def normal(*shape, seed=0, scale=1.0):

@@ -12,10 +12,11 @@ from datasets.segmentation import collate
 from errors import UserError
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
-from methods import build_method, pixelwise
+from methods import build_method
 from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig, running_statistics_untouched
-from models.layers import upsample
+from ops import pixelwise
+from ops.resizing import upsample
 
 MODEL = ModelConfig(backbone="resnet18", weights="none")
 

@@ -9,14 +9,15 @@ import torchvision
 from torch import nn
 from watching import largest_tensor
 
-import pairs
 from config import Backbone
 from errors import UserError
 from methods.views import crop_view, flip_view
 from models.cc4s import BaselineNet, RandomWalkNet
-from models.random_walk import RandomWalk, walk
+from models.random_walk import RandomWalk
 from models.resnet import channels, deep_stem_resnet, load_backbone, stride8_resnet
 from models.upernet import MeanOfParts
+from ops import pairs
+from ops.walk import walk
 
 
 @pytest.mark.parametrize("name", get_args(Backbone))

@@ -10,13 +10,13 @@ import torchvision
 
 import evaluate
 from config import ModelConfig
-from datasets.acdc import ACDC_CLASSES
+from datasets.official.acdc import ACDC_CLASSES
 from engine.checkpoint import load_model
-from engine.published import BASELINE, BLPSEG, RANDOM_WALK, convert, load_file
+from engine.published import convert, load_file
 from errors import UserError
 from methods import build_method
-from methods.blpseg import BLPSegConfig
-from methods.cc4s import CC4SConfig
+from methods.blpseg import BLPSEG, BLPSegConfig
+from methods.cc4s import BASELINE, RANDOM_WALK, CC4SConfig
 from tools import convert_checkpoint
 
 NETWORKS = {

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.ndimage import label as connected
 
 from datasets import class_names
+from datasets.drawing.scribbles import draw_scribbles, generator
+from datasets.drawing.strokes import EIGHT_NEIGHBOURS, drop, line, shrink, strokes
 from datasets.files import read_label
-from datasets.scribbles import draw_scribbles, generator
-from datasets.scribblesup import class_of
-from datasets.strokes import EIGHT_NEIGHBOURS, drop, line, shrink, strokes
+from datasets.official.scribblesup import class_of
 from errors import UserError
 from tools import points, scribbles
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from command_line import parse
 from datasets import open_index
 from datasets.check import few_classes, list_faults
-from datasets.demo import draw_if_missing
+from datasets.drawing.demo import draw_if_missing
 from datasets.files import PALETTE, UNLABELLED, opened_label, read_image, read_label, whole, write_label
 from datasets.index import Index, evenly, under
 from datasets.segmentation import read_fitting_label

@@ -17,10 +17,10 @@ from jsonargparse.typing import PositiveInt
 
 from command_line import parse
 from datasets import class_names
+from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED, read_image, write_label
-from datasets.folder import images_below
+from datasets.folder_layout import images_below
 from datasets.index import check_name, each, without_suffix
-from datasets.strokes import line
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, process

@@ -22,14 +22,14 @@ from typing import Any, Literal
 from PIL import Image
 
 from command_line import parse_command
-from datasets.acdc import read_acdc
-from datasets.camvid import read_camvid
-from datasets.cityscapes import read_cityscapes
-from datasets.coco import read_coco
 from datasets.files import whole, write_label
-from datasets.pascal_context import read_context
-from datasets.source import Source
-from datasets.voc import read_voc
+from datasets.official.acdc import read_acdc
+from datasets.official.camvid import read_camvid
+from datasets.official.cityscapes import read_cityscapes
+from datasets.official.coco import read_coco
+from datasets.official.pascal_context import read_context
+from datasets.official.source import Source
+from datasets.official.voc import read_voc
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, process

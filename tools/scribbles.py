@@ -19,10 +19,10 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from command_line import parse_command
 from datasets import class_names
+from datasets.drawing.scribbles import draw_scribbles, generator
+from datasets.drawing.strokes import drop, shrink
 from datasets.files import UNLABELLED, read_label, write_label
-from datasets.scribbles import draw_scribbles, generator
-from datasets.scribblesup import read_annotation
-from datasets.strokes import drop, shrink
+from datasets.official.scribblesup import read_annotation
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, process

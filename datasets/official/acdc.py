@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from datasets.files import UNLABELLED
-from datasets.source import Source, need
+from datasets.official.source import Source, need
 from errors import UserError
 
 ACDC_CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")

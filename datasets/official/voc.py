@@ -1,5 +1,4 @@
-"""PASCAL VOC (Everingham et al.), with SBD's labels (Hariharan et al., ICCV 2011), and the layout that carries its name:
-ROOT/JPEGImages, label folders of PNGs, ROOT/ImageSets/Segmentation/SPLIT.txt, ROOT/classes.txt."""
+"""PASCAL VOC (Everingham et al.), with SBD's labels (Hariharan et al., ICCV 2011)."""
 
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
@@ -9,37 +8,14 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from datasets.files import read_label, read_matlab
-from datasets.index import Index, each, find_image, label_paths, read_class_file, read_names, read_tags, under, without_suffix
-from datasets.source import Source, need
+from datasets.index import read_names
+from datasets.official.source import Source, need
 from errors import UserError
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-
-
-def voc_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
-    """The split `split` of the data at `root`, in VOC layout.
-
-    labels: the folder of label PNGs, a folder of root or a path; None: images only. The classes are the lines of
-    ROOT/classes.txt in id order, or VOC's 21. Raises UserError for whatever is missing, an empty split, or a name
-    that leads out of the folders; with a list of `faults`, bad names and missing images go into it and are left out.
-    """
-    root = Path(root)
-    list_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not list_file.is_file():
-        raise UserError(f"{list_file} not found: a split is a text file of image names, one per line")
-    folder = root / "JPEGImages"
-    listed = map(without_suffix, read_names(list_file, faults))
-    found = each(lambda name: (name, find_image(folder, name)), listed, faults)
-    if not found:
-        raise UserError(f"{list_file}: none of its images is in {folder}")
-    names, images = zip(*found, strict=True)
-    class_file = root / "classes.txt"
-    classes = read_class_file(class_file) if class_file.is_file() else VOC_CLASSES
-    paths = None if labels is None else label_paths(under(root, labels), names)
-    return Index(names, images, paths, classes, read_tags(root, names, classes))
 
 
 def read_voc(voc: Path, sbd: Path | None) -> Source:

@@ -14,8 +14,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from PIL import Image
 
+from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED
-from datasets.strokes import line
 from errors import UserError
 
 # Names for one and the same class, in VOC, in Context's list of 59 and in the annotations.

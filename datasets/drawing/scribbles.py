@@ -12,8 +12,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, label, map_coordinates
 from skimage.graph import MCP_Geometric
 
+from datasets.drawing.strokes import ends, line
 from datasets.files import UNLABELLED
-from datasets.strokes import ends, line
 
 FURTHER = 0.15  # one more stroke for every such share of the image that a part covers
 CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth away from its edge

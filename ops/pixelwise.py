@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+
+from ops.resizing import resizing_matrix
 
 # A masked mean over the pixels of some images: logits (b, C, H, W) and which images of the batch they are ->
 # the mean, and the weight that it has among the others' means (a number of pixels, a sum of weights).
 MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 # How many logits at the images' size are held at a time: a GPU wants enough of them to be busy, and no more, since all of the
-# network's activations are held beside them (reckoned, as in pairs.py).
+# network's activations are held beside them (estimated, as in ops/pairs.py).
 HELD = {"cpu": 2**23, "cuda": 2**24}
 
 
@@ -38,7 +39,7 @@ class _Pixelwise(torch.autograd.Function):
         images, classes = logits.shape[:2]
         sums, weights = logits.new_zeros(2, len(means))
         gradients = [torch.empty_like(logits) for _ in means]
-        rows, columns = (_resizing(*sides, align_corners, logits) for sides in zip(logits.shape[2:], size, strict=True))
+        rows, columns = (resizing_matrix(*sides, align_corners, logits) for sides in zip(logits.shape[2:], size, strict=True))
         step = max(1, HELD[logits.device.type] // (classes * size[0] * size[1]))
         for start in range(0, images, step):
             some = slice(start, min(start + step, images))
@@ -63,14 +64,3 @@ class _Pixelwise(torch.autograd.Function):
     def backward(ctx, *grad_means):
         weights, *gradients = ctx.saved_tensors
         return sum(g * d / w for g, d, w in zip(grad_means, gradients, weights, strict=True)), None, None, None
-
-
-def _resizing(side: int, wanted: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
-    """(side, wanted): what each of `side` positions adds to each of `wanted` in linear resizing.
-
-    Bilinear resizing is a product with such a matrix for rows and one for columns, and so is its gradient: a quarter of the
-    time that F.interpolate's takes on a CPU, which scatters (on a GPU by atomic additions, in whichever order they come).
-    """
-    return F.interpolate(
-        torch.eye(side, dtype=like.dtype, device=like.device)[None], wanted, mode="linear", align_corners=align_corners
-    )[0]

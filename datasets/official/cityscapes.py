@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files import UNLABELLED, read_label
-from datasets.source import Source, need
+from datasets.official.source import Source, need
 from errors import UserError
 
 # In order of their train ids, with the label ids of the files.

@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets.files import read_matlab
 from datasets.index import read_names
-from datasets.source import Source, need
+from datasets.official.source import Source, need
 from errors import UserError
 
 # Background, then the 59 frequent classes in the order of the official 59_labels.txt, VOC's 20 first: the released networks'

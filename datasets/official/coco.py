@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from datasets.index import check_name
-from datasets.source import Source, need
+from datasets.official.source import Source, need
 from errors import UserError
 
 COCO_CLASSES = (

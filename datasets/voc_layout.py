@@ -1,0 +1,30 @@
+"""PASCAL VOC's layout: ROOT/JPEGImages, label folders of PNGs, ROOT/ImageSets/Segmentation/SPLIT.txt, ROOT/classes.txt."""
+
+from pathlib import Path
+
+from datasets.index import Index, each, find_image, label_paths, read_class_file, read_names, read_tags, under, without_suffix
+from datasets.official.voc import VOC_CLASSES
+from errors import UserError
+
+
+def voc_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
+    """The split `split` of the data at `root`, in VOC layout.
+
+    labels: the folder of label PNGs, a folder of root or a path; None: images only. The classes are the lines of
+    ROOT/classes.txt in id order, or VOC's 21. Raises UserError for whatever is missing, an empty split, or a name
+    that leads out of the folders; with a list of `faults`, bad names and missing images go into it and are left out.
+    """
+    root = Path(root)
+    list_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not list_file.is_file():
+        raise UserError(f"{list_file} not found: a split is a text file of image names, one per line")
+    folder = root / "JPEGImages"
+    listed = map(without_suffix, read_names(list_file, faults))
+    found = each(lambda name: (name, find_image(folder, name)), listed, faults)
+    if not found:
+        raise UserError(f"{list_file}: none of its images is in {folder}")
+    names, images = zip(*found, strict=True)
+    class_file = root / "classes.txt"
+    classes = read_class_file(class_file) if class_file.is_file() else VOC_CLASSES
+    paths = None if labels is None else label_paths(under(root, labels), names)
+    return Index(names, images, paths, classes, read_tags(root, names, classes))

@@ -21,14 +21,14 @@ from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import shown_label, whole, write_label
-from datasets.index import evenly, under
+from datasets.files import atomic_write, shown_label, write_label
+from datasets.index import evenly, resolve_folder
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, library_version, refine
 from engine.inference import most_likely, note_preset, predict_split
-from engine.loading import Watched, faults, split_images
+from engine.loading import Watched, explain_failures, split_images
 from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
 from engine.pictures import shrunk
 from engine.provenance import circumstances, file_sha256
@@ -85,7 +85,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
-    with whole(out / METRICS) as temporary:
+    with atomic_write(out / METRICS) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)
     print(f"wrote {out / METRICS} and {out / 'report.html'}")
@@ -106,7 +106,7 @@ def score(
     def sharpen(probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         return refine(probabilities, image.permute(1, 2, 0).cpu().numpy(), config.crf, config.crf_parameters)
 
-    with faults([watched], LOADER_TIMEOUT):
+    with explain_failures([watched], LOADER_TIMEOUT):
         predicted = predict_split(
             method.predict,
             images,
@@ -160,7 +160,7 @@ def show(
 ) -> Shown:
     """An item's image with what was predicted of it, as small as the report shows it."""
     name = dataset.index.names[position]
-    scribbles = shown_label(under(Path(config.data.root), config.scribbles) / f"{name}.png")
+    scribbles = shown_label(resolve_folder(Path(config.data.root), config.scribbles) / f"{name}.png")
     return Shown(
         name=name,
         miou=miou,

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from command_line import parse
 from config import InferenceConfig, PredictConfig
 from datasets import open_index
-from datasets.files import UNLABELLED, read_image, read_label, shown_label, whole, write_label
+from datasets.files import UNLABELLED, atomic_write, read_image, read_label, shown_label, write_label
 from datasets.folder_layout import images_below
-from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines, under
+from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines, resolve_folder
 from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
@@ -69,9 +69,9 @@ def main() -> int:
     claim(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
 
     method.to(device, memory_format=torch.channels_last)
-    names = distributed.share(list(images), config.shard)
+    names = distributed.items_of_shard(list(images), config.shard)
     counts, failures = np.zeros(256, np.int64), []
-    masks = under(Path(config.images), config.truth) if index and config.pseudo_labels else None
+    masks = resolve_folder(Path(config.images), config.truth) if index and config.pseudo_labels else None
     compared = np.zeros((len(method.classes), len(method.classes) + 1), np.int64)
     for name in tqdm(names, "predicting", unit="image", disable=None):
         try:
@@ -143,7 +143,7 @@ def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: 
     if compared.any():
         found |= label_quality(compared, classes)
         print(f"against the masks: mIoU {100 * found['miou']:.2f}, unlabelled pixels counted as missed; by class in {file}")
-    with whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -207,10 +207,10 @@ def predict(
     if config.pseudo_labels:
         label = pseudo_label(label, certainty, thresholds, scribble)
     if config.probabilities:
-        with whole(out / "probabilities" / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+        with atomic_write(out / "probabilities" / f"{name}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, probabilities=probabilities.half().cpu().numpy())
     if not config.pseudo_labels:
-        with whole(out / "overlays" / f"{name}.jpg") as temporary:
+        with atomic_write(out / "overlays" / f"{name}.jpg") as temporary:
             Image.fromarray(overlay(image, label)).save(temporary, "JPEG", quality=90)
     write_label(out / f"{name}.png", label)
 
@@ -220,7 +220,7 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
         tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
-        with whole(out / "gallery.jpg") as temporary:
+        with atomic_write(out / "gallery.jpg") as temporary:
             contact_sheet(tiles).save(temporary, "JPEG", quality=90)
 
 

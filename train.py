@@ -27,10 +27,10 @@ from torch.nn.parallel import DistributedDataParallel
 from command_line import parse
 from config import Config, DataConfig, InferenceConfig, TrainConfig
 from datasets import open_index
-from datasets.check import check, few_classes, list_faults
+from datasets.check import check, few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import shown_label
-from datasets.index import Index, evenly, under
+from datasets.index import Index, evenly, resolve_folder
 from datasets.segmentation import SegmentationDataset, Superpixels, to_device
 from engine import distributed
 from engine.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -92,10 +92,10 @@ def train(config: Config, process: distributed.Process) -> int:
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
     if process.is_main:
-        for note in chain(list_faults(train_index, val_index), odd_labels(train_set, val_set, config.data)):
+        for note in chain(list_problems(train_index, val_index), odd_labels(train_set, val_set, config.data)):
             print(f"note: {note}")
         shown = read_shown(train_set, val_set, config.data)
-        label_figures = read_label_quality(under(Path(config.data.root), config.data.labels))
+        label_figures = read_label_quality(resolve_folder(Path(config.data.root), config.data.labels))
         start(config, origin(config, train_set, val_set), process.world, str(device), first)
         weights = sum(weight.numel() for weight in method.parameters())
         print(
@@ -118,31 +118,31 @@ def train(config: Config, process: distributed.Process) -> int:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** settings.poly_power)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     stateful = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    skipped, reviewed = 0, True
+    skipped, validated = 0, True
     if unfinished:
-        skipped, reviewed = unfinished["skipped"], unfinished["reviewed"]
+        skipped, validated = unfinished["skipped"], unfinished["validated"]
         for name, part in stateful.items():
             part.load_state_dict(unfinished[name])
     del unfinished  # its weights and momentum
     loaders = Loaders(train_set, val_set, settings, process)
     batches = loaders.training(steps, first)
-    inspected = first_batch(train_set, under(Path(config.data.root), config.data.truth), settings, process)
-    log = Log(out, steps, first, reviewed) if process.is_main else None
+    inspected = first_batch(train_set, resolve_folder(Path(config.data.root), config.data.truth), settings, process)
+    log = Log(out, steps, first, validated) if process.is_main else None
     if log and not first and label_figures:
         log.figures(0, 0.0, label_figures)
 
-    def save(step: int, reviewed: bool) -> None:
-        """Writes last.pt; `reviewed`: whether the validation that is due at this step is done."""
+    def save(step: int, validated: bool) -> None:
+        """Writes last.pt; `validated`: whether the validation that is due at this step is done."""
         log.flush()
         state = {name: part.state_dict() for name, part in stateful.items()}
-        state |= {"step": step, "best": best, "skipped": skipped, "reviewed": reviewed}
+        state |= {"step": step, "best": best, "skipped": skipped, "validated": validated}
         save_checkpoint(out / "last.pt", method, config, classes, **state)
 
     def review(step: int) -> None:
         """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
         nonlocal best
         if log:
-            save(step, reviewed=False)  # a validation may take longer than what stops the run will wait
+            save(step, validated=False)  # a validation may take longer than what stops the run will wait
         scores = validate(method, loaders, classes, settings.precision, process)
         if not log:
             return
@@ -154,12 +154,12 @@ def train(config: Config, process: distributed.Process) -> int:
         with distributed.autocast(device, settings.precision):
             log.pictures(step, draw_shown(method, shown, device))
         training_report(out)
-        save(step, reviewed=True)
+        save(step, validated=True)
 
     stop = 0  # the signal that asks for it
     recent = []  # (step, its loss terms) since they were last looked at
-    with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext(), loaders.faults():
-        if not reviewed:  # it stopped between a step and its validation
+    with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext(), loaders.explain_failures():
+        if not validated:  # it stopped between a step and its validation
             review(first)
         for step in range(first, steps):
             # All that is random in a step depends on its number, so a run that resumes needs no other state.
@@ -186,29 +186,29 @@ def train(config: Config, process: distributed.Process) -> int:
 
             done = step + 1
             to_log = done % settings.log_every == 0 or done == steps
-            to_review = done % val_every == 0 or done == steps
+            to_validate = done % val_every == 0 or done == steps
             stop = distributed.max_over_processes(request.signal or 0)
-            if to_log or to_review or stop:  # elsewhere the losses stay on the device, and nothing waits for them
+            if to_log or to_validate or stop:  # elsewhere the losses stay on the device, and nothing waits for them
                 raise_if_nonfinite(recent, list(losses), train_set, settings, process)
                 recent.clear()
-            if to_review or stop:
+            if to_validate or stop:
                 raise_if_broken(method, done)
             if to_log:
                 means = distributed.mean_over_processes(values).tolist()
                 if log:
                     log.losses(done, epoch_of(done), rate, dict(zip(losses, means, strict=True)))
-            if done % settings.inspect_steps == 0 if settings.inspect_steps else to_review:
+            if done % settings.inspect_steps == 0 if settings.inspect_steps else to_validate:
                 seed_everything(settings.seed, process.rank)
                 figures = look_inside(method, inspected, process, settings.precision, scaler.get_scale())
                 if log:
                     log.figures(done, epoch_of(done), figures)
             if log:
                 log.bar.update()
-            if to_review and not stop:
+            if to_validate and not stop:
                 review(done)
                 stop = distributed.max_over_processes(request.signal or 0)
             elif stop and log:
-                save(done, reviewed=not to_review)
+                save(done, validated=not to_validate)
             if stop:
                 break
     if log and not stop:
@@ -310,7 +310,7 @@ def find_superpixels(
     missing, and says so where it can."""
     if not method.takes_superpixels:
         return None
-    folder = under(Path(data.root), data.superpixels)
+    folder = resolve_folder(Path(data.root), data.superpixels)
     if folder.is_dir():
         superpixels = Superpixels(folder, graph=method.needs_edges)
         superpixels.check(names)
@@ -360,7 +360,7 @@ def read_shown(
     for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
         for position in evenly(len(dataset), PICTURES // 2):
             name = dataset.index.names[position]
-            files = (under(Path(data.root), folder) / f"{name}.png" for folder in (data.labels, data.truth))
+            files = (resolve_folder(Path(data.root), folder) / f"{name}.png" for folder in (data.labels, data.truth))
             label, truth = map(shown_label, files)
             rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
     return rows

@@ -24,10 +24,10 @@ CLASS_LISTS = {
 }
 
 
-def open_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
+def open_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
     """The split of the data at `root`, in whichever layout it is: with a folder JPEGImages VOC's, with images the plain one.
 
-    labels, faults: see `voc_index`. Raises UserError if it is in neither, or anything is missing.
+    labels, problems: see `voc_index`. Raises UserError if it is in neither, or anything is missing.
     """
     root = Path(root)
     if not root.is_dir():
@@ -36,7 +36,7 @@ def open_index(root: str | Path, split: str, labels: str | Path | None = None, f
         )
     for folder, layout in LAYOUTS.items():
         if (root / folder).is_dir():
-            return layout(root, split, labels, faults)
+            return layout(root, split, labels, problems)
     raise UserError(f"{root} holds neither {' nor '.join(LAYOUTS)}: see docs/data.md for the layouts")
 
 

@@ -49,15 +49,15 @@ def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> st
     return None
 
 
-def list_faults(train: Index, val: Index) -> list[str]:
+def list_problems(train: Index, val: Index) -> list[str]:
     """What is wrong with the two splits' lists though every file is there: names twice in one, or in both."""
-    faults = []
+    problems = []
     for split, index in (("training", train), ("validation", val)):
         twice = [name for name, count in Counter(index.names).items() if count > 1]
         if twice:
-            faults.append(f"{twice[0]} is in the {split} list more than once ({len(twice)} names are)")
+            problems.append(f"{twice[0]} is in the {split} list more than once ({len(twice)} names are)")
     held_out = set(val.names)
     leaking = [name for name in train.names if name in held_out]
     if leaking:
-        faults.append(f"{leaking[0]} is in the training and in the validation list ({len(leaking)} names are)")
-    return faults
+        problems.append(f"{leaking[0]} is in the training and in the validation list ({len(leaking)} names are)")
+    return problems

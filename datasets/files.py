@@ -85,12 +85,12 @@ def write_label(path: Path, label: np.ndarray) -> None:
     """Writes an (H, W) uint8 label map as a PNG in the colours of `PALETTE`, whole or not at all."""
     image = Image.fromarray(label)
     image.putpalette(PALETTE.reshape(-1).tolist())
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, "PNG")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, whose folder is made; it becomes `path` when the block ends, and goes if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # shards may write one and the same file at once

@@ -6,41 +6,50 @@ ROOT/images/SPLIT.
 
 from pathlib import Path
 
-from datasets.index import IMAGE_SUFFIXES, Index, label_paths, read_class_file, read_names, read_tags, under, without_suffix
+from datasets.index import (
+    IMAGE_SUFFIXES,
+    Index,
+    label_paths,
+    read_class_file,
+    read_names,
+    read_tags,
+    resolve_folder,
+    without_suffix,
+)
 from errors import UserError
 
 
-def folder_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
+def folder_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
     """The split `split` of the data at `root`, in the plain layout; a label has its image's path below images/, as .png.
 
     labels: the folder of label PNGs, a folder of root or a path; None: images only. Raises UserError for whatever is
-    missing, an empty split, or a name that leads out of the folders; with a list of `faults`, bad names and missing images go
+    missing, an empty split, or a name that leads out of the folders; with a list of `problems`, bad names and missing images go
     into it and are left out.
     """
     root = Path(root)
     list_file, subfolder = root / f"{split}.txt", root / "images" / split
     images = images_below(root / "images")
     if list_file.is_file():
-        names = tuple(without_suffix(name) for name in read_names(list_file, faults))
+        names = tuple(without_suffix(name) for name in read_names(list_file, problems))
     elif subfolder.is_dir():
         names = tuple(name for name in images if name.startswith(f"{split}/"))
     else:
         raise UserError(f"{root}: no split {split}: list its images in {list_file}, or put them into {subfolder}")
     if not names and list_file.is_file():
-        raise UserError(f"{list_file}: none of its names is one in the image folder ({faults[-1]})")
+        raise UserError(f"{list_file}: none of its names is one in the image folder ({problems[-1]})")
     if not names:
         raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     missing = [name for name in names if name not in images]
-    if missing and (faults is None or len(missing) == len(names)):
+    if missing and (problems is None or len(missing) == len(names)):
         raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are not)")
     if missing:
-        faults += [f"{list_file}: {name} is not among the images in {root / 'images'}" for name in missing]
+        problems += [f"{list_file}: {name} is not among the images in {root / 'images'}" for name in missing]
         names = tuple(name for name in names if name in images)
     class_file = root / "classes.txt"
     if not class_file.is_file():
         raise UserError(f"{class_file} not found: write the class names there, one per line, in id order")
     classes = read_class_file(class_file)
-    paths = None if labels is None else label_paths(under(root, labels), names)
+    paths = None if labels is None else label_paths(resolve_folder(root, labels), names)
     return Index(names, tuple(images[name] for name in names), paths, classes, read_tags(root, names, classes))
 
 

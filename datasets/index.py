@@ -30,7 +30,7 @@ class Index:
         return len(self.names)
 
 
-def under(root: Path, folder: str | Path) -> Path:
+def resolve_folder(root: Path, folder: str | Path) -> Path:
     """`folder` as a folder of `root` where it exists there, else as a path of its own; where neither exists, as the one that
     it looks like: a name is in `root`, what has a slash is a path."""
     folder = Path(folder)
@@ -43,27 +43,27 @@ def evenly(length: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
 
 
-def each(function: Callable[[T], S], items: Iterable[T], faults: list[str] | None) -> list[S]:
-    """`function` of every item. Where it raises UserError that goes on, or, with a list of `faults`, into it, and the item is
+def collect(function: Callable[[T], S], items: Iterable[T], problems: list[str] | None) -> list[S]:
+    """`function` of every item. Where it raises UserError that goes on, or, with a list of `problems`, into it, and the item is
     left out."""
     results = []
     for item in items:
         try:
             results.append(function(item))
         except UserError as error:
-            if faults is None:
+            if problems is None:
                 raise
-            faults.append(str(error))
+            problems.append(str(error))
     return results
 
 
-def read_names(list_file: Path, faults: list[str] | None = None) -> list[str]:
-    """Image names, one per line; raises UserError if there is none, or (without `faults` to go into) one leads out of the
+def read_names(list_file: Path, problems: list[str] | None = None) -> list[str]:
+    """Image names, one per line; raises UserError if there is none, or (without `problems` to go into) one leads out of the
     image folder."""
     names = read_lines(list_file)
     if not names:
         raise UserError(f"{list_file}: the split is empty; write one image name per line")
-    return each(lambda name: check_name(name, list_file), names, faults)
+    return collect(lambda name: check_name(name, list_file), names, problems)
 
 
 def check_name(name: str, file: Path) -> str:

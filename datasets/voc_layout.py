@@ -2,29 +2,39 @@
 
 from pathlib import Path
 
-from datasets.index import Index, each, find_image, label_paths, read_class_file, read_names, read_tags, under, without_suffix
+from datasets.index import (
+    Index,
+    collect,
+    find_image,
+    label_paths,
+    read_class_file,
+    read_names,
+    read_tags,
+    resolve_folder,
+    without_suffix,
+)
 from datasets.official.voc import VOC_CLASSES
 from errors import UserError
 
 
-def voc_index(root: str | Path, split: str, labels: str | Path | None = None, faults: list[str] | None = None) -> Index:
+def voc_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
     """The split `split` of the data at `root`, in VOC layout.
 
     labels: the folder of label PNGs, a folder of root or a path; None: images only. The classes are the lines of
     ROOT/classes.txt in id order, or VOC's 21. Raises UserError for whatever is missing, an empty split, or a name
-    that leads out of the folders; with a list of `faults`, bad names and missing images go into it and are left out.
+    that leads out of the folders; with a list of `problems`, bad names and missing images go into it and are left out.
     """
     root = Path(root)
     list_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not list_file.is_file():
         raise UserError(f"{list_file} not found: a split is a text file of image names, one per line")
     folder = root / "JPEGImages"
-    listed = map(without_suffix, read_names(list_file, faults))
-    found = each(lambda name: (name, find_image(folder, name)), listed, faults)
+    listed = map(without_suffix, read_names(list_file, problems))
+    found = collect(lambda name: (name, find_image(folder, name)), listed, problems)
     if not found:
         raise UserError(f"{list_file}: none of its images is in {folder}")
     names, images = zip(*found, strict=True)
     class_file = root / "classes.txt"
     classes = read_class_file(class_file) if class_file.is_file() else VOC_CLASSES
-    paths = None if labels is None else label_paths(under(root, labels), names)
+    paths = None if labels is None else label_paths(resolve_folder(root, labels), names)
     return Index(names, images, paths, classes, read_tags(root, names, classes))

@@ -133,7 +133,7 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def share(items: Sequence[T], shard: str) -> Sequence[T]:
+def items_of_shard(items: Sequence[T], shard: str) -> Sequence[T]:
     """The part of `items` that a shard "i/n" does: every n-th, from the i-th; "1/1" under torchrun is this process's part.
 
     Raises UserError for anything but 1 <= i <= n.

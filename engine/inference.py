@@ -21,7 +21,7 @@ Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 GROUP = 4  # images of a split that may be predicted together
 
 
-def shared_out(length: int, process: Process) -> list[int]:
+def positions_of_process(length: int, process: Process) -> list[int]:
     """This process's positions of a split: of its groups of `GROUP` that follow each other, every n-th."""
     return [position for position in range(length) if position // GROUP % process.world == process.rank]
 

@@ -17,7 +17,7 @@ from config import DataConfig, TrainConfig
 from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
 from datasets.transforms import Augmentation
 from engine.distributed import Process
-from engine.inference import shared_out
+from engine.inference import positions_of_process
 from engine.interrupt import leave_to_main
 from errors import Failure, UserError
 
@@ -69,14 +69,14 @@ class Loaders:
         """`split_images` of the validation split."""
         return split_images(self.val_set, self.process, self.settings.workers, self.settings.loader_timeout)
 
-    def faults(self) -> AbstractContextManager[None]:
-        """`faults` of both splits."""
-        return faults([self.train_set, self.val_set], self.settings.loader_timeout)
+    def explain_failures(self) -> AbstractContextManager[None]:
+        """`explain_failures` of both splits."""
+        return explain_failures([self.train_set, self.val_set], self.settings.loader_timeout)
 
 
 def split_images(watched: Watched, process: Process, workers: int, timeout: int) -> tuple[list[int], DataLoader]:
     """This process's positions of a split, and the items at them, one by one."""
-    positions = shared_out(len(watched), process)
+    positions = positions_of_process(len(watched), process)
     return positions, loader(watched, workers, timeout, batch_size=None, sampler=positions)
 
 
@@ -93,7 +93,7 @@ def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataL
 
 
 @contextmanager
-def faults(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
+def explain_failures(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
     """Within it, a worker that dies, or takes longer than `timeout` seconds, is a Failure that names the file."""
     try:
         try:

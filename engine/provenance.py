@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchvision
 
-from datasets.files import whole
+from datasets.files import atomic_write
 from errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -81,5 +81,5 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
                 "(--out; PSEUDO_LABELS or SUPERPIXELS of the stage scripts)"
             )
         return
-    with whole(record) as temporary:
+    with atomic_write(record) as temporary:
         temporary.write_text(json.dumps(conditions | (notes or {}), indent=2) + "\n")

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets.files import PALETTE, UNLABELLED, whole
+from datasets.files import PALETTE, UNLABELLED, atomic_write
 from engine.pictures import picture_grid
 
 matplotlib.use("Agg")
@@ -250,5 +250,5 @@ def _percent(value: float | None) -> str:
 
 def _write(out: Path, **content: object) -> None:
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
-    with whole(out / "report.html") as temporary:
+    with atomic_write(out / "report.html") as temporary:
         temporary.write_text(template.render(**content), encoding="utf-8")

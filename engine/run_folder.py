@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config
-from datasets.files import whole
-from datasets.index import Index, under
+from datasets.files import atomic_write
+from datasets.index import Index, resolve_folder
 from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances, file_sha256, lines_sha256
@@ -75,7 +75,7 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
                 for file in out.glob(old):
                     file.unlink()
             labelled = out / "pseudo_labels"  # by the checkpoint that is gone now; a stage 2 would be refused
-            reads_them = under(Path(config.data.root), config.data.labels).resolve() == labelled.resolve()
+            reads_them = resolve_folder(Path(config.data.root), config.data.labels).resolve() == labelled.resolve()
             if (labelled / "pseudo_labels.json").is_file() and not reads_them:
                 shutil.rmtree(labelled)
         record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {"sessions": []}
@@ -85,13 +85,13 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
                 f"{out} holds a run whose {' and '.join(changed)} changed since (its run.json tells from what): choose another "
                 "--out, or --fresh to delete it"
             )
-        with whole(out / "config.yaml") as temporary:
+        with atomic_write(out / "config.yaml") as temporary:
             # To be given as --config again: that must not delete or go on with this run.
             settings = {name: value for name, value in asdict(config).items() if name not in ("out", "fresh")}
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
         record |= made_from
         record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
-        with whole(out / "run.json") as temporary:
+        with atomic_write(out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
@@ -119,7 +119,7 @@ def split_record(index: Index) -> dict:
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
     """What a run is made from that its settings only point to: the lists of images, and hashes of the checkpoint of --init and
     of the records beside labels and superpixels that were made."""
-    labels = under(Path(config.data.root), config.data.labels)
+    labels = resolve_folder(Path(config.data.root), config.data.labels)
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
     init = {"init": _hashes([Path(config.init)])} if config.init and Path(config.init).is_file() else {}
     return {
@@ -138,15 +138,15 @@ def _hashes(files: Iterable[Path]) -> dict[str, str]:
 class Log:
     """The progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
 
-    first: the step that the run goes on from, and whether its validation, if any is due, is done (`reviewed`); what an earlier
+    first: the step that the run goes on from, and whether its validation, if any is due, is done (`validated`); what an earlier
     session wrote of what comes after is dropped, since it comes again.
     """
 
-    def __init__(self, out: Path, steps: int, first: int, reviewed: bool):
+    def __init__(self, out: Path, steps: int, first: int, validated: bool):
         self.out = out
         metrics = out / "metrics.jsonl"
-        with whole(metrics) as temporary:
-            temporary.write_text("".join(_lines_until(metrics, first, reviewed)))
+        with atomic_write(metrics) as temporary:
+            temporary.write_text("".join(_lines_until(metrics, first, validated)))
         self.lines = open(metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
         self.board = SummaryWriter(out, purge_step=first + 1)
         interval = 0.5 if sys.stderr.isatty() else 15
@@ -169,7 +169,7 @@ class Log:
 
     def pictures(self, step: int, grid: Image.Image) -> None:
         """A picture grid."""
-        with whole(self.out / "pictures.png") as temporary:
+        with atomic_write(self.out / "pictures.png") as temporary:
             grid.save(temporary, "PNG")
         self.board.add_image("pictures", np.asarray(grid), step, dataformats="HWC")
 
@@ -190,14 +190,14 @@ class Log:
         print(json.dumps({"step": step, "epoch": round(epoch, 4)} | values), file=self.lines)
 
 
-def _lines_until(metrics: Path, step: int, reviewed: bool) -> list[str]:
+def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:
     """The whole lines of metrics.jsonl up to a step, with or without its validation; the last may have been cut off."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     kept = []
     for line in lines:
         if line.endswith("\n"):
             content = json.loads(line)
-            if content["step"] < step or (content["step"] == step and (reviewed or "val_miou" not in content)):
+            if content["step"] < step or (content["step"] == step and (validated or "val_miou" not in content)):
                 kept.append(line)
     return kept
 

@@ -12,7 +12,7 @@ from config import MethodConfig
 class Published(NamedTuple):
     """How the authors of a method saved its network.
 
-    settings: those of the method, from the file's weights by name. names: the published prefix of a weight's name -> ours within
+    settings: those of the method, from the file's weights by name. names: the published prefix of a weight's name -> ours in
     `network`; a weight without a prefix here is not used. backbone: the prefix of the ResNet's weights. classifier: the weight
     of the last layer, whose first side is the number of classes.
     """

@@ -240,7 +240,7 @@ def test_the_plain_layout_takes_lists(plain):
     assert index.names == ("train/scène 3/été", "val/scène 0/été") and index.images[0].suffix == ".JPG"
     (plain / "some.txt").write_text("../secret\n/etc/passwd\n")
     with pytest.raises(UserError, match=r"some\.txt: none of its names .*/etc/passwd"):
-        open_index(plain, "some", faults=[])
+        open_index(plain, "some", problems=[])
 
 
 @pytest.mark.parametrize(

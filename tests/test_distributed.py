@@ -16,7 +16,7 @@ from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from training import BLPSEG, LOOP, UR
 
-from engine.distributed import share
+from engine.distributed import items_of_shard
 
 pytestmark = pytest.mark.slow
 
@@ -140,8 +140,8 @@ def test_the_parts_of_all_processes_are_everything_once(monkeypatch):
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        parts += share(list(range(8)), "1/1")
-        assert share(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
+        parts += items_of_shard(list(range(8)), "1/1")
+        assert items_of_shard(list(range(8)), "2/4") == [1, 5], "a part that is asked for is not divided again"
     assert sorted(parts) == list(range(8))
 
 

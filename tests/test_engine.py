@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from config import Config, InferenceConfig, ModelConfig
 from datasets.transforms import normalise
 from engine import checkpoint, distributed
-from engine.inference import GROUP, predict_probabilities, predict_split, shared_out, window_starts
+from engine.inference import GROUP, positions_of_process, predict_probabilities, predict_split, window_starts
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
 from errors import UserError
 from methods import build_method
@@ -144,7 +144,7 @@ def test_the_budget_holds_for_images_that_are_enlarged_or_padded(config):
 
 @pytest.mark.parametrize("length", [1, 4, 5, 23])
 def test_processes_share_whole_groups(length):
-    shares = [shared_out(length, distributed.Process(rank, 3, torch.device("cpu"))) for rank in range(3)]
+    shares = [positions_of_process(length, distributed.Process(rank, 3, torch.device("cpu"))) for rank in range(3)]
     assert sorted(chain.from_iterable(shares)) == list(range(length))
     for share in shares:
         for position in share:

@@ -18,7 +18,7 @@ from training import FLAGS
 import train
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset, TrainingOrder
-from engine.loading import Watched, faults, loader
+from engine.loading import Watched, explain_failures, loader
 from errors import Failure
 from tools.batch import BatchConfig, process
 
@@ -154,10 +154,10 @@ def test_a_dying_worker_whose_socket_fails_first_is_reported_with_its_file(tiny)
     before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGCHLD)}
     signal.signal(signal.SIGALRM, tell)
     try:
-        with pytest.raises(Failure, match=f"died reading {watched.dataset.index.images[3]}:"), faults([watched], 9):
+        with pytest.raises(Failure, match=f"died reading {watched.dataset.index.images[3]}:"), explain_failures([watched], 9):
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             raise ConnectionResetError(104, "Connection reset by peer")
-        with pytest.raises(ConnectionResetError), faults([watched], 9):  # no worker died
+        with pytest.raises(ConnectionResetError), explain_failures([watched], 9):  # no worker died
             raise ConnectionResetError(104, "Connection reset by peer")
     finally:
         for number, handler in before.items():

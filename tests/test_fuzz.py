@@ -24,7 +24,7 @@ from PIL import Image
 from command_line import parse
 from config import Config
 from datasets import open_index
-from datasets.files import read_edges, read_image, read_label, read_matlab, read_matlab73, read_superpixel, whole
+from datasets.files import atomic_write, read_edges, read_image, read_label, read_matlab, read_matlab73, read_superpixel
 from datasets.index import read_names, read_tags
 from datasets.official.scribblesup import read_annotation
 from datasets.segmentation import SegmentationDataset, read_fitting_label
@@ -306,7 +306,7 @@ def test_links_in_a_list_are_read_but_never_written_through(root, tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/file").symlink_to(tmp_path / "outside/file")
-    with whole(tmp_path / "out/file") as temporary:
+    with atomic_write(tmp_path / "out/file") as temporary:
         temporary.write_text("new")
     assert not (tmp_path / "out/file").is_symlink() and list((tmp_path / "outside").iterdir()) == []
 

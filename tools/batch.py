@@ -32,7 +32,7 @@ class BatchConfig:
     """processes; 0 takes one a core (under torchrun its share of the machine's)"""
 
     def __post_init__(self):
-        distributed.share([], self.shard)  # refuses a wrong one before anything is made
+        distributed.items_of_shard([], self.shard)  # refuses a wrong one before anything is made
 
     def settings(self) -> dict:
         """What decides what is written: everything but how the work is divided, and where it goes."""
@@ -45,17 +45,17 @@ def process(
     finished: Callable[[str], bool],
     config: BatchConfig,
     what: str,
-    faults: Sequence[str] = (),
+    problems: Sequence[str] = (),
 ) -> tuple[list, int]:
     """`work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
 
     A UserError of one, or a file that the system does not let it read, does not stop the rest: it is listed on stderr at the
-    end, after the `faults` that kept others from becoming items. Returns the results in order of the items, and the exit code:
-    1 where any failed or anything was at fault, else 0. what: names the progress bar. Raises Failure if a worker was killed.
+    end, after the `problems` that kept others from becoming items. Returns the results in the items' order, and the exit code:
+    1 where any item failed or there are `problems`, else 0. what: names the progress bar. Raises Failure if a worker was killed.
     """
-    mine = distributed.share(list(items), config.shard)
+    mine = distributed.items_of_shard(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
-    results, failures = [], list(distributed.share(faults, config.shard))
+    results, failures = [], list(distributed.items_of_shard(problems, config.shard))
     try:
         with parallel(config.workers, len(todo)) as mapping:
             for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
@@ -72,7 +72,7 @@ def process(
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     distributed.leave_together()
-    return results, int(bool(failures or faults))
+    return results, int(bool(failures or problems))
 
 
 @contextlib.contextmanager

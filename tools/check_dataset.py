@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from command_line import parse
 from datasets import open_index
-from datasets.check import few_classes, list_faults
+from datasets.check import few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import PALETTE, UNLABELLED, opened_label, read_image, read_label, whole, write_label
-from datasets.index import Index, evenly, under
+from datasets.files import PALETTE, UNLABELLED, atomic_write, opened_label, read_image, read_label, write_label
+from datasets.index import Index, evenly, resolve_folder
 from datasets.segmentation import read_fitting_label
 from engine.pictures import contact_sheet, overlay
 from engine.provenance import claim
@@ -61,7 +61,7 @@ class CheckConfig(BatchConfig):
 class Finding:
     """What one image and its label have shown."""
 
-    fault: str | None
+    problem: str | None
     counts: np.ndarray
     """pixels of each id in the label, (256,)"""
     agreeing: int = 0
@@ -80,36 +80,36 @@ def main() -> int:
     if config.shard != "1/1":
         raise UserError("--shard requires --convert: the check always reads the whole data set")
     root = Path(config.root)
-    faults: list[str] = []
-    train = read_split(root, config.train_split, config.labels, faults)
-    val = read_split(root, config.val_split, config.truth, faults)
+    problems: list[str] = []
+    train = read_split(root, config.train_split, config.labels, problems)
+    val = read_split(root, config.val_split, config.truth, problems)
     if train and val:
-        faults += list_faults(train, val)
-    for split, index, masks in ((config.train_split, train, under(root, config.truth)), (config.val_split, val, None)):
+        problems += list_problems(train, val)
+    for split, index, masks in ((config.train_split, train, resolve_folder(root, config.truth)), (config.val_split, val, None)):
         if index:
             findings = look(index, masks, config)
-            faults += [finding.fault for finding in findings if finding.fault]
+            problems += [finding.problem for finding in findings if finding.problem]
             total = np.sum([finding.counts for finding in findings], axis=0)
             print(f"{split} ({index.labels[0].parent}): {summary(findings, total, index.classes)}")
-            faults += spoiled(findings, total, index, index is train)
-    for fault in faults[:MOST_PRINTED]:
-        print(f"problem: {fault}")
-    if len(faults) > MOST_PRINTED:
-        print(f"... and {len(faults) - MOST_PRINTED} more")
-    print(f"{len(faults)} problems" if faults else "no problems")
+            problems += spoiled(findings, total, index, index is train)
+    for problem in problems[:MOST_PRINTED]:
+        print(f"problem: {problem}")
+    if len(problems) > MOST_PRINTED:
+        print(f"... and {len(problems) - MOST_PRINTED} more")
+    print(f"{len(problems)} problems" if problems else "no problems")
     if train:
         draw_sheet(train, config)
-    return int(bool(faults))
+    return int(bool(problems))
 
 
-def read_split(root: Path, split: str, labels: str, faults: list[str]) -> Index | None:
-    """The split with where its labels should be, whether or not they are there; None, and a line in `faults`, without it."""
+def read_split(root: Path, split: str, labels: str, problems: list[str]) -> Index | None:
+    """The split with where its labels should be, whether or not they are there; None, and a line in `problems`, without it."""
     try:
-        index = open_index(root, split, faults=faults)
+        index = open_index(root, split, problems=problems)
     except UserError as error:
-        faults.append(str(error))
+        problems.append(str(error))
         return None
-    folder = under(root, labels)
+    folder = resolve_folder(root, labels)
     return replace(index, labels=tuple(folder / f"{name}.png" for name in index.names))
 
 
@@ -160,19 +160,19 @@ def summary(findings: list[Finding], total: np.ndarray, classes: tuple[str, ...]
 
 def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_training: bool) -> list[str]:
     """What would train without a word, but not to what was meant."""
-    faults = []
-    readable = [finding for finding in findings if finding.fault is None]
+    problems = []
+    readable = [finding for finding in findings if finding.problem is None]
     present = np.flatnonzero(total[:UNLABELLED])
     folder = index.labels[0].parent
     if readable and (few := few_classes(set(present.tolist()), index.classes, folder)):
-        faults.append(few)
+        problems.append(few)
     absent = [name for name, count in zip(index.classes, total, strict=False) if not count]
     if len(present) > 1 and absent and is_training:
-        faults.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn what it never sees")
+        problems.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn what it never sees")
     compared, agreeing = (sum(getattr(finding, name) for finding in findings) for name in ("compared", "agreeing"))
     if compared and agreeing < AGREEMENT * compared:
-        faults.append(f"{folder}: only {100 * agreeing / compared:.1f}% of the labelled pixels agree with the masks")
-    return faults
+        problems.append(f"{folder}: only {100 * agreeing / compared:.1f}% of the labelled pixels agree with the masks")
+    return problems
 
 
 def draw_sheet(index: Index, config: CheckConfig) -> None:
@@ -186,7 +186,7 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
         if label.shape == image.shape[:2]:
             tiles.append(overlay(image, label))
     if tiles:
-        with whole(Path(config.sheet)) as temporary:
+        with atomic_write(Path(config.sheet)) as temporary:
             contact_sheet(tiles).save(temporary, "PNG")
         print(f"contact sheet: {config.sheet}")
 

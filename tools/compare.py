@@ -15,8 +15,8 @@ from tqdm import tqdm
 from command_line import parse
 from config import InferenceConfig, SplitConfig
 from datasets import open_index
-from datasets.files import shown_label, whole
-from datasets.index import evenly, under
+from datasets.files import atomic_write, shown_label
+from datasets.index import evenly, resolve_folder
 from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import check_classes, load_model
 from engine.inference import most_likely, predict_image
@@ -95,8 +95,8 @@ def main() -> None:
         if one["checkpoint_sha256"] != file_sha256(path / "best.pt"):
             print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
     out = Path(config.out or Path(config.folder) / "comparison.png")
-    rows = compare(methods, SegmentationDataset(index), under(Path(data.root), config.scribbles), config.rows)
-    with whole(out) as temporary:
+    rows = compare(methods, SegmentationDataset(index), resolve_folder(Path(data.root), config.scribbles), config.rows)
+    with atomic_write(out) as temporary:
         picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(temporary, "PNG")
     print(f"pictures: {out}")
 

@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 
 from command_line import parse
 from datasets import class_names
-from datasets.files import whole
+from datasets.files import atomic_write
 from engine.checkpoint import describe, model_of
 from engine.published import convert, load_file
 from errors import UserError, run
@@ -47,7 +47,7 @@ def main() -> None:
             raise UserError(f"{config.file}: {len(content['classes'])} classes, but --classes has {len(names)}")
         content["classes"] = list(names)
     model_of(content, config.file)  # refuses weights that do not fit
-    with whole(out) as temporary:
+    with atomic_write(out) as temporary:
         torch.save(content, temporary)
     print(f"{out}: {describe(content['config'])}, {len(content['classes'])} classes")
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim
 
 from command_line import parse
-from datasets.files import whole
+from datasets.files import atomic_write
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
 from errors import Failure, UserError, run
@@ -67,7 +67,7 @@ def main() -> None:
     difference = largest_difference(method, model)
     if not difference <= TOLERANCE:
         raise Failure(f"the exported network's logits differ from PyTorch's by {difference:.1e} of their largest value")
-    with whole(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_bytes(model)
     shapes = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
     print(f"{out}: {len(model) / 1e6:.1f} MB; largest difference {difference:.1e} of the largest logit (at {shapes})")

@@ -20,7 +20,7 @@ from datasets import class_names
 from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED, read_image, write_label
 from datasets.folder_layout import images_below
-from datasets.index import check_name, each, without_suffix
+from datasets.index import check_name, collect, without_suffix
 from engine.provenance import claim
 from errors import UserError, run
 from tools.batch import BatchConfig, process
@@ -46,8 +46,8 @@ def main() -> int:
     """The command line above; returns the exit code, 1 where an image failed. Raises UserError for what spoils all of them."""
     config = parse(PointsConfig, __doc__)
     classes = class_names(config.classes)
-    faults: list[str] = []
-    clicks = read_clicks(Path(config.clicks), faults)
+    problems: list[str] = []
+    clicks = read_clicks(Path(config.clicks), problems)
     images = images_below(Path(config.images))
     if not images:
         raise UserError(f"--images {config.images}: no images in it")
@@ -55,11 +55,11 @@ def main() -> int:
     claim(out / "points.json", {"class_names": classes} | config.settings())
     items = {name: (images.get(name), clicks_of) for name, clicks_of in clicks.items()}
     work = partial(write, out, classes, config.width)
-    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points", faults)[1]
+    return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "points", problems)[1]
 
 
-def read_clicks(file: Path, faults: list[str]) -> dict[str, list]:
-    """The JSON's content by image name, without suffix; names that lead out of the folder go into `faults`. Raises UserError
+def read_clicks(file: Path, problems: list[str]) -> dict[str, list]:
+    """The JSON's content by image name, without suffix; names that lead out of the folder go into `problems`. Raises UserError
     where it is no such file."""
     try:
         clicks = json.loads(file.read_text(encoding="utf-8"))
@@ -68,10 +68,10 @@ def read_clicks(file: Path, faults: list[str]) -> dict[str, list]:
     if not isinstance(clicks, dict):
         raise UserError(f"{file}: {{image name: [click, ...]}} is expected, this is a {type(clicks).__name__}")
     found = {}
-    for name in each(lambda name: check_name(name, file), clicks, faults):
+    for name in collect(lambda name: check_name(name, file), clicks, problems):
         bare = without_suffix(name)
         if bare in found:
-            faults.append(f"{file}: {name!r} is there already, with another suffix or none: put its clicks together")
+            problems.append(f"{file}: {name!r} is there already, with another suffix or none: put its clicks together")
         found.setdefault(bare, clicks[name])
     return found
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from command_line import parse_command
-from datasets.files import whole, write_label
+from datasets.files import atomic_write, write_label
 from datasets.official.acdc import read_acdc
 from datasets.official.camvid import read_camvid
 from datasets.official.cityscapes import read_cityscapes
@@ -162,7 +162,7 @@ def write_map(out: Path, read, name: str, entry: Any) -> None:
     array = read(entry)
     path = out / f"{name}.png"
     if name.startswith("JPEGImages/"):
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             Image.fromarray(array).save(temporary, "PNG")
     else:
         write_label(path, array)
@@ -182,7 +182,7 @@ def link_images(source: Source, out: Path) -> None:
         except FileExistsError:  # another shard was first
             continue
         except OSError:
-            with whole(link) as temporary:
+            with atomic_write(link) as temporary:
                 shutil.copyfile(path, temporary)
 
 
@@ -190,10 +190,10 @@ def write_lists(source: Source, out: Path) -> None:
     """OUT/ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json where there are tags."""
     files = {f"ImageSets/Segmentation/{split}.txt": names for split, names in source.splits.items()}
     for file, lines in (files | {"classes.txt": source.classes}).items():
-        with whole(out / file) as temporary:
+        with atomic_write(out / file) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if source.tags is not None:
-        with whole(out / "tags.json") as temporary:
+        with atomic_write(out / "tags.json") as temporary:
             temporary.write_text(json.dumps(source.tags) + "\n", encoding="utf-8")
 
 

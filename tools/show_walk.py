@@ -21,7 +21,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from command_line import parse
 from config import InferenceConfig
-from datasets.files import read_image, whole
+from datasets.files import atomic_write, read_image
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
 from engine.inference import most_likely, predict_image
@@ -73,7 +73,7 @@ def main() -> None:
     first += [None] * (columns - len(first))
     second += [None] * (columns - len(second))
     names = ["image, predictions before and after, entropy before and after", "where the walk goes from each point"]
-    with whole(Path(config.out)) as temporary:
+    with atomic_write(Path(config.out)) as temporary:
         picture_grid([first, second], [""] * columns, names).save(temporary, "PNG")
     print(f"{config.out}: mean entropy {entropies[0].mean():.3f} before, {entropies[1].mean():.3f} after, of at most 1")
     for (x, y), row in zip(config.points, rows, strict=True):

@@ -20,7 +20,7 @@ from skimage.segmentation import find_boundaries
 from command_line import parse
 from datasets import open_index
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import read_image, whole
+from datasets.files import atomic_write, read_image
 from datasets.segmentation import Superpixels
 from datasets.superpixel_graph import read_released, segment, similarities
 from engine.provenance import claim, read_record
@@ -50,8 +50,8 @@ def main() -> int:
     """The command line above; returns the exit code, 1 where an image failed. Raises UserError for missing data."""
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
-    faults: list[str] = []
-    index = open_index(config.root, config.split, faults=faults)
+    problems: list[str] = []
+    index = open_index(config.root, config.split, problems=problems)
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
     record = superpixels.folder / "superpixels.json"
@@ -65,7 +65,7 @@ def main() -> int:
         print(f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255")
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)
-    return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", faults)[1]
+    return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", problems)[1]
 
 
 def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path: Path) -> None:
@@ -79,11 +79,11 @@ def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path:
         if superpixel.shape != image.shape[:2]:
             raise UserError(f"{config.released}/spiex/{name}.mat is of another size than {path}")
     boundary = find_boundaries(superpixel, mode="thick")
-    with whole(superpixels.map(name)) as temporary:
+    with atomic_write(superpixels.map(name)) as temporary:
         Image.fromarray(superpixel).save(temporary, "PNG")
-    with whole(superpixels.boundary(name)) as temporary:
+    with atomic_write(superpixels.boundary(name)) as temporary:
         Image.fromarray(np.uint8(255) * boundary).save(temporary, "PNG")
-    with whole(superpixels.edges(name)) as temporary, open(temporary, "wb") as file:
+    with atomic_write(superpixels.edges(name)) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, edges=edges, weights=weights)
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from datasets.files import UNLABELLED
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 ACDC_CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")
@@ -22,7 +22,7 @@ def read_acdc(root: Path) -> Source:
     """The packing's slices, ROOT/ACDC_training_slices/patientNNN_frameNN_slice_N.h5 (or ROOT/*.h5), split by patient: every
     fifth of them, in order of their numbers, is val. Raises UserError for what is missing."""
     folder = root / "ACDC_training_slices"
-    folder = need(folder if folder.is_dir() else root, "the slices", PAGE)
+    folder = require(folder if folder.is_dir() else root, "the slices", PAGE)
     files = {path.stem: path for path in sorted(folder.glob("patient*.h5"))}
     patients = sorted({_patient(path) for path in files.values()})
     if not patients:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files import UNLABELLED, read_label
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 CAMVID_CLASSES = (
@@ -19,8 +19,8 @@ def read_camvid(root: Path) -> Source:
     """ROOT/{train,val,test} with images and ROOT/{train,val,test}annot with labels. Raises UserError for what is missing."""
     splits, images, labels = {}, {}, {}
     for split in ("train", "val", "test"):
-        folder = need(root / split, "the images", PAGE)
-        need(root / f"{split}annot", "the labels", PAGE)
+        folder = require(root / split, "the images", PAGE)
+        require(root / f"{split}annot", "the labels", PAGE)
         found = {path.stem: path for path in sorted(folder.glob("*.png"))}
         if not found:
             raise UserError(f"{folder}: no .png in it; CamVid is at {PAGE}")

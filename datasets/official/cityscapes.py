@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files import UNLABELLED, read_label
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 # In order of their train ids, with the label ids of the files.
@@ -25,8 +25,8 @@ def read_cityscapes(root: Path) -> Source:
     what is missing."""
     splits, images, labels = {}, {}, {}
     for split in ("train", "val"):
-        folder = need(root / "leftImg8bit" / split, "the images (leftImg8bit_trainvaltest.zip)", PAGE)
-        need(root / "gtFine" / split, "the labels (gtFine_trainvaltest.zip)", PAGE)
+        folder = require(root / "leftImg8bit" / split, "the images (leftImg8bit_trainvaltest.zip)", PAGE)
+        require(root / "gtFine" / split, "the labels (gtFine_trainvaltest.zip)", PAGE)
         found = {path.name.removesuffix(IMAGE): path for path in sorted(folder.glob(f"*/*{IMAGE}"))}
         if not found:
             raise UserError(f"{folder}: no CITY/*{IMAGE} in it; the images are at {PAGE}")

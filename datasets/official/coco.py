@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from datasets.index import check_name
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 COCO_CLASSES = (
@@ -34,8 +34,8 @@ def read_coco(root: Path, year: int) -> Source:
     """
     splits, images, labels, tags = {}, {}, {}, {}
     for split in ("train", "val"):
-        folder = need(root / f"{split}{year}", f"the images ({split}{year}.zip)", PAGE)
-        file = need(
+        folder = require(root / f"{split}{year}", f"the images ({split}{year}.zip)", PAGE)
+        file = require(
             root / "annotations" / f"instances_{split}{year}.json", f"the instances (annotations_trainval{year}.zip)", PAGE
         )
         try:

@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets.files import read_matlab
 from datasets.index import read_names
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 # Background, then the 59 frequent classes in the order of the official 59_labels.txt, VOC's 20 first: the released networks'
@@ -29,13 +29,13 @@ def read_context(voc: Path, context: Path) -> Source:
     context: the folder with labels.txt and trainval/NAME.mat. Raises UserError for what is missing.
     """
     voc_page = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/"
-    images = need(voc / "JPEGImages", "VOC 2010's images", voc_page)
-    lists = need(voc / "ImageSets" / "Main", "VOC 2010's lists", voc_page)
-    label_folder = need(context / "trainval", "the labels (trainval.tar.gz)", PAGE)
-    numbers = class_table(need(context / "labels.txt", "the list of 459 names", PAGE))
+    images = require(voc / "JPEGImages", "VOC 2010's images", voc_page)
+    lists = require(voc / "ImageSets" / "Main", "VOC 2010's lists", voc_page)
+    label_folder = require(context / "trainval", "the labels (trainval.tar.gz)", PAGE)
+    numbers = class_table(require(context / "labels.txt", "the list of 459 names", PAGE))
     labels = {path.stem: path for path in sorted(label_folder.glob("*.mat"))}
     splits = {
-        split: [name for name in read_names(need(lists / f"{split}.txt", "VOC 2010's list", voc_page)) if name in labels]
+        split: [name for name in read_names(require(lists / f"{split}.txt", "VOC 2010's list", voc_page)) if name in labels]
         for split in ("train", "val")
     }
     names = [name for split in splits.values() for name in split]

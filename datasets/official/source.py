@@ -27,7 +27,7 @@ class Source:
     """classes that an image shows, where the download says so"""
 
 
-def need(path: Path, what: str, page: str) -> Path:
+def require(path: Path, what: str, page: str) -> Path:
     """`path`, where it exists; else UserError, which names the official page that has it."""
     if not path.exists():
         raise UserError(f"{path} not found: {what}, from {page}")

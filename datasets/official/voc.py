@@ -9,7 +9,7 @@ from defusedxml.ElementTree import parse
 
 from datasets.files import read_label, read_matlab
 from datasets.index import read_names
-from datasets.official.source import Source, need
+from datasets.official.source import Source, require
 from errors import UserError
 
 VOC_CLASSES = (
@@ -26,16 +26,16 @@ def read_voc(voc: Path, sbd: Path | None) -> Source:
     counts. Raises UserError for what is missing.
     """
     page = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
-    lists = need(voc / "ImageSets" / "Segmentation", "VOC 2012's lists (VOCtrainval_11-May-2012.tar)", page)
-    images = need(voc / "JPEGImages", "VOC 2012's images", page)
-    masks = need(voc / "SegmentationClass", "VOC 2012's masks", page)
-    splits = {split: read_names(need(lists / f"{split}.txt", "VOC 2012's list", page)) for split in ("train", "val")}
+    lists = require(voc / "ImageSets" / "Segmentation", "VOC 2012's lists (VOCtrainval_11-May-2012.tar)", page)
+    images = require(voc / "JPEGImages", "VOC 2012's images", page)
+    masks = require(voc / "SegmentationClass", "VOC 2012's masks", page)
+    splits = {split: read_names(require(lists / f"{split}.txt", "VOC 2012's list", page)) for split in ("train", "val")}
     own = {name: masks / f"{name}.png" for split in splits.values() for name in split}
     added = {}
     if sbd is not None:
         sbd_page = "http://home.bharathh.info/pubs/codes/SBD/download.html"
         folder = sbd / "cls" if (sbd / "cls").is_dir() else sbd
-        need(folder, "SBD's labels, cls/*.mat in benchmark_RELEASE/dataset, or a folder SegmentationClassAug", sbd_page)
+        require(folder, "SBD's labels, cls/*.mat in benchmark_RELEASE/dataset, or a folder SegmentationClassAug", sbd_page)
         added = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".mat", ".png")}
         if not added:
             raise UserError(f"{folder}: neither .mat nor .png files in it; SBD is at {sbd_page}")

@@ -29,7 +29,7 @@ from datasets.index import read_names, read_tags
 from datasets.official.scribblesup import read_annotation
 from datasets.segmentation import SegmentationDataset, read_fitting_label
 from engine.checkpoint import load_model
-from engine.distributed import share
+from engine.distributed import items_of_shard
 from errors import UserError
 from methods import SETTINGS
 
@@ -288,7 +288,7 @@ def test_checkpoints_cut_off_or_changed(tmp_path, data):
 @CASES
 @given(st.text(max_size=8) | st.from_regex(r"-?[0-9]{1,3}/-?[0-9]{1,3}", fullmatch=True))
 def test_shards(text):
-    part = one_line_or_value(share, list(range(10)), text)
+    part = one_line_or_value(items_of_shard, list(range(10)), text)
     assert part is None or set(part) <= set(range(10))
 
 

@@ -51,7 +51,7 @@ def process(
 
     A UserError of one, or a file that the system does not let it read, does not stop the rest: it is listed on stderr at the
     end, after the `problems` that kept others from becoming items. Returns the results in the items' order, and the exit code:
-    1 where any item failed or there are `problems`, else 0. what: names the progress bar. Raises Failure if a worker was killed.
+    1 where any item failed or there are `problems`, else 0. what: names the progress bar. Raises Failure if a worker is killed.
     """
     mine = distributed.items_of_shard(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]

@@ -41,14 +41,15 @@ def parse(
     methods: dict[str, type[MethodConfig]] | None = None,
     command: str = "",
 ) -> Any:
-    """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags, in order.
+    """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags. A flag wins
+    over the files wherever it stands.
 
     A field called `preset` goes before everything else as configs/evaluate/NAME.yaml. A flag of a bool may stand alone,
     for true. positional: fields without a default are arguments without a flag. methods: what a field called `method` may
     be, by its `name`. command: the word before the flags, for the help.
     Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
     """
-    argv = [_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    argv = _files_first([_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)])
     parser = ArgumentParser(
         prog=_program(command), description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
@@ -117,6 +118,18 @@ def _underscored(argument: str) -> str:
     """--skip-nonfinite=1 as --skip_nonfinite=1; anything but a flag as it is."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
+
+
+def _files_first(argv: list[str]) -> list[str]:
+    """The arguments with every --config FILE before all others, in their order."""
+    files, others = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            files += [argument, *([following] if (following := next(arguments, None)) is not None else [])]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return files + others
 
 
 def _plain(value: Any, key: str = "") -> Any:

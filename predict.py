@@ -12,6 +12,7 @@ are done already are skipped; one that cannot be read is listed at the end (exit
 import json
 import shlex
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -244,6 +245,14 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
     found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}
     if not found:
         raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
+    others = Counter(
+        path.suffix.lower() or path.name
+        for path in images.rglob("*")
+        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES and not path.resolve().is_relative_to(out.resolve())
+    )
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        print(f"note: --images {images}: files that are not images were passed over ({kinds})", file=sys.stderr)
     return found
 
 

@@ -74,10 +74,9 @@ def train(config: Config, process: distributed.Process) -> int:
     train_index, val_index = open_splits(config.data, process)
     classes = train_index.classes
     method = build_method(config.method, config.model, len(classes))
-    method.check_crop(config.data.crop)
     check_batch(settings, process, method.fewest_images)
     steps = settings.steps or math.ceil(settings.epochs * len(train_index) / settings.batch_size)
-    method.check_steps(steps)
+    method.check_settings(config, steps)
 
     def epoch_of(step: int) -> float:
         return step * settings.batch_size / len(train_index)
@@ -308,15 +307,15 @@ def find_superpixels(
 ) -> Superpixels | None:
     """The superpixels of the training images, where `method` takes some. Raises UserError if it cannot do without what is
     missing, and says so where it can."""
-    if not method.takes_superpixels:
+    if not method.reads & {"boundary", "superpixel"}:
         return None
     folder = resolve_folder(Path(data.root), data.superpixels)
     if folder.is_dir():
-        superpixels = Superpixels(folder, graph=method.needs_edges)
+        superpixels = Superpixels(folder, graph="superpixel" in method.reads)
         superpixels.check(names)
         return superpixels
     remedy = f"python -m tools.superpixels {data.root} --split {data.train_split} --out {folder}"
-    if method.needs_edges:
+    if "superpixel" in method.reads:
         raise UserError(f"superpixels {folder} not found, whose edges a loss needs: run {remedy}")
     if process.is_main:
         print(f"note: no superpixels at {folder}: losses off their boundaries count every pixel ({remedy} makes them)")

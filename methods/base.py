@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from config import MethodConfig
+from config import Config, MethodConfig
 
 
 class Published(NamedTuple):
@@ -26,18 +26,17 @@ class Published(NamedTuple):
 class Method(nn.Module):
     """A network with what trains it.
 
-    settings: the dataclass of its configuration section. takes_superpixels: whether a batch should have `boundary`, where the
-    data have superpixels; needs_edges: whether one without `edges` is an error. fewest_images: what a training pass needs at
-    least. preset: the evaluation's settings in its paper, of configs/evaluate. large_image: pixels of an image that few mean to
-    put through the network whole, since what compares all positions would take minutes. classes: class names in id order, of a
-    method that `engine.checkpoint.load_model` returned. published: a weight that tells a published network from others -> how
-    that network was saved. `network.backbone` takes pretrained weights.
+    settings: the dataclass of its configuration section. reads: the parts of a batch that the method asks for besides images
+    and labels: "boundary" (where the data have superpixels), "superpixel" (the map and its graph; an error where missing).
+    fewest_images: what a training pass needs at least. preset: the evaluation's settings in its paper, of configs/evaluate.
+    large_image: pixels of an image above which a prediction of the whole image would take minutes. classes: class names in id
+    order, of a method that `engine.checkpoint.load_model` returned. published: a weight that tells a published network from
+    others -> how that network was saved. `network.backbone` takes pretrained weights.
     """
 
     settings: type[MethodConfig]
     published: dict[str, Published] = {}  # noqa: RUF012, read only
-    takes_superpixels = False
-    needs_edges = False
+    reads: frozenset[str] = frozenset()
     fewest_images = 1
     preset = "paper"
     large_image = 4_000_000
@@ -62,11 +61,8 @@ class Method(nn.Module):
         are masks; called without gradient, in training mode, by `engine.inspection`."""
         return {}
 
-    def check_crop(self, crop: int) -> None:
-        """Raises UserError if training on crops of this side (pixels) is not possible; called before training."""
-
-    def check_steps(self, steps: int) -> None:
-        """Raises UserError if a run of so many steps is too short for what is asked for; called before training."""
+    def check_settings(self, config: Config, steps: int) -> None:
+        """Raises UserError if a run of so many steps with these settings is not possible; called before training."""
 
     def begin_step(self, step: int, epoch: float) -> None:
         """Called before a step's forward passes; for schedules inside a method."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from config import MethodConfig, ModelConfig, ZeroOrDeviation
+from config import Config, MethodConfig, ModelConfig, ZeroOrDeviation
 from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
@@ -64,7 +64,7 @@ class BLPSeg(Method):
         self.num_classes = num_classes
         self.self_training = False
 
-    def check_steps(self, steps: int) -> None:
+    def check_settings(self, config: Config, steps: int) -> None:
         start = self.config.self_training_from
         if start is not None and start >= steps:
             raise UserError(

@@ -13,7 +13,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch import nn
 
-from config import MethodConfig, ModelConfig
+from config import Config, MethodConfig, ModelConfig
 from errors import UserError
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
@@ -95,8 +95,7 @@ class CC4S(Method):
             self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
         else:
             self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
-        self.takes_superpixels = bool(config.soft_entropy or config.colour)
-        self.needs_edges = config.colour > 0
+        self.reads = frozenset({"boundary"} if config.soft_entropy else ()) | ({"superpixel"} if config.colour else set())
         terms = {
             "cross_entropy": (1.0, _cross_entropy),
             "soft_entropy": (config.soft_entropy, _soft_entropy),
@@ -161,10 +160,10 @@ class CC4S(Method):
         deviation, spread = spread_of_transitions(query[:INSPECTED], key[:INSPECTED])
         return {"walk/gamma": self.network.walk.gamma, "walk/energy_deviation": deviation, "walk/spread": spread}
 
-    def check_crop(self, crop: int) -> None:
+    def check_settings(self, config: Config, steps: int) -> None:
         if self.config.consistency:
             for kind in ("flip", "crop") if self.config.view == "random" else (self.config.view,):
-                require_grid(crop, self._compared_shrink(), kind)
+                require_grid(config.data.crop, self._compared_shrink(), kind)
 
     def _draw_view(self, images: torch.Tensor) -> View:
         kind = self.config.view

@@ -292,6 +292,20 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     assert not (tmp_path / "out").exists()
 
 
+def test_prediction_names_what_it_passes_over(checkpoints, tiny, tmp_path, cli):
+    photos = tmp_path / "photos"
+    shutil.copytree(tiny / "JPEGImages", photos)
+    for name in ("a.gif", "b.GIF", "notes.txt"):
+        (photos / name).write_bytes(b"")
+    for name in sorted(photos.glob("demo*"))[2:]:
+        name.unlink()
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", photos, "--out", photos / "out"]
+    for _ in range(2):  # what it wrote itself is not passed over
+        code, _, error = cli(predict.main, *arguments)
+        assert code == 0 and "files that are not images were passed over (2 .gif, 1 .txt)" in error
+    assert len(list((photos / "out").glob("*.png"))) == 2
+
+
 def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
     out = tmp_path / "out"
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--out", out]

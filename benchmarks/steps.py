@@ -32,10 +32,10 @@ from command_line import parse
 from config import Backbone, Device, ModelConfig, Precision, TrainConfig
 from datasets.segmentation import to_device
 from engine import distributed
+from engine.preparation import build_optimizer
 from errors import run
 from methods import build_method
 from methods.cc4s import CC4SConfig
-from train import build_optimizer
 
 STAGES = ("baseline", "ur", "ss", "ss_stage2")
 WAYS = ("textbook", "fast", "floor")

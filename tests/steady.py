@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import train
+from engine import preparation
 from errors import run
 from methods import build_method
 from methods.cc4s import CC4S
@@ -48,6 +49,6 @@ def begin_step(self: CC4S, step: int, epoch: float) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train.build_method = steady_method
+    preparation.build_method = steady_method
     CC4S.begin_step = begin_step
     run(train.main)

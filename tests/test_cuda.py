@@ -9,6 +9,7 @@ from test_methods import MODEL, STAGES, batch
 
 import train
 from config import CrfConfig, TrainConfig
+from engine import preparation
 from engine.crf import refine
 from losses.eigenspace import eigenspace_consistency
 from methods import build_method
@@ -75,7 +76,7 @@ def test_a_step_waits_for_nothing(name, precision):
     settings = TrainConfig(precision=precision, lr=1e-4)
     method = build_method(METHODS[name], MODEL, 4).train().to(GPU, memory_format=torch.channels_last)
     method.begin_step(1, 0.0)
-    optimizer = train.build_optimizer(method, settings)
+    optimizer = preparation.build_optimizer(method, settings)
     scaler = torch.amp.GradScaler(GPU.type, enabled=precision == "fp16")
     made = batch() | {"tags": torch.ones(2, 3)}
     made |= {"image": made["image"].byte(), "label": made["label"].byte()}
@@ -95,7 +96,7 @@ def test_a_step_waits_for_nothing(name, precision):
 @pytest.mark.parametrize("name", METHODS)
 def test_deterministic_steps_give_the_same_gradients(name):
     before = torch.are_deterministic_algorithms_enabled()
-    train.be_deterministic()
+    preparation.be_deterministic()
     try:
         method = build_method(METHODS[name], MODEL, 4).train().to(GPU)
         method.begin_step(1, 0.0)

@@ -11,7 +11,6 @@ import torch
 from conftest import HEIGHT, WIDTH
 from PIL import Image
 
-import train
 from config import DataConfig
 from datasets import open_index
 from datasets.drawing.demo import CLASSES, draw_demo, draw_picture
@@ -20,6 +19,7 @@ from datasets.official.voc import VOC_CLASSES
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
 from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
 from engine.distributed import Process
+from engine.preparation import open_splits
 from errors import UserError
 
 
@@ -256,11 +256,11 @@ def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
     alone = Process(0, 1, torch.device("cpu"))
     data = DataConfig(root=str(root), tags="file")
     with pytest.raises(UserError, match=r"tags\.json is missing"):
-        train.open_splits(data, alone)
+        open_splits(data, alone)
     names = open_index(root, "train", "scribbles").names
     (root / "tags.json").write_text(json.dumps({name: ["disc"] for name in names}))
-    assert train.open_splits(data, alone)[0].tags.sum() == len(names)
-    index, _ = train.open_splits(DataConfig(root=str(root)), alone)
+    assert open_splits(data, alone)[0].tags.sum() == len(names)
+    index, _ = open_splits(DataConfig(root=str(root)), alone)
     item = SegmentationDataset(index)[0]
     assert [float(number in item["label"]) for number in range(1, 7)] == item["tags"].tolist()
 

@@ -12,6 +12,7 @@ from training import FLAGS, LOOP
 import train
 from config import TrainConfig
 from datasets.segmentation import SegmentationDataset
+from engine import preparation
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def test_epochs_are_passes_over_the_images(monkeypatch, tiny, tmp_path, cli):
 
 def test_a_step_in_parts_is_the_step_in_one(monkeypatch, tiny, tmp_path, cli):
     """With batch norm frozen, no dropout, and as many labelled pixels in every image."""
-    monkeypatch.setattr(train, "build_method", steady_method)
+    monkeypatch.setattr(preparation, "build_method", steady_method)
     validations(monkeypatch, 0.1, 0.1)
     flags = ["--data.labels", "SegmentationClass", "--data.scale", "[1,1]", "--data.rotation", "0", "--train.lr", "0.001"]
     flags += ["--train.batch_size", "4", "--train.steps", "2", "--data.root", tiny]
@@ -85,7 +86,7 @@ def test_a_run_starts_from_the_weights_of_its_backbone_or_from_another_run(tiny,
 
 def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_step(monkeypatch, tiny, tmp_path, cli):
     seen = {}
-    build, seed_everything, draw = train.build_method, train.seed_everything, SegmentationDataset.__getitem__
+    build, seed_everything, draw = preparation.build_method, train.seed_everything, SegmentationDataset.__getitem__
 
     def building(*arguments):
         method = build(*arguments)
@@ -102,7 +103,7 @@ def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_ste
             run["drawn"][key] = item["image"]
         return item
 
-    monkeypatch.setattr(train, "build_method", building)
+    monkeypatch.setattr(preparation, "build_method", building)
     monkeypatch.setattr(train, "seed_everything", seeding)
     monkeypatch.setattr(SegmentationDataset, "__getitem__", drawing)
     validations(monkeypatch, 0.1, 0.2, 0.1, 0.2)
@@ -132,7 +133,7 @@ def test_two_processes_and_two_steps_have_different_random_numbers():
     (TrainConfig(optimizer="adamw", lr=0.3, weight_decay=0.02), torch.optim.AdamW),
 ])  # fmt: skip
 def test_the_optimizer_has_its_settings(settings, kind):
-    optimizer = train.build_optimizer(torch.nn.Linear(2, 2), settings)
+    optimizer = preparation.build_optimizer(torch.nn.Linear(2, 2), settings)
     (group,) = optimizer.param_groups
     assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (pytest.approx(0.3), 0.02)
     assert group.get("momentum", settings.momentum) == settings.momentum

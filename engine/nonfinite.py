@@ -1,0 +1,54 @@
+"""Losses and weights that are not finite: found before they are saved, and told with the step, the terms and the images."""
+
+import torch
+
+from config import TrainConfig
+from datasets.segmentation import SegmentationDataset
+from engine.distributed import Process
+from engine.loading import training_order
+from errors import Failure
+from methods.base import Method
+
+
+class FiniteCheck:
+    """Keeps the loss terms of the steps since the last look. They stay on the device, so that no step waits for them."""
+
+    def __init__(self, train_set: SegmentationDataset, settings: TrainConfig, process: Process):
+        self.train_set, self.settings, self.process = train_set, settings, process
+        self.steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def add(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Keeps the terms of a step (its number, from 0)."""
+        self.steps.append((step, losses))
+
+    def look(self) -> None:
+        """Raises Failure if a term of a kept step is not finite; else forgets them all."""
+        for step, losses in self.steps:
+            if not all_finite(losses):
+                self.fail(step, losses)
+        self.steps.clear()
+
+    def fail(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Raises Failure for a step whose terms are not finite."""
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        order = training_order(len(self.train_set), self.settings, step + 1, step, self.process)
+        images = ", ".join(self.train_set.index.names[position] for batch in order for _, position in batch)
+        raise Failure(
+            f"the loss is not finite at step {step + 1} ({terms}; images {images}); the last checkpoint is from before: "
+            "leave out some steps by --skip-nonfinite, or start again, --fresh, with a lower --train.lr or another "
+            "--train.precision"
+        )
+
+
+def all_finite(losses: dict[str, torch.Tensor]) -> bool:
+    """Whether every term is finite. The device is waited for."""
+    return bool(torch.stack(list(losses.values())).isfinite().all())
+
+
+def require_finite_weights(method: Method, step: int) -> None:
+    """Raises Failure if a weight is not finite after `step` steps. A finite loss can still have a non-finite gradient."""
+    if not torch.stack([weight.isfinite().all() for weight in method.parameters()]).all():
+        raise Failure(
+            f"the weights are not finite after step {step}; the last checkpoint is from before: start again, --fresh, with a "
+            "lower --train.lr or another --train.precision"
+        )

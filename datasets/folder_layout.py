@@ -1,7 +1,7 @@
 """The plain layout: ROOT/images and ROOT/labels with files of any names, ROOT/classes.txt.
 
-A split is ROOT/SPLIT.txt, names one per line (with or without the suffix), or, where there is no such file, the images in
-ROOT/images/SPLIT.
+A split is ROOT/SPLIT.txt or any path that ends in .txt, names one per line (with or without the suffix), or, where there is no
+such file, the images in ROOT/images/SPLIT.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from datasets.index import (
     read_names,
     read_tags,
     resolve_folder,
+    split_file,
     without_suffix,
 )
 from errors import UserError
@@ -27,7 +28,7 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
     into it and are left out.
     """
     root = Path(root)
-    list_file, subfolder = root / f"{split}.txt", root / "images" / split
+    list_file, subfolder = split_file(root, split), root / "images" / split
     images = images_below(root / "images")
     if list_file.is_file():
         names = tuple(without_suffix(name) for name in read_names(list_file, problems))

@@ -57,6 +57,11 @@ def collect(function: Callable[[T], S], items: Iterable[T], problems: list[str] 
     return results
 
 
+def split_file(folder: Path, split: str) -> Path:
+    """The list of a split: FOLDER/SPLIT.txt, or `split` itself where it is a path that ends in .txt."""
+    return Path(split) if split.endswith(".txt") else folder / f"{split}.txt"
+
+
 def read_names(list_file: Path, problems: list[str] | None = None) -> list[str]:
     """Image names, one per line; raises UserError if there is none, or (without `problems` to go into) one leads out of the
     image folder."""

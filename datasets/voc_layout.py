@@ -11,6 +11,7 @@ from datasets.index import (
     read_names,
     read_tags,
     resolve_folder,
+    split_file,
     without_suffix,
 )
 from datasets.official.voc import VOC_CLASSES
@@ -18,14 +19,14 @@ from errors import UserError
 
 
 def voc_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
-    """The split `split` of the data at `root`, in VOC layout.
+    """The split `split` of the data at `root`, in VOC layout: a list in ImageSets/Segmentation, or any path that ends in .txt.
 
     labels: the folder of label PNGs, a folder of root or a path; None: images only. The classes are the lines of
     ROOT/classes.txt in id order, or VOC's 21. Raises UserError for whatever is missing, an empty split, or a name
     that leads out of the folders; with a list of `problems`, bad names and missing images go into it and are left out.
     """
     root = Path(root)
-    list_file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    list_file = split_file(root / "ImageSets" / "Segmentation", split)
     if not list_file.is_file():
         raise UserError(f"{list_file} not found: a split is a text file of image names, one per line")
     folder = root / "JPEGImages"

@@ -252,6 +252,15 @@ def test_the_data_sets_own_tags_win_over_the_labels(root):
     assert set(item["label"].unique().tolist()) - {0, 255, index.classes.index("disc")}, "the labels say otherwise"
 
 
+def test_a_split_may_be_a_file_anywhere(tiny, tmp_path):
+    names = open_index(tiny, "train").names
+    (tmp_path / "half.txt").write_text("\n".join(names[::2]))
+    index = open_index(tiny, str(tmp_path / "half.txt"), "scribbles")
+    assert index.names == names[::2] and index.labels == open_index(tiny, "train", "scribbles").labels[::2]
+    with pytest.raises(UserError, match=r"none\.txt not found"):
+        open_index(tiny, str(tmp_path / "none.txt"))
+
+
 def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
     alone = Process(0, 1, torch.device("cpu"))
     data = DataConfig(root=str(root), tags="file")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -29,11 +30,17 @@ def commit() -> str | None:
         return None
 
 
+def relative(argument: str) -> str:
+    """An argument of a command with an absolute path in it as seen from the current folder: records name no machine's folders."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return flag + equals + os.path.relpath(value) if value.startswith("/") else argument
+
+
 def circumstances() -> dict:
     """What a result depends on beside its settings: the command, the code's commit and the versions of what it runs on."""
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np, cv2)}
     return {
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(map(relative, sys.orig_argv)),
         "commit": commit(),
         "versions": {"python": platform.python_version(), **versions},
     }

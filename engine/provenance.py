@@ -31,7 +31,7 @@ def commit() -> str | None:
 
 
 def relative(argument: str) -> str:
-    """An argument of a command, an absolute path in it made relative to the current folder: records name no machine's folders."""
+    """An argument of a command, an absolute path in it made relative: records name no machine's folders."""
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return flag + equals + os.path.relpath(value) if value.startswith("/") else argument
 

@@ -32,7 +32,7 @@ def processes():
 
 
 @pytest.fixture(scope="module")
-def atomic_write(processes, tiny, tmp_path_factory):
+def whole(processes, tiny, tmp_path_factory):
     """A run that was never stopped; how many seconds it took is in a file of its own."""
     out = tmp_path_factory.mktemp("whole")
     start = time.monotonic()

@@ -189,6 +189,7 @@ def be_deterministic() -> None:
 def compile_backbone(method: Method) -> None:
     """Has torch.compile make the backbone's kernels at its first pass; where it cannot, the backbone runs as it is."""
     torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.donated_buffer = False  # else no second backward pass, as engine/inspection.py takes
     method.network.backbone.compile()
 
 

@@ -63,6 +63,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         raise UserError(f"{out} is a file: choose another --out")
     if (out / "last.pt").exists():  # its report.html would be replaced
         raise UserError(f"{out} is a training run: choose another --out (OUT of evaluate.sh), such as {out / 'evaluation'}")
+    if config.save_masks is not None and Path(config.save_masks).resolve() == truth_folder(config).resolve():
+        raise UserError(f"--save_masks {config.save_masks} holds the dense masks: choose another folder")
     method = load_model(config.checkpoint)
     if process.is_main:
         note_preset(config.preset, method)
@@ -170,6 +172,11 @@ def show(
         truth=shrunk(item["label"].byte().numpy()),
         entropy=shrunk(normalised_entropy(probabilities).cpu().numpy()),
     )
+
+
+def truth_folder(config: EvaluateConfig) -> Path:
+    """Where the dense masks are."""
+    return resolve_folder(Path(config.data.root), config.data.labels)
 
 
 def evaluation_name(folder: Path) -> str:

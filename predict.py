@@ -112,6 +112,8 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     if config.inference.average == InferenceConfig.average:
         del settings["inference"]["average"]  # records from before there was the choice do not have it
     settings["checkpoint_sha256"] = file_sha256(config.checkpoint)
+    if config.classes == "scribbled" and not config.scribbles:
+        del settings["classes"]
     if config.pseudo_labels:
         settings["count"] = len(images)
         settings["names_sha256"] = lines_sha256(images)

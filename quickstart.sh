@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")"
 OUT_ROOT=${OUT_ROOT:-runs/quickstart}
 # The stage scripts take their paths from the environment: the demo data, whatever is exported for other work.
-unset TRAIN_SPLIT SCRIBBLES SUPERPIXELS PSEUDO_LABELS THRESHOLD PRESET LABELS_FROM MASKS INIT LAUNCH
+unset TRAIN_SPLIT SCRIBBLES SUPERPIXELS PSEUDO_LABELS THRESHOLD PRESET LABELS_FROM MASKS INIT SAVE LAUNCH
 export DATA_ROOT=data/demo
 
 sh tools/setup_venv.sh

@@ -149,7 +149,7 @@ def log_losses(run: Run, rate: float, losses: dict[str, torch.Tensor]) -> None:
 
 def write_inspection(run: Run) -> None:
     """Looks inside the run, and writes down what is found."""
-    seed_everything(run.config.train.seed, run.process.rank)  # the same dropout and views at every look
+    seed_everything(run.config.train.seed, 0, run.process.rank)  # as in the first step, at every look
     figures = look_inside(run.method, run.inspected, run.process, run.config.train.precision, run.scaler.get_scale())
     if run.log:
         run.log.figures(run.progress.step, run.epoch(run.progress.step), figures)
@@ -182,15 +182,15 @@ def save(run: Run) -> None:
     save_checkpoint(run.out / "last.pt", run.method, run.config, run.classes, **state)
 
 
-def seed_everything(*numbers: int) -> None:
-    """Seeds python, numpy and torch, on every device, by a few non-negative numbers."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Seeds what is random in a step: numpy and torch on every device by all three numbers; python, which draws the view, by
+    the first two alone, so that all processes draw the same view."""
+    random.seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+    own = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    np.random.seed(own)
+    torch.manual_seed(own)
 
 
-@torch.inference_mode()
 def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precision: str, process: distributed.Process) -> dict:
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()

@@ -94,6 +94,10 @@ class SegmentationDataset(Dataset):
             maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         return image, maps
 
+    def rng(self, epoch: int, position: int) -> np.random.Generator:
+        """What an item's augmentation is drawn from."""
+        return np.random.default_rng((self.seed, epoch, position))
+
     def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The superpixels' edges (M, 2) int64 and their weights (M,) float32."""
         return read_edges(self.superpixels.edges(self.index.names[position]))
@@ -105,7 +109,7 @@ class SegmentationDataset(Dataset):
         tags = self._tags(position, maps)
         if self.augment is not None:
             maps["outside"] = np.zeros(image.shape[:2], np.uint8)
-            image, maps = self.augment(image, maps, np.random.default_rng((self.seed, epoch, position)))
+            image, maps = self.augment(image, maps, self.rng(epoch, position))
 
         item = {"image": to_tensor(image)}
         if "label" in maps:

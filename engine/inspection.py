@@ -1,17 +1,19 @@
 """A look inside a training run: the gradient of each loss term, and what the method tells of its network.
 
-The batch is the same at every look (the run's first), and so are dropout and views: what changes are the weights alone. A look
-changes nothing in the run.
+Every look repeats the run's first forward pass (its images, dropout and view) with the weights of now. A look changes nothing
+in the run. On a GPU it holds a gradient of the looked-at weights beside what a step holds.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from config import TrainConfig
+from datasets.files import UNLABELLED, shown_label
 from datasets.segmentation import SegmentationDataset, collate, to_device
-from engine.distributed import Process, autocast
+from engine.distributed import Process, autocast, mean_over_processes
 from engine.loading import training_order
 from methods.base import Method
 from models.layers import running_statistics_untouched
@@ -20,16 +22,22 @@ from models.layers import running_statistics_untouched
 def first_batch(
     train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process
 ) -> dict[str, torch.Tensor]:
-    """This process's part of the run's first forward pass, as `collate` gives it; with `truth` (B, H, W) uint8, their dense
-    masks, where the folder `masks` has one of every image."""
+    """This process's part of the run's first forward pass, as `collate` gives it, with `truth` (B, H, W) uint8: the images'
+    dense masks in the folder `masks`, 255 where there is none that fits."""
     keys = training_order(len(train_set), settings, 1, 0, process).batch(0)
     batch = collate([train_set[key] for key in keys])
-    index = train_set.index
-    files = tuple(masks / f"{name}.png" for name in index.names)
-    if all(files[position].is_file() for _, position in keys):
-        of_masks = SegmentationDataset(replace(index, labels=files), train_set.augment, seed=train_set.seed)
-        batch["truth"] = torch.stack([of_masks[key]["label"] for key in keys])
-    return batch
+    return batch | {"truth": torch.stack([_truth(train_set, key, masks) for key in keys])}
+
+
+def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) -> torch.Tensor:
+    """The mask (H, W) uint8 of an image, cropped as the image is."""
+    index, (epoch, position) = train_set.index, key
+    image, _ = train_set.read(position)
+    mask = shown_label(masks / f"{index.names[position]}.png")
+    if mask is None or mask.shape != image.shape[:2]:
+        mask = np.full(image.shape[:2], UNLABELLED, np.uint8)
+    mask = np.where(mask < len(index.classes), mask, np.uint8(UNLABELLED))
+    return torch.from_numpy(train_set.augment(image, {"label": mask}, train_set.rng(epoch, position))[1]["label"])
 
 
 def look_inside(
@@ -38,25 +46,31 @@ def look_inside(
     """`gradient/TERM/PART`: the L2 norm of the gradient of a weighted loss term at the weights of a part (`Method.parts`); and
     the figures of `Method.figures`, by their own names.
 
-    batch: of `first_batch`. loss_scale: what fp16 multiplies losses with before backward. All processes call this together,
-    since a loss is a mean over all of their pixels; the gradient is of this process's images. The method is in training mode
-    afterwards.
+    batch: of `first_batch`. loss_scale: what fp16 multiplies losses with before backward. All processes call this together;
+    gradients and figures are means over them. The method is in training mode afterwards.
     """
     method.train()
     batch = to_device(batch, process.device)
-    parts = {name: list(weights) for name, weights in method.parts().items()}
+    parts = {name: [weight for weight in weights if weight.requires_grad] for name, weights in method.parts().items()}
     found = {}
     with running_statistics_untouched(method):
         with autocast(process.device, precision):
             terms = method(batch)
         for term, loss in terms.items():
-            weights = [weight for some in parts.values() for weight in some]
-            gradients = iter(torch.autograd.grad(loss * loss_scale, weights, retain_graph=True, allow_unused=True))
-            for part, some in parts.items():
-                norms = [gradient.float().norm() for _ in some if (gradient := next(gradients)) is not None]
-                norm = torch.stack(norms).norm() / loss_scale if norms else torch.zeros(())
-                found[f"gradient/{term}/{part}"] = norm
+            for part, weights in parts.items():
+                found[f"gradient/{term}/{part}"] = _gradient(loss * loss_scale, weights).norm() / loss_scale
         del terms, loss
         with torch.no_grad(), autocast(process.device, precision):
-            found |= method.figures(batch)
+            figures = method.figures(batch)
+    if figures:
+        values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
+        found |= dict(zip(figures, mean_over_processes(values), strict=True))
     return {name: value.item() for name, value in found.items()}
+
+
+def _gradient(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The gradient of a loss at all weights in a row, float32, the mean over the processes; 0 for a loss without a graph."""
+    if not loss.requires_grad or not weights:
+        return loss.new_zeros(1)
+    gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return mean_over_processes(torch.cat([gradient.float().reshape(-1) for gradient in gradients]))

@@ -182,8 +182,8 @@ def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
     return {"title": "Classes", "columns": columns, "rows": rows}
 
 
-# What `engine.inspection` writes besides gradients -> the curve's title, and its axis.
-FIGURES = {
+# A figure that `engine.inspection` writes -> the curve's title and its axis; a figure that is not here has its own name.
+TITLES = {
     "walk/gamma": ("Walk: gamma, the weight of the walked features", "gamma"),
     "walk/energy_deviation": ("Walk: standard deviation of the energies", "deviation"),
     "walk/spread": ("Walk: positions that a row of the transition matrix spreads over", "positions"),
@@ -197,16 +197,18 @@ def _inside(lines: list[dict]) -> dict[str, str]:
         return {}
     curves = {}
     for kind in ("precision", "coverage"):
-        keys = sorted({key for line in looks for key in line if key.startswith(f"labels/{kind}/")})
+        keys = {key for line in looks for key in line if key.startswith(f"self_training/{kind}/")}
         if keys:
-            curves[f"Self-training labels: {kind} by class id"] = _plot(looks, keys, "fraction of 1")
+            by_id = sorted(keys, key=lambda key: int(key.split("/")[2]))
+            curves[f"Self-training labels: {kind} by class id"] = _plot(looks, by_id, "fraction of 1")
     gradients = [key.split("/") for key in looks[-1] if key.startswith("gradient/")]
     for part in dict.fromkeys(part for _, _, part in gradients):
         keys = [f"gradient/{term}/{part}" for _, term, of in gradients if of == part]
         title = f"Gradient of each loss term at the {part.replace('_', ' and ')} weights"
         curves[title] = _plot(looks, keys, "L2 norm", scale="log")
-    for key, (title, ylabel) in FIGURES.items():
-        if key in looks[-1]:
+    for key in looks[-1]:
+        if "/" in key and not key.startswith(("gradient/", "self_training/")):
+            title, ylabel = TITLES.get(key, (key.replace("_", " "), key.rsplit("/", 1)[-1]))
             curves[title] = _plot(looks, [key], ylabel)
     return curves
 
@@ -219,7 +221,7 @@ def _plot(lines: list[dict], keys: list[str], ylabel: str, scale: str = "linear"
         points = [(step, value) for step, value in points if scale == "linear" or value > 0]
         if points:
             kind, *names = key.split("/")
-            label = names[0] if kind == "gradient" else names[-1] if kind == "labels" else key
+            label = names[0] if kind == "gradient" else names[-1] if kind == "self_training" else key
             axis.plot(*zip(*points, strict=True), label=label.replace("_", " "), marker="." if len(points) < 30 else None)
     axis.set_yscale(scale)
     axis.set_xlabel("step")

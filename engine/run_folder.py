@@ -26,7 +26,7 @@ from engine.provenance import circumstances, file_sha256, lines_sha256
 from errors import UserError
 
 # What may change between a run's beginning and its going on, since no weight depends on it (of a step that has finite losses).
-FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout")
+FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout", "train.inspect_steps")
 
 # What predict.py and the tools write beside labels, to say how they were made.
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
@@ -159,7 +159,7 @@ class Log:
         self._write(step, epoch, {"lr": rate} | values)
 
     def figures(self, step: int, epoch: float, figures: dict[str, float]) -> None:
-        """What `engine.inspection.look_inside` found."""
+        """Figures by name, such as those of `engine.inspection.look_inside`."""
         self._write(step, epoch, figures)
 
     def scores(self, step: int, epoch: float, scores: dict) -> None:

@@ -57,8 +57,9 @@ class Method(nn.Module):
         return {"backbone": self.network.backbone.parameters()}
 
     def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Named scalars that tell of the network, on a batch as `forward` takes it, with `truth` (B, H, W) uint8 where there
-        are masks; called without gradient, in training mode, by `engine.inspection`."""
+        """Named scalars that tell of the network. `engine.inspection` calls this in training mode, without gradient, on all
+        processes, which return the same names. batch: as `forward` takes it, with `truth` (B, H, W) uint8, the dense masks, 255
+        where there is none."""
         return {}
 
     def check_settings(self, config: Config, steps: int) -> None:

@@ -4,6 +4,7 @@ aggregation; the network's own certain predictions as labels later on."""
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from config import Config, MethodConfig, ModelConfig, ZeroOrDeviation
@@ -98,24 +99,24 @@ class BLPSeg(Method):
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
 
     def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Once the network labels by itself, `labels/precision/ID` and `labels/coverage/ID` by class: the share of its labels
-        that are right, and the share of the class's pixels that have its label; scribbles count as labels."""
-        if not self.self_training or "truth" not in batch:
+        """Once the network labels by itself, `self_training/precision/ID` and `self_training/coverage/ID` by class: the share
+        of its labels that are right, and the share of the class's pixels that have its label. Scribbles count as labels; what
+        has no mask does not count."""
+        if not self.self_training:
             return {}
-        logits = upsample(
-            self.network.segment(batch["image"], self.network.features(batch["image"])), batch["image"].shape[-2:], False
-        )
+        images, truth = batch["image"], batch["truth"].long()
+        logits = upsample(self.network.segment(images, self.network.features(images)), images.shape[-2:], align_corners=False)
         label = self_training_labels(logits, batch["label"], batch["outside"], batch["tags"], self.config.threshold)
-        known = batch["truth"] != IGNORE_INDEX
-        figures = {}
-        for number in range(self.num_classes):
-            ours, theirs = (label == number) & known, batch["truth"] == number
-            right = (ours & theirs).sum()
-            if ours.any():
-                figures[f"labels/precision/{number}"] = right / ours.sum()
-            if theirs.any():
-                figures[f"labels/coverage/{number}"] = right / theirs.sum()
-        return figures
+        known = truth != IGNORE_INDEX
+        classes = range(self.num_classes)
+        counts = torch.stack([
+            torch.stack([(label == n) & (truth == n), (label == n) & known, truth == n]).sum(dim=(1, 2, 3)) for n in classes
+        ])  # fmt: skip
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+        right, labelled, true = counts.double().unbind(dim=1)
+        figures = {f"self_training/precision/{n}": right[n] / labelled[n] for n in classes if labelled[n]}
+        return figures | {f"self_training/coverage/{n}": right[n] / true[n] for n in classes if true[n]}
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)

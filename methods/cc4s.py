@@ -27,7 +27,7 @@ from models.layers import running_statistics_untouched
 from ops.pixelwise import pixelwise
 from ops.walk import spread_of_transitions
 
-INSPECTED = 4  # images; more would hardly change their mean
+INSPECTED = 4  # images whose N x N energies are looked at
 PUBLISHED_POSITIONS = 59 * 59  # of the walk at the published crop of 465
 
 

@@ -110,6 +110,8 @@ def test_evaluate_writes_the_masks_that_it_scores(chain, tiny, tmp_path):
         right, counted = right + ((mask == truth) & (truth != UNLABELLED)).sum(), counted + (truth != UNLABELLED).sum()
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert right / counted == pytest.approx(scores["pixel_accuracy"])
+    refused = script("evaluate.sh", **paths | {"SAVE": tiny / "SegmentationClass"})
+    assert refused.returncode == 2 and "holds the dense masks" in refused.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)

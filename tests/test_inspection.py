@@ -1,7 +1,9 @@
 """A look inside a run: gradients and figures against plain formulas, and that a look changes nothing."""
 
 import json
+from functools import partialmethod
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,10 +13,12 @@ from training import LOOP
 import train
 from config import DataConfig, TrainConfig
 from datasets import open_index
+from datasets.files import read_label, write_label
 from datasets.segmentation import SegmentationDataset, to_device
 from engine.distributed import Process
 from engine.inspection import first_batch, look_inside
 from engine.loading import augmentation
+from engine.preparation import compile_backbone
 from methods import build_method
 from methods.blpseg import BLPSegConfig, self_training_labels
 from methods.cc4s import CC4SConfig
@@ -65,6 +69,27 @@ def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
         assert found["gradient/cross_entropy/query_key"] == 0
 
 
+def test_a_compiled_backbone_can_be_looked_into(monkeypatch):
+    """A look goes backward once a term; what torch.compile makes of a step's backward pass can do so only once by default."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4).train()
+    with torch._dynamo.config.patch(suppress_errors=False):
+        compile_backbone(method)
+        sum(method(to_device(raw_batch(), ALONE.device)).values()).backward()
+        found = look_inside(method, raw_batch(), ALONE, "fp32")
+    assert found["gradient/cross_entropy/backbone"] > 0 and found["gradient/soft_entropy/backbone"] > 0
+
+
+def test_frozen_weights_and_terms_that_have_not_begun_can_be_looked_at():
+    method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4)
+    method.network.backbone.conv1.weight.requires_grad_(False)
+    losses = method.forward
+    method.forward = lambda batch: losses(batch) | {"late": torch.zeros(())}
+    found = look_inside(method, raw_batch(), ALONE, "fp32")
+    assert found["gradient/cross_entropy/backbone"] > 0 and found["gradient/late/backbone"] == 0
+
+
 @pytest.mark.parametrize("held", [7, 10**9])
 def test_the_walk_s_figures_equal_the_dense_formulas(monkeypatch, held):
     monkeypatch.setitem(pairs.HELD, "cpu", held)
@@ -85,7 +110,7 @@ def test_a_walk_of_one_energy_spreads_over_all_positions_and_a_certain_one_over_
     assert spread_of_transitions(apart, apart)[1].item() == pytest.approx(1)
 
 
-def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny):
+def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny, tmp_path):
     index = open_index(tiny, "train", "scribbles")
     dataset = SegmentationDataset(index, augmentation(DataConfig(crop=65)), seed=3)
     settings = TrainConfig(batch_size=4, seed=3)
@@ -93,12 +118,20 @@ def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny
     scribbled = made["label"] != 255
     agreeing = (made["truth"] == made["label"])[scribbled].float().mean()
     assert scribbled.any() and agreeing > 0.95, "scribbles of the demo lie within their masks"
-    assert "truth" not in first_batch(dataset, tiny / "none", settings, ALONE)
+    assert (first_batch(dataset, tiny / "none", settings, ALONE)["truth"] == 255).all(), "no mask"
+    some = [tiny / f"SegmentationClass/{name}.png" for name in index.names[:4]]
+    for number, file in enumerate(some):
+        write_label(
+            tmp_path / file.name, read_label(file) if number % 2 else np.full((5, 5), 1, np.uint8)
+        )  # or of another size
+    (tmp_path / some[3].name).write_bytes(b"damaged")
+    partly = first_batch(dataset, tmp_path, TrainConfig(batch_size=8, seed=3), ALONE)["truth"]
+    assert sum((one != 255).any().item() for one in partly) == 1, "one mask fits"
 
     method = build_method(BLPSegConfig(width=16, self_training_from=5, threshold=0.1), MODEL, 7)
     method.begin_step(4, 0.0)
     found = look_inside(method, made, ALONE, "fp32")
-    assert not any(name.startswith("labels/") for name in found), "before self-training begins"
+    assert not any(name.startswith("self_training/") for name in found), "before self-training begins"
     method.begin_step(5, 0.0)
     given = to_device(made, ALONE.device)
     torch.manual_seed(1)
@@ -111,7 +144,7 @@ def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny
         ours, theirs = (label == number) & (given["truth"] != 255), given["truth"] == number
         if theirs.any():
             want = (ours & theirs).sum() / theirs.sum()
-            assert figures[f"labels/coverage/{number}"] == pytest.approx(want.item())
+            assert figures[f"self_training/coverage/{number}"] == pytest.approx(want.item())
     assert {name.split("/")[1] for name in figures} == {"precision", "coverage"}
 
 

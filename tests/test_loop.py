@@ -112,7 +112,7 @@ def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_ste
         flags = ["--train.seed", seed, "--data.root", tiny, "--out", tmp_path / str(seed)]
         code, printed, _ = cli(train.main, *FLAGS, *flags)
         assert code == 0 and "no superpixels" in printed and "count every pixel" in printed
-        look = (seed, 0)  # the same dropout and views at every look inside, which comes with a validation
+        look = (seed, 0, 0)  # the first step's dropout and view at every look inside, which comes with a validation
         assert run["steps"] == [(seed, 0, 0), (seed, 1, 0), look, (seed, 2, 0), (seed, 3, 0), look]
     three, four = seen[3], seen[4]
     assert not torch.equal(three["weights"], four["weights"])

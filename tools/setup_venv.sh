@@ -4,9 +4,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 .venv/bin/python -m pip --version > /dev/null 2>&1 || "${PYTHON:-python3}" -m venv .venv # completes one that was cut short, too
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
-cat requirements.txt "$@" | grep -v pydensecrf > .venv/requirements.txt
-install -r .venv/requirements.txt
-if ! install "$(grep pydensecrf requirements.txt)"; then
+pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+cat requirements.txt "$@" > .venv/all_requirements.txt # apart, so that a missing file ends the script
+grep -v pydensecrf .venv/all_requirements.txt > .venv/requirements.txt
+pip_install -r .venv/requirements.txt
+if ! pip_install "$(grep pydensecrf requirements.txt)"; then
     echo "note: going on without pydensecrf, which did not build: evaluate.py --crf pydensecrf will not work"
 fi

@@ -62,7 +62,9 @@ def main() -> int:
         conditions = {"released": config.released}
     claim(record, conditions, {"gradient_bins": "the image's own range"})
     if "gradient_bins" not in read_record(record):
-        print(f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255")
+        print(
+            f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255; delete the folder to make them anew"
+        )
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)
     return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", problems)[1]

@@ -181,7 +181,7 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
     for _ in range(2):
         assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
         assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
-        assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+        assert len((out / "metrics.jsonl").read_text().splitlines()) == 3, "losses, a look inside, a validation"
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 2
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     (out / "evaluation").mkdir()

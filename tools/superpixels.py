@@ -63,8 +63,8 @@ def main() -> int:
     claim(record, conditions, {"gradient_bins": "the image's own range"})
     if "gradient_bins" not in read_record(record):
         print(
-            f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255; delete the "
-            "folder to make them anew"
+            f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255: delete "
+            "the folder to make new ones"
         )
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)

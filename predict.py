@@ -91,14 +91,16 @@ def main() -> int:
             failures.append(f"{images[name]}: too little memory for it: predict it to another --out with {LESS_MEMORY}")
     if not config.pseudo_labels:
         draw_gallery(images, out)
-    if len(names) == len(images) and counts.sum():  # not of a part
-        write_shares(out / SHARES, counts, compared, method.classes)
     print(
         f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"
     )
     for error in failures:
         print(f"failed: {error}", file=sys.stderr)
-    distributed.leave_together()
+    with distributed.leaving_together() as process:
+        for counted in (counts, compared):
+            distributed.sum_over_processes(torch.from_numpy(counted))
+        if process.is_main and config.shard == "1/1" and counts.sum():  # not of a part
+            write_shares(out / SHARES, counts, compared, method.classes)
     return int(bool(failures))
 
 

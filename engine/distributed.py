@@ -146,10 +146,12 @@ def items_of_shard(items: Sequence[T], shard: str) -> Sequence[T]:
     return items[int(match[1]) - 1 :: int(match[2])]
 
 
-def leave_together() -> None:
-    """For tools that share their work under torchrun, before they end: returns when every process has come here, since the
-    first to end with an exit code would take the others down."""
-    with joined("cpu", timedelta(days=7)):
+@contextmanager
+def leaving_together() -> Iterator[Process]:
+    """For tools that share their work under torchrun, before they end. Within it the processes can talk; it ends when every
+    process has come there, since the first to end with an exit code would take the others down."""
+    with joined("cpu", timedelta(days=7)) as process:
+        yield process
         wait_for_all()
 
 

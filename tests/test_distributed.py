@@ -16,6 +16,7 @@ from conftest import HEIGHT, REPOSITORY, WIDTH
 from PIL import Image
 from training import BLPSEG, LOOP, UR
 
+from datasets.files import read_label
 from engine.distributed import items_of_shard
 
 pytestmark = pytest.mark.slow
@@ -177,4 +178,7 @@ def test_a_stage_2_script_shares_out_its_preparations_too(tiny, alone, tmp_path)
         assert len(list((tmp_path / kind).glob("*.png"))) == 8
     assert done.stdout.count("4 written, 0 were there") == 2, "superpixels, by each process"
     assert done.stdout.count("4 images, ") == 2, "pseudo-labels"
+    shares = json.loads((tmp_path / "labels/shares.json").read_text())
+    labels = np.stack([read_label(path) for path in sorted((tmp_path / "labels").glob("*.png"))])
+    assert shares["labelled_share"] == pytest.approx((labels != 255).mean()) and "precision_of_class" in shares
     assert json.loads((tmp_path / "run/run.json").read_text())["sessions"][0]["processes"] == 2

@@ -71,7 +71,8 @@ def process(
     print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    distributed.leave_together()
+    with distributed.leaving_together():
+        pass
     return results, int(bool(failures or problems))
 
 

@@ -68,7 +68,7 @@ def train(config: Config, process: distributed.Process) -> int:
             to_inspect = done % settings.inspect_steps == 0 if settings.inspect_steps else to_validate
             stop = distributed.max_over_processes(request.signal or 0)
             if to_log or to_validate or stop:  # elsewhere the losses stay on the device, and nothing waits for them
-                run.finite.look()
+                run.finite.check()
             if to_validate or stop:
                 require_finite_weights(run.method, done)
             if to_log:
@@ -191,6 +191,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(own)
 
 
+@torch.inference_mode()
 def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precision: str, process: distributed.Process) -> dict:
     """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
     method.eval()

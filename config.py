@@ -259,8 +259,8 @@ class PredictConfig:
     class_thresholds: dict[str, ClosedUnitInterval] = field(default_factory=dict)
     """the same of some classes, by name, such as '{cat: 0.7}'"""
     classes: Literal["scribbled", "tags", "all"] = "scribbled"
-    """which classes an image may have: with --scribbles those scribbled in it (all, if nothing is); the first and those that
-    the data set's tags.json gives it (needs --split); or all"""
+    """which classes an image may have. scribbled: with --scribbles, those scribbled in it; if nothing is scribbled, all. tags:
+    the first class and those that the data set's tags.json gives it (needs --split). all: any"""
     crf: Crf = "none"
     """refine the probabilities by a dense CRF"""
     probabilities: bool = False

@@ -91,7 +91,7 @@ def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
     for file in ("init", "ss.pt"):
         (tmp_path / file).touch()
     paths = {"DATA_ROOT": "d", "TRAIN_SPLIT": "t", "SCRIBBLES": "s", "SUPERPIXELS": "x", "PSEUDO_LABELS": "l", "MASKS": "m"}
-    paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "LAUNCH": "echo"}
+    paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "PRESET": "paper", "LAUNCH": "echo"}
     done = script(name, "--more", "1", shell=shell, cwd=tmp_path, LABELS_FROM=tmp_path / "ss.pt", **paths)
     assert done.returncode == 0, done.stderr
     *before, last = COMMANDS[name]

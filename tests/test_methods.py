@@ -237,6 +237,20 @@ def test_a_weight_of_the_consistency_means_the_same_at_every_size(monkeypatch, k
     assert seen[0] < side**2, "the crop's positions alone are compared"
 
 
+def test_the_consistency_of_a_map_twice_as_fine_is_the_same(monkeypatch):
+    """Each position made four, which do as it did: the divergence of a distribution stays, its mean over entries does not."""
+    torch.manual_seed(0)
+    maps, values = torch.randn(4, 1, 8, 3, 3), []
+    for times in (1, 2):
+        query, key, *view = (one.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3) for one in maps)
+        method = build_method(CC4SConfig(consistency=30, view="flip", trace=0), MODEL, 4)
+        monkeypatch.setattr(method.network, "features", lambda images: images)
+        monkeypatch.setattr(method.network.walk, "query_key", lambda _, view=tuple(view): view)
+        side = 8 * (3 * times - 1) + 1
+        values.append(method._consistency(torch.zeros(1, 3, side, side), (query, key)).item())
+    assert values[0] > 0 and values[1] == pytest.approx(values[0], rel=1e-5)
+
+
 def test_without_superpixels_the_entropy_is_that_of_the_whole_image():
     method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4).eval()
     some = batch()

@@ -180,7 +180,7 @@ def _preset_arguments(name: str) -> list[str]:
     """The --config that a preset stands for."""
     file = EVALUATION_PRESETS / f"{name}.yaml"
     if not file.is_file():
-        raise UserError(f"--preset {name}: choose {' or '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")
+        raise UserError(f"--preset {name}: choose {', '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")
     return ["--config", str(file)]
 
 

@@ -148,7 +148,7 @@ def test_a_preset_gives_way_to_flags():
     assert (blpseg.scales, blpseg.flip, blpseg.average) == ((0.5, 0.75, 1.0, 1.25), True, "logits")
     assert (blpseg.window, blpseg.long_side) == (None, None)
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
-    with pytest.raises(UserError, match="choose blpseg or fast or paper"):
+    with pytest.raises(UserError, match="choose blpseg, fast, multi_scale, paper"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
 
 

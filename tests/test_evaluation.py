@@ -9,7 +9,8 @@ import torch
 
 import evaluate
 from config import Config, EvaluateConfig, ModelConfig, RunConfig
-from datasets import demo, open_index
+from datasets import open_index
+from datasets.drawing import demo
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine import distributed

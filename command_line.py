@@ -25,6 +25,7 @@ NUMBERS = {
     "ClosedUnitInterval": "a number from 0 to 1",
     "Deviation": "a number, 0.01 or more,",
     "ZeroOrDeviation": "0, or a number of 0.01 or more,",
+    "HueTurn": "a number from 0 to 0.5",
     "WindowStride": "a number over 0, at most 1,",
 }
 
@@ -161,19 +162,24 @@ def _preset_name(argv: list[str], default: str) -> str:
 
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
-    """What the files and flags say of method.name, or the first of `methods`. Raises UserError if they have no such one."""
-    name = next(iter(methods))
+    """The method that the files and flags name, or the first of `methods`. Raises UserError for an unknown name, or for
+    different methods."""
+    named = {}
     for flag, value in _flags(argv):
         if flag == "--method.name":
-            name = value
+            named[flag] = value
         elif flag == "--config":
             try:
-                name = yaml.safe_load(Path(value).read_text(encoding="utf-8"))["method"]["name"]
+                named[f"--config {value}"] = yaml.safe_load(Path(value).read_text(encoding="utf-8"))["method"]["name"]
             except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
                 continue  # the file does not name one; what else is wrong with it, the parser says
-    if not isinstance(name, str) or name not in methods:
-        raise UserError(f"method.name {name}: choose {', '.join(methods)}")
-    return name
+    for where, name in named.items():
+        if not isinstance(name, str) or name not in methods:
+            raise UserError(f"method.name {name}: choose {', '.join(methods)}")
+        first = next(iter(named))
+        if name != named[first]:
+            raise UserError(f"{first} is for method {named[first]}, but {where} for {name}: give the files of one method")
+    return next(iter(named.values()), next(iter(methods)))
 
 
 def _preset_arguments(name: str) -> list[str]:

@@ -21,7 +21,18 @@ Crf = Literal["none", "torch", "pydensecrf"]
 # Numbers; command_line.NUMBERS has their names for errors.
 Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
 ZeroOrDeviation = restricted_number_type("ZeroOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
+HueTurn = restricted_number_type("HueTurn", float, [(">=", 0), ("<=", 0.5)])
 WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
+
+
+@dataclass
+class LabelledConfig:
+    """A second stream of images beside the training images, each with a label: for methods that learn from few labels."""
+
+    split: str | None = None
+    """list of labelled images: a name in the data set, or a path that ends in .txt; for methods that read them"""
+    labels: str = "SegmentationClass"
+    """their labels: a folder of root, or a path"""
 
 
 @dataclass
@@ -53,11 +64,23 @@ class DataConfig:
     flip: ClosedUnitInterval = 0.5
     """share of crops that are mirrored left-right"""
     blur: ClosedUnitInterval = 0.5
-    """share of crops that are blurred (Gaussian, sigma 0.15 to 1.15 pixels)"""
+    """share of crops that are blurred (Gaussian)"""
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.15, 1.15)
+    """range of the blur's standard deviation, pixels"""
+    jitter: ClosedUnitInterval = 0.0
+    """share of crops whose colours are jittered"""
+    jitter_strength: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, HueTurn] = (0.5, 0.5, 0.5, 0.25)
+    """largest change of brightness, contrast and saturation (shares) and of the hue (turns, at most 0.5)"""
+    grey: ClosedUnitInterval = 0.0
+    """share of crops that are made grey"""
+    photometric: tuple[Literal["main", "labelled"], ...] = ("main",)
+    """streams whose crops are blurred, jittered and made grey: the training images (main), those of labelled.split"""
+    labelled: LabelledConfig = field(default_factory=LabelledConfig)
 
     def __post_init__(self):
-        if self.scale[0] > self.scale[1]:
-            raise UserError(f"data.scale {list(self.scale)}: the smaller scale comes first")
+        for name, (least, most) in (("scale", self.scale), ("blur_sigma", self.blur_sigma)):
+            if least > most:
+                raise UserError(f"data.{name} {[least, most]}: the smaller number comes first")
 
 
 @dataclass
@@ -68,8 +91,6 @@ class ModelConfig:
     """torchvision ResNet: of stride 8 (CC4S), or with a deep stem and stride 32 (BLPSeg)"""
     weights: str = "imagenet"
     """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
-    shrink: PositiveInt = 1
-    """the random walk, where the network has one, runs on a map this many times smaller"""
 
 
 @dataclass
@@ -97,7 +118,9 @@ class TrainConfig:
     lr: PositiveFloat = 1e-3
     """learning rate at the first step, but for lr_factor; it depends on the data and the network"""
     lr_factor: PositiveFloat = 1.0
-    """what the stage multiplies lr with: those that go on from a trained network may want a lower rate than it had"""
+    """the stage multiplies lr by this factor; a stage that goes on from a trained network may want a lower rate"""
+    head_lr_factor: PositiveFloat = 1.0
+    """the rate of all weights outside the backbone is multiplied by this factor"""
     momentum: NonNegativeFloat = 0.9
     """momentum of SGD"""
     weight_decay: NonNegativeFloat = 5e-4
@@ -135,6 +158,8 @@ class Config:
     that stopped goes on"""
     init: str | None = None
     """checkpoint to start from, an earlier stage's best.pt"""
+    teacher: str | None = None
+    """checkpoint of a trained network that a method learns from; the network stays as it is"""
     fresh: bool = False
     """start over where OUT holds a run, deleting it and its pseudo-labels"""
     skip_nonfinite: NonNegativeInt = 0
@@ -221,7 +246,7 @@ class EvaluateConfig:
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
-    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), paper (CC4S) or blpseg"""
+    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
     crf: Crf = "none"
     """refine the averaged probabilities by a dense CRF, by the project's own code or by pydensecrf"""
     crf_per_scale: bool = False

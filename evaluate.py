@@ -1,6 +1,6 @@
 """Scores a checkpoint on a split: per-class IoU and Dice, mIoU, pixel accuracy, boundary IoU.
 
-    python evaluate.py --checkpoint runs/ur/best.pt --data.root DIR --data.split val --preset paper --out runs/ur/evaluation
+    python evaluate.py --checkpoint runs/ur/best.pt --data.root DIR --data.split val --preset cc4s --out runs/ur/evaluation
 
     torchrun --nproc_per_node 4 evaluate.py --checkpoint ...
 

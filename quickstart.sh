@@ -15,7 +15,7 @@ stage() { # SCRIPT NAME [flags]: trains OUT_ROOT/NAME and evaluates it
     local script=$1 name=$2
     shift 2
     echo "== $name"
-    OUT=$OUT_ROOT/$name sh "$script" --config configs/demo.yaml "$@"
+    OUT=$OUT_ROOT/$name sh "$script" --config configs/cc4s/demo.yaml "$@"
     CHECKPOINT=$OUT_ROOT/$name/best.pt OUT=$OUT_ROOT/$name/evaluation sh evaluate.sh
 }
 

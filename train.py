@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from command_line import parse
 from config import Config, InferenceConfig, TrainConfig
-from datasets.segmentation import to_device
+from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.checkpoint import save_checkpoint
 from engine.inference import most_likely, predict_image, predict_split
@@ -119,7 +119,7 @@ def take_step(run: Run, step: int) -> dict[str, torch.Tensor]:
 
 def forward_backward(
     model: torch.nn.Module,
-    batches: Iterator[dict[str, torch.Tensor]],
+    batches: Iterator[Batch],
     settings: TrainConfig,
     scaler: torch.amp.GradScaler,
     device: torch.device,
@@ -158,6 +158,7 @@ def write_inspection(run: Run) -> None:
 def validate_and_keep(run: Run) -> None:
     """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
     log, progress, step = run.log, run.progress, run.progress.step
+    distributed.share_buffers(run.method)
     if log:
         save(run)  # a validation may take longer than what stops the run will wait
     scores = validate(run.method, run.loaders, run.classes, run.config.train.precision, run.process)

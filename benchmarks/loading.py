@@ -15,7 +15,8 @@ from benchmarks.measure import as_json
 from command_line import parse
 from config import DataConfig
 from datasets import open_index
-from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
+from datasets.batch import collate
+from datasets.segmentation import SegmentationDataset, TrainingOrder
 from engine.loading import augmentation
 from errors import run
 

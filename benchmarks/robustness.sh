@@ -3,7 +3,7 @@
 # middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
 # and a plot. Started again, it goes on where it was, and evaluates finished runs again.
 #
-#     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness sh benchmarks/robustness.sh --config configs/acdc.yaml --train.seed 0
+#     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness sh benchmarks/robustness.sh --config configs/cc4s/acdc.yaml --train.seed 0
 set -eu
 cd "$(dirname "$0")/.."
 if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi

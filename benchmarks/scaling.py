@@ -62,7 +62,7 @@ def seconds_a_step(config: ScalingConfig, layout: str) -> float:
     processes, _, threads = layout.partition("x")
     if not (processes.isdecimal() and threads.isdecimal() and int(processes) and int(threads)):
         raise UserError(f"layout {layout!r}: write it PROCESSESxTHREADS, as 2x1")
-    configs = ["--config", f"configs/cc4s/{config.stage}.yaml", "--config", "configs/demo.yaml"]
+    configs = ["--config", f"configs/cc4s/{config.stage}.yaml", "--config", "configs/cc4s/demo.yaml"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
     command = [*launch, "train.py", *configs, *shlex.split(config.flags)]
     times = step_times(command, WARM + config.steps, {"OMP_NUM_THREADS": threads})

@@ -3,7 +3,7 @@
 # the dense masks. Each run is evaluated. Ends with the table. The controls are as many further steps of the same start without
 # the new part: ur_more for SS, ss_more for stage 2, ur_stage2_more for SS's loss in stage 2.
 #
-#     DATA_ROOT=/data/acdc PRESET=multi_scale OUT_ROOT=runs/acdc_seed0 sh benchmarks/scribbles_vs_masks.sh --config configs/acdc.yaml --train.seed 0
+#     DATA_ROOT=/data/acdc PRESET=multi_scale OUT_ROOT=runs/acdc_seed0 sh benchmarks/scribbles_vs_masks.sh --config configs/cc4s/acdc.yaml --train.seed 0
 #
 # PRESET: the scales of the pseudo-labels (train_seg_UR_stage2.sh). TRAIN_MASKS: masks of the training images, where
 # SegmentationClass does not have them all (PASCAL VOC with SBD: SegmentationClassAug).

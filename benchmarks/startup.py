@@ -37,7 +37,7 @@ def main() -> None:
     draw_if_missing("data/demo")
     parts = {"import train": partial(time_of, [sys.executable, "-c", "import train"])}
     for stage in config.stages:
-        command = [sys.executable, "train.py", "--config", f"configs/cc4s/{stage}.yaml", "--config", "configs/demo.yaml"]
+        command = [sys.executable, "train.py", "--config", f"configs/cc4s/{stage}.yaml", "--config", "configs/cc4s/demo.yaml"]
         parts[f"{stage}, to the first step"] = partial(step_times, command, 1)
     measured: dict[str, list[float]] = {what: [] for what in parts}
     for _ in range(config.runs):

@@ -30,7 +30,7 @@ from benchmarks import textbook
 from benchmarks.measure import ROOT, alone, as_json, repeat
 from command_line import parse
 from config import Backbone, Device, ModelConfig, Precision, TrainConfig
-from datasets.segmentation import to_device
+from datasets.batch import to_device
 from engine import distributed
 from engine.preparation import build_optimizer
 from errors import run

@@ -1,4 +1,4 @@
-"""The one `Dataset` that reads every index, its batches, and the order in which training draws from it."""
+"""The one `Dataset` that reads every index, and the order in which training draws from it."""
 
 import functools
 from collections.abc import Iterator
@@ -8,12 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler
 
+from datasets.batch import Item
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_edges, read_image, read_label, read_superpixel
 from datasets.index import Index
-from datasets.transforms import Augmentation, normalise, to_tensor
+from datasets.transforms import Augmentation, to_tensor
 from errors import UserError
+
+LABELLED_STREAM = (1,)
+"""`SegmentationDataset.stream` of the labelled images that are drawn beside the training images."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,29 @@ class Superpixels:
 
 
 class SegmentationDataset(Dataset):
-    """Images of an index with their maps.
+    """The images of an index with their maps, as `Item`s.
 
-    With an augmentation, an item is drawn by `(epoch, position)`, as `TrainingOrder` gives them: the same for the same
-    seed, whichever worker draws it. Without, by position, at the image's own size.
-    An item is a dict: `image` (3, H, W) uint8; where the index has labels, `label` (H, W) uint8; where it has tags or labels,
-    `tags` (C - 1,) float32 of 0 and 1, the classes that the data set says the image shows, else those labelled in it (all of
-    it, not only the crop); with an augmentation, `outside` (H, W) bool, True where there is no image; with superpixels,
-    `boundary` (H, W) bool (True outside too), and with their graph `superpixel` (H, W) int32, `edges` (M, 2) int64 and
-    `edge_weights` (M,) float32.
+    With an augmentation, an item is drawn by the key (epoch, position) that `TrainingOrder` gives. The seed and the key decide
+    every random draw, whichever worker draws the item. Without an augmentation, the key is the position, and the item has the
+    image's own size.
+    `label` is there where the index has labels. `tags` are those of the index, else the classes of the whole label, not of the
+    crop alone. `outside` comes with an augmentation; `boundary` with superpixels; the superpixel map and its edges with their
+    graph. `labelled` is drawn from the data set of that name.
     """
 
     def __init__(
-        self, index: Index, augment: Augmentation | None = None, superpixels: Superpixels | None = None, seed: int = 0
+        self,
+        index: Index,
+        augment: Augmentation | None = None,
+        superpixels: Superpixels | None = None,
+        seed: int = 0,
+        labelled: "SegmentationDataset | None" = None,
+        stream: tuple[int, ...] = (),
     ):
+        """labelled: with an augmentation of its own. stream: `LABELLED_STREAM` of a labelled data set, so that its draws differ
+        from those of the data set that it stands beside."""
         self.index, self.augment, self.superpixels, self.seed = index, augment, superpixels, seed
+        self.labelled, self.stream = labelled, stream
 
     def __len__(self) -> int:
         return len(self.index)
@@ -95,38 +107,54 @@ class SegmentationDataset(Dataset):
         return image, maps
 
     def rng(self, epoch: int, position: int) -> np.random.Generator:
-        """What an item's augmentation is drawn from."""
-        return np.random.default_rng((self.seed, epoch, position))
+        """The generator of all random draws of an item."""
+        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, position), spawn_key=self.stream))
+
+    def sources(self, key: int | tuple[int, int]) -> list[tuple[Index, int]]:
+        """The images that an item is made of: index and position."""
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        beside = [(self.labelled.index, self.labelled._draw(epoch, position)[0])] if self.labelled else []
+        return [(self.index, position), *beside]
 
     def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The superpixels' edges (M, 2) int64 and their weights (M,) float32."""
         return read_edges(self.superpixels.edges(self.index.names[position]))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
         cv2.setNumThreads(0)  # the workers are the parallelism
         epoch, position = key if isinstance(key, tuple) else (0, key)
+        item = self._item(position, self.rng(epoch, position))
+        if self.labelled:
+            item["labelled"] = self.labelled._item(*self.labelled._draw(epoch, position))
+        return item
+
+    def _draw(self, epoch: int, position: int) -> tuple[int, np.random.Generator]:
+        """The position of the image that is drawn beside another data set's item, and the generator of its augmentation."""
+        rng = self.rng(epoch, position)
+        return int(rng.integers(len(self))), rng
+
+    def _item(self, position: int, rng: np.random.Generator) -> Item:
         image, maps = self.read(position)
         tags = self._tags(position, maps)
         if self.augment is not None:
             maps["outside"] = np.zeros(image.shape[:2], np.uint8)
-            image, maps = self.augment(image, maps, self.rng(epoch, position))
+            image, maps = self.augment(image, maps, rng)
 
-        item = {"image": to_tensor(image)}
+        item: Item = {"image": to_tensor(image)}
         if "label" in maps:
             item["label"] = torch.from_numpy(maps["label"])
         if tags is not None:
             item["tags"] = torch.from_numpy(tags).float()
-        for name in maps.keys() & {"outside", "boundary"}:
-            item[name] = torch.from_numpy(maps[name]).bool()
-        if self.has_graph:
+        if "outside" in maps:
+            item["outside"] = torch.from_numpy(maps["outside"]).bool()
+        if "boundary" in maps:
+            item["boundary"] = torch.from_numpy(maps["boundary"]).bool()
+        if "superpixel" in maps:
             superpixel = maps["superpixel"].astype(np.int32)
             superpixel[superpixel == NO_SUPERPIXEL] = -1
             edges, weights = self.read_graph(position)
-            item |= {
-                "superpixel": torch.from_numpy(superpixel),
-                "edges": torch.from_numpy(edges),
-                "edge_weights": torch.from_numpy(weights),
-            }
+            item["superpixel"] = torch.from_numpy(superpixel)
+            item["edges"], item["edge_weights"] = torch.from_numpy(edges), torch.from_numpy(weights)
         return item
 
     def _tags(self, position: int, maps: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -160,40 +188,6 @@ def present_ids(label: np.ndarray) -> np.ndarray:
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of items: images (channels last) and maps stacked; superpixel ids made distinct across the batch, the edge
-    lists joined. `to_device` makes of it what a method takes.
-
-    `superpixel` (B, H, W) int32, -1 = none; `edges` (M, 2) int64 pairs of ids; `edge_weights` (M,) float32. Image i has the
-    ids from `superpixel_starts[i]` to `superpixel_starts[i + 1]`, and of the edges those from `edge_starts[i]` to
-    `edge_starts[i + 1]`: lists of B + 1 ints, so that no device has to be asked for them.
-    """
-    apart = ("image", "edges", "edge_weights")
-    batch = default_collate([{name: value for name, value in item.items() if name not in apart} for item in items])
-    batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
-    if "superpixel" in batch:
-        edges, superpixel_starts, edge_starts = [], [0], [0]
-        for superpixel, item in zip(batch["superpixel"], items, strict=True):
-            count = int(torch.cat([superpixel.reshape(-1), item["edges"].reshape(-1)]).max()) + 1
-            superpixel[superpixel >= 0] += superpixel_starts[-1]
-            edges.append(item["edges"] + superpixel_starts[-1])
-            superpixel_starts.append(superpixel_starts[-1] + count)
-            edge_starts.append(edge_starts[-1] + len(item["edges"]))
-        batch["edges"] = torch.cat(edges)
-        batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
-        batch |= {"superpixel_starts": superpixel_starts, "edge_starts": edge_starts}
-    return batch
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of `collate` as methods take it: on `device`, `image` (B, 3, H, W) float32 normalised and channels last, `label`
-    (B, H, W) int64. Images and labels travel as bytes."""
-    batch = {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
-    }
-    return batch | {"image": normalise(batch["image"]), "label": batch["label"].long()}
 
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):

@@ -1,11 +1,13 @@
-"""The joint transform: one random affine for the image and every map that belongs to it."""
+"""The joint transform: one random affine for the image and every map that belongs to it, then changes of the colours alone."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+from torchvision.transforms.v2 import functional as colours
 
 from datasets.files import NO_SUPERPIXEL, UNLABELLED
 
@@ -19,10 +21,10 @@ PADDING = {"label": UNLABELLED, "superpixel": NO_SUPERPIXEL, "boundary": 1, "out
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, rotation, flip and crop in one affine, then blur.
+    """Random scale, rotation, flip and crop in one affine, then blur, colour jitter and greyscale of the image.
 
-    crop: side of the result, pixels. scale: range of the factor. rotation: largest angle, degrees, applied with
-    rotation_probability; flip and blur are probabilities.
+    crop: side of the result, pixels. scale: range of the factor. rotation: largest angle in degrees. blur_sigma: range of the
+    standard deviation in pixels. jitter_strength: see `jittered`. The others are probabilities.
     """
 
     crop: int
@@ -30,7 +32,11 @@ class Augmentation:
     rotation: float
     rotation_probability: float
     flip: float
-    blur: float
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.15, 1.15)
+    jitter: float = 0.0
+    jitter_strength: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)
+    grey: float = 0.0
 
     def __call__(
         self, image: np.ndarray, maps: dict[str, np.ndarray], rng: np.random.Generator
@@ -48,7 +54,11 @@ class Augmentation:
             for name, array in maps.items()
         }
         if rng.random() < self.blur:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.15, 1.15))
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur_sigma))
+        if rng.random() < self.jitter:
+            image = jittered(image, self.jitter_strength, rng)
+        if rng.random() < self.grey:
+            image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
         return image, maps
 
     def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -64,6 +74,28 @@ class Augmentation:
         centre = np.array([(width - 1) / 2, (height - 1) / 2])
         shift = (self.crop - 1) / 2 + rng.uniform(-slack, slack) - linear @ centre
         return np.column_stack([linear, shift])
+
+
+def jittered(image: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator) -> np.ndarray:
+    """An image (H, W, 3) uint8 with changed brightness, contrast, saturation and hue, one after the other in a random order, as
+    torchvision's ColorJitter changes them.
+
+    strength: of brightness, contrast, saturation, hue. Each of the first three is multiplied by a factor from 1 - strength to
+    1 + strength. The hue is turned by up to strength full turns (at most 0.5) either way.
+    """
+    *factors, turn = strength
+    changes: list[tuple[Callable[[torch.Tensor, float], torch.Tensor], float]] = [
+        (change, rng.uniform(max(0.0, 1 - most), 1 + most))
+        for change, most in zip(
+            (colours.adjust_brightness, colours.adjust_contrast, colours.adjust_saturation), factors, strict=True
+        )
+    ]
+    changes.append((colours.adjust_hue, rng.uniform(-turn, turn)))
+    tensor = to_tensor(image)
+    for place in rng.permutation(len(changes)):
+        change, amount = changes[place]
+        tensor = change(tensor, amount)
+    return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -127,6 +127,13 @@ def sum_over_processes(counts: torch.Tensor) -> None:
         dist.all_reduce(counts)
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Gives all processes the main process's buffers, whose running statistics are what it saves; all of them call it."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if dist.is_initialized():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from config import InferenceConfig
 from datasets.transforms import normalise, to_tensor
 from engine.distributed import Process, autocast
+from methods import METHODS
 from methods.base import Method
 from ops.resizing import resize
 
@@ -87,9 +88,9 @@ def predict_image(
 
 
 def note_preset(preset: str, method: Method) -> None:
-    """Says so where `preset` is CC4S's paper's, and the method's own paper has another."""
-    if preset == "paper" and method.preset != preset:
-        print(f"note: --preset paper is CC4S's; this method's is --preset {method.preset}", file=sys.stderr)
+    """Prints a note if `preset` is another method's."""
+    if preset in METHODS and preset != method.preset:
+        print(f"note: --preset {preset} is of another method; this method's is --preset {method.preset}", file=sys.stderr)
 
 
 def most_likely(probabilities: torch.Tensor) -> torch.Tensor:

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 
 from config import TrainConfig
+from datasets.batch import Batch, collate, to_device
 from datasets.files import UNLABELLED, shown_label
-from datasets.segmentation import SegmentationDataset, collate, to_device
+from datasets.segmentation import SegmentationDataset
 from engine.distributed import Process, autocast, mean_over_processes
 from engine.loading import training_order
 from methods.base import Method
 from models.layers import running_statistics_untouched
 
 
-def first_batch(
-    train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process
-) -> dict[str, torch.Tensor]:
+def first_batch(train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process) -> Batch:
     """This process's part of the run's first forward pass, as `collate` gives it, with `truth` (B, H, W) uint8: the images'
     dense masks in the folder `masks`, 255 where there is none that fits."""
     keys = training_order(len(train_set), settings, 1, 0, process).batch(0)
     batch = collate([train_set[key] for key in keys])
-    return batch | {"truth": torch.stack([_truth(train_set, key, masks) for key in keys])}
+    batch["truth"] = torch.stack([_truth(train_set, key, masks) for key in keys])
+    return batch
 
 
 def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) -> torch.Tensor:
@@ -40,9 +40,7 @@ def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) ->
     return torch.from_numpy(train_set.augment(image, {"label": mask}, train_set.rng(epoch, position))[1]["label"])
 
 
-def look_inside(
-    method: Method, batch: dict[str, torch.Tensor], process: Process, precision: str, loss_scale: float = 1.0
-) -> dict[str, float]:
+def look_inside(method: Method, batch: Batch, process: Process, precision: str, loss_scale: float = 1.0) -> dict[str, float]:
     """`gradient/TERM/PART`: the L2 norm of the gradient of a weighted loss term at the weights of a part (`Method.parts`); and
     the figures of `Method.figures`, by their own names.
 

@@ -8,13 +8,16 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from config import DataConfig, TrainConfig
-from datasets.segmentation import SegmentationDataset, TrainingOrder, collate
+from datasets.batch import Batch, Item, collate
+from datasets.segmentation import SegmentationDataset, TrainingOrder
 from datasets.transforms import Augmentation
 from engine.distributed import Process
 from engine.inference import positions_of_process
@@ -25,30 +28,32 @@ from errors import Failure, UserError
 class Watched(Dataset):
     """A data set that notes which process reads which image.
 
-    reading: (workers, 3) int64 in shared memory: each worker's process id, the position of its image, and whether it is at it
-    still (1) or has read it (0).
+    reading: (workers, 4) int64 in shared memory, a row for each worker: the process id; the item's epoch (-1 where the key has
+    none) and position; 1 while the worker reads the item, 0 afterwards.
     """
 
     def __init__(self, dataset: SegmentationDataset, workers: int):
         self.dataset = dataset
-        self.reading = torch.full((workers, 3), -1, dtype=torch.int64).share_memory_()
+        self.reading = torch.full((workers, 4), -1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
         worker = get_worker_info()
         if worker is None:
             return self.dataset[key]
-        self.reading[worker.id] = torch.tensor([os.getpid(), key[1] if isinstance(key, tuple) else key, 1])
+        epoch, position = key if isinstance(key, tuple) else (-1, key)
+        self.reading[worker.id] = torch.tensor([os.getpid(), epoch, position, 1])
         item = self.dataset[key]
-        self.reading[worker.id, 2] = 0
+        self.reading[worker.id, 3] = 0
         return item
 
     def read_by(self, pids: list[int]) -> list[Path]:
         """The images that these processes read last; without any, those that are being read."""
-        images = self.dataset.index.images
-        return [images[at] for pid, at, busy in self.reading.tolist() if (pid in pids if pids else busy == 1)]
+        rows = [row for row in self.reading.tolist() if (row[0] in pids if pids else row[3] == 1)]
+        keys = [(epoch, position) if epoch >= 0 else position for _, epoch, position, _ in rows]
+        return [index.images[position] for key in keys for index, position in self.dataset.sources(key)]
 
 
 class Loaders:
@@ -58,7 +63,7 @@ class Loaders:
         self.train_set, self.val_set = Watched(train_set, settings.workers), Watched(val_set, settings.workers)
         self.settings, self.process = settings, process
 
-    def training(self, steps: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
+    def training(self, steps: int, first: int) -> Iterator[Batch]:
         """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
         settings = self.settings
         order = training_order(len(self.train_set), settings, steps, first, self.process)
@@ -123,9 +128,19 @@ def kill_workers() -> None:
             child.kill()
 
 
-def augmentation(data: DataConfig) -> Augmentation:
-    """How training images are drawn, by their settings."""
-    return Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip, data.blur)
+def augmentation(data: DataConfig, stream: Literal["main", "labelled"] = "main") -> Augmentation:
+    """The augmentation of a stream's images, by the settings."""
+    place = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip)
+    if stream not in data.photometric:
+        return place
+    return replace(
+        place,
+        blur=data.blur,
+        blur_sigma=data.blur_sigma,
+        jitter=data.jitter,
+        jitter_strength=data.jitter_strength,
+        grey=data.grey,
+    )
 
 
 def training_order(length: int, settings: TrainConfig, steps: int, first: int, process: Process) -> TrainingOrder:

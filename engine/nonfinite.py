@@ -32,7 +32,8 @@ class FiniteCheck:
         """Raises Failure for a step whose terms are not finite."""
         terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         order = training_order(len(self.train_set), self.settings, step + 1, step, self.process)
-        images = ", ".join(self.train_set.index.names[position] for batch in order for _, position in batch)
+        sources = (source for batch in order for key in batch for source in self.train_set.sources(key))
+        images = ", ".join(index.names[position] for index, position in sources)
         raise Failure(
             f"the loss is not finite at step {step + 1} ({terms}; images {images}); the last checkpoint is from before: "
             "leave out some steps by --skip-nonfinite, or start again, --fresh, with a lower --train.lr or another "

@@ -13,13 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, DataConfig, TrainConfig
 from datasets import open_index
+from datasets.batch import Batch
 from datasets.check import check, few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import shown_label
-from datasets.index import Index, evenly, resolve_folder
-from datasets.segmentation import SegmentationDataset, Superpixels
+from datasets.index import evenly, resolve_folder
+from datasets.segmentation import LABELLED_STREAM, SegmentationDataset, Superpixels
 from engine import distributed
-from engine.checkpoint import load_weights, read_checkpoint
+from engine.checkpoint import check_classes, load_model, load_weights, read_checkpoint
 from engine.inspection import first_batch
 from engine.loading import Loaders, augmentation, check_batch
 from engine.metrics import read_label_quality
@@ -70,9 +71,9 @@ class Run:
     scaler: torch.amp.GradScaler
     progress: Progress
     loaders: Loaders
-    batches: Iterator[dict[str, torch.Tensor]]
+    batches: Iterator[Batch]
     """of the steps that are left"""
-    inspected: dict[str, torch.Tensor]
+    inspected: Batch
     """what `engine.inspection` looks at"""
     finite: FiniteCheck
     log: Log | None
@@ -101,33 +102,38 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     if config.deterministic:
         be_deterministic()
     torch.manual_seed(settings.seed)
-    train_index, val_index = open_splits(data, process)
-    classes = train_index.classes
+    if process.is_main:
+        draw_if_missing(data.root)
+    distributed.wait_for_all()
+    val_set = SegmentationDataset(open_index(data.root, data.val_split, data.truth))
+    classes = val_set.index.classes
     method = build_method(config.method, config.model, len(classes))
+    train_set = open_training(config, method, process)
     check_batch(settings, process, method.fewest_images)
-    steps = settings.steps or math.ceil(settings.epochs * len(train_index) / settings.batch_size)
-    method.check_settings(config, steps)
-    superpixels = find_superpixels(data, method, train_index.names, process)
-    train_set = SegmentationDataset(train_index, augmentation(data), superpixels, settings.seed)
-    val_set = SegmentationDataset(val_index)
+    steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
+    method.check_settings(config, steps, steps * settings.batch_size / len(train_set))
+    teacher = load_teacher(config, method, classes)
     progress = Progress()
     if unfinished:
         progress = Progress(**{name: unfinished[name] for name in vars(progress)})
-        load_weights(method, unfinished, out / "last.pt", classes)
     elif config.init is not None:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
     else:
         load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
+    method.begin_training(teacher)
+    if unfinished:
+        load_weights(method, unfinished, out / "last.pt", classes)
     shown, label_quality = [], {}
     if process.is_main:
-        for note in chain(list_problems(train_index, val_index), odd_labels(train_set, val_set, data)):
+        for note in chain(list_problems(train_set.index, val_set.index), odd_labels(train_set, val_set, data)):
             print(f"note: {note}")
         shown = read_shown(train_set, val_set, data)
         label_quality = read_label_quality(resolve_folder(Path(data.root), data.labels))
         start(config, origin(config, train_set, val_set), process.world, str(device), progress.step)
     distributed.wait_for_all()
 
-    method.to(device, memory_format=torch.channels_last)
+    for network in filter(None, (method, teacher)):
+        network.to(device, memory_format=torch.channels_last)
     if config.compile:
         compile_backbone(method)
     model = method
@@ -135,7 +141,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
         if device.type == "cuda":
             method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
         model = DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None)
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_optimizer(method, settings)
     loaders = Loaders(train_set, val_set, settings, process)
     run = Run(
         config=config,
@@ -171,7 +177,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
 
 def describe(run: Run, val_images: int) -> None:
     """Prints what is trained, in a line."""
-    weights = sum(weight.numel() for weight in run.method.parameters())
+    weights = sum(weight.numel() for weight in trained_weights(run.method))
     resuming = f"resuming after step {run.progress.step} of " if run.progress.step else ""
     print(
         f"{run.images} train and {val_images} val images, {len(run.classes)} classes, {weights / 1e6:.1f}M weights; "
@@ -193,17 +199,36 @@ def compile_backbone(method: Method) -> None:
     method.network.backbone.compile()
 
 
-def open_splits(data: DataConfig, process: distributed.Process) -> tuple[Index, Index]:
-    """The training split with its labels, and the validation split with its masks. Raises UserError for what is missing."""
-    if process.is_main:
-        draw_if_missing(data.root)
-    distributed.wait_for_all()
-    train = open_index(data.root, data.train_split, data.labels)
+def open_training(config: Config, method: Method, process: distributed.Process) -> SegmentationDataset:
+    """The training images with what `method` reads of them. Raises UserError for what is missing."""
+    data, reads, seed = config.data, method.reads, config.train.seed
+    tags_of_labels = "tags" in reads and data.tags == "labels"
+    index = open_index(data.root, data.train_split, data.labels if "label" in reads or tags_of_labels else None)
     if data.tags == "labels":
-        train = replace(train, tags=None)
-    elif train.tags is None:
+        index = replace(index, tags=None)
+    elif index.tags is None:
         raise UserError(f"--data.tags file: {data.root}/tags.json is missing, or lists none of split {data.train_split}")
-    return train, open_index(data.root, data.val_split, data.truth)
+    labelled = None
+    if "labelled" in reads:
+        if data.labelled.split is None:
+            raise UserError(f"method {config.method.name} reads labelled images: name their list by --data.labelled.split")
+        split = open_index(data.root, data.labelled.split, data.labelled.labels)
+        labelled = SegmentationDataset(split, augmentation(data, "labelled"), seed=seed, stream=LABELLED_STREAM)
+    superpixels = find_superpixels(data, method, index.names, process)
+    return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled)
+
+
+def load_teacher(config: Config, method: Method, classes: tuple[str, ...]) -> Method | None:
+    """The network of --teacher in evaluation mode, without gradients. Raises UserError where the method needs one and has none,
+    or has one and takes none."""
+    if ("teacher" in method.reads) != (config.teacher is not None):
+        needs = "needs a teacher: name a checkpoint by" if config.teacher is None else "takes no teacher: leave out"
+        raise UserError(f"method {config.method.name} {needs} --teacher")
+    if config.teacher is None:
+        return None
+    teacher = load_model(config.teacher)
+    check_classes(teacher.classes, classes, config.teacher)
+    return teacher.requires_grad_(False)
 
 
 def find_superpixels(
@@ -228,18 +253,33 @@ def find_superpixels(
 
 def odd_labels(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> Iterator[str]:
     """What is odd about the splits' labels, one after the other; raises UserError for what cannot be read or does not fit."""
-    for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
-        found = few_classes(check(dataset, split), dataset.index.classes, dataset.index.labels[0].parent)
-        if found:
-            yield found
+    splits = [(train_set, data.train_split), (train_set.labelled, data.labelled.split), (val_set, data.val_split)]
+    for dataset, split in splits:
+        if dataset is None or split is None:
+            continue
+        present = check(dataset, split)
+        if dataset.index.labels is not None:
+            note = few_classes(present, dataset.index.classes, dataset.index.labels[0].parent)
+            if note:
+                yield note
 
 
-def build_optimizer(model: torch.nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; one kernel for all weights."""
-    common = {"lr": settings.lr * settings.lr_factor, "weight_decay": settings.weight_decay, "fused": True}
+def trained_weights(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights that training changes."""
+    return [weight for weight in module.parameters() if weight.requires_grad]
+
+
+def build_optimizer(method: Method, settings: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW; one kernel for all weights of a group: the backbone's, and all others at
+    `head_lr_factor` times the rate."""
+    rate = settings.lr * settings.lr_factor
+    backbone = trained_weights(method.network.backbone)
+    ours = set(backbone)
+    others = [weight for weight in trained_weights(method) if weight not in ours]
+    groups = [{"params": backbone, "lr": rate}, {"params": others, "lr": rate * settings.head_lr_factor}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=settings.momentum, **common)
-    return torch.optim.AdamW(model.parameters(), **common)
+        return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def read_shown(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> list[Shown]:
@@ -248,7 +288,7 @@ def read_shown(train_set: SegmentationDataset, val_set: SegmentationDataset, dat
     for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
         for position in evenly(len(dataset), PICTURES // 2):
             name = dataset.index.names[position]
-            files = (resolve_folder(Path(data.root), folder) / f"{name}.png" for folder in (data.labels, data.truth))
-            label, truth = map(shown_label, files)
+            label = shown_label(dataset.index.labels[position]) if dataset is train_set and dataset.index.labels else None
+            truth = shown_label(resolve_folder(Path(data.root), data.truth) / f"{name}.png")
             rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
     return rows

@@ -8,7 +8,7 @@ What is read is tensors and plain values; a file that would need anything run to
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +70,12 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
     settings = published.settings(state)
-    if shrink != 1 and getattr(settings, "network", None) != "random_walk":
-        raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
+    if shrink != 1:
+        if getattr(settings, "network", None) != "random_walk":
+            raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
+        settings = replace(settings, shrink=shrink)
     classes = _classes(state[classifier].shape[0])
-    model = ModelConfig(backbone=_depth(state, published.backbone, path), weights="none", shrink=shrink)
+    model = ModelConfig(backbone=_depth(state, published.backbone, path), weights="none")
     config = Config(model=model, method=settings)
     ours = {}
     for key, value in state.items():

@@ -121,12 +121,13 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
     of the records beside labels and superpixels that were made."""
     labels = resolve_folder(Path(config.data.root), config.data.labels)
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
-    init = {"init": _hashes([Path(config.init)])} if config.init and Path(config.init).is_file() else {}
+    checkpoints = {name: path for name, path in (("init", config.init), ("teacher", config.teacher)) if path}
+    splits = {"train": train_set, "val": val_set} | ({"labelled": train_set.labelled} if train_set.labelled else {})
     return {
-        "data": {"train": split_record(train_set.index), "val": split_record(val_set.index)},
+        "data": {name: split_record(split.index) for name, split in splits.items()},
         "labels": _hashes(labels / name for name in LABEL_RECORDS),
         "superpixels": superpixels,
-        **init,
+        **{name: _hashes([Path(path)]) for name, path in checkpoints.items() if Path(path).is_file()},
     }
 
 

@@ -1,12 +1,13 @@
 """The interface between a method and the training loop."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from config import Config, MethodConfig
+from datasets.batch import Batch
 
 
 class Published(NamedTuple):
@@ -23,29 +24,38 @@ class Published(NamedTuple):
     classifier: str
 
 
+Reads = Literal["label", "tags", "boundary", "superpixel", "labelled", "teacher"]
+
+
 class Method(nn.Module):
     """A network with what trains it.
 
-    settings: the dataclass of its configuration section. reads: the parts of a batch that the method asks for besides images
-    and labels: "boundary" (where the data have superpixels), "superpixel" (the map and its graph; an error where missing).
-    fewest_images: what a training pass needs at least. preset: the evaluation's settings in its paper, of configs/evaluate.
-    large_image: pixels of an image above which a prediction of the whole image would take minutes. classes: class names in id
-    order, of a method that `engine.checkpoint.load_model` returned. published: a weight that tells a published network from
-    others -> how that network was saved. `network.backbone` takes pretrained weights.
+    `forward` returns the same loss names at every step: a term that begins later is 0 before, with its weights in the graph
+    (multiply by 0). Several processes, the curves and the reports of faults need this.
     """
 
     settings: type[MethodConfig]
+    """the dataclass of the method's settings"""
+    reads: frozenset[Reads] = frozenset({"label"})
+    """what the method takes beside images: the keys of `Batch` (boundary: where the data have superpixels; superpixel: the map
+    and its graph, an error where missing), and teacher"""
     published: dict[str, Published] = {}  # noqa: RUF012, read only
-    reads: frozenset[str] = frozenset()
+    """a weight that only this published network has -> how that network was saved"""
     fewest_images = 1
-    preset = "paper"
+    """images that a training pass needs at least"""
+    preset = "cc4s"
+    """inference settings of the method's paper, configs/evaluate/NAME.yaml"""
     large_image = 4_000_000
-    network: nn.Module
+    """pixels; predicting a larger image whole takes minutes"""
+    network: Any
+    """an nn.Module whose `backbone` takes pretrained weights"""
     classes: tuple[str, ...]
+    """class names in id order, of a method that `engine.checkpoint.load_model` returned"""
+    teacher: "Method | None" = None
+    """a trained method, in evaluation mode and without gradients, for a method that reads a teacher"""
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch, as `datasets.segmentation.to_device` gives it -> named scalar losses, already weighted, whose sum is
-        minimised."""
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Named scalar losses, already weighted. Training minimises their sum."""
         raise NotImplementedError
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -56,17 +66,22 @@ class Method(nn.Module):
         """The weights at which `engine.inspection` measures the gradient of each loss term, by the part's name."""
         return {"backbone": self.network.backbone.parameters()}
 
-    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Named scalars that tell of the network. `engine.inspection` calls this in training mode, without gradient, on all
-        processes, which return the same names. batch: as `forward` takes it, with `truth` (B, H, W) uint8, the dense masks, 255
-        where there is none."""
+    def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Named scalars that describe the state of the network. `engine.inspection` calls this in training mode, without
+        gradient, on all processes; all return the same names. The batch has `truth`."""
         return {}
 
-    def check_settings(self, config: Config, steps: int) -> None:
-        """Raises UserError if a run of so many steps with these settings is not possible; called before training."""
+    def check_settings(self, config: Config, steps: int, epochs: float) -> None:
+        """Called before training, which takes so many steps and epochs. Raises UserError if these settings cannot work."""
+
+    def begin_training(self, teacher: "Method | None") -> None:
+        """Called once before the first step, when the network has its first weights; an average of weights starts here. A run
+        that resumes loads its saved weights afterwards. An overriding method calls super()."""
+        # Not an attribute that nn.Module sees: the teacher stays out of train(), the state dict, the optimizer and DDP.
+        self.__dict__["teacher"] = teacher
 
     def begin_step(self, step: int, epoch: float) -> None:
         """Called before a step's forward passes; for schedules inside a method."""
 
     def after_step(self) -> None:
-        """Called after the optimizer's step; for averaged weights and teachers."""
+        """Called after the optimizer's step; averages of weights are updated here."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from config import Config, MethodConfig, ModelConfig, ZeroOrDeviation
+from datasets.batch import Batch
 from errors import UserError
 from losses.label_preference import label_preference
 from losses.partial_cross_entropy import IGNORE_INDEX
@@ -54,9 +55,12 @@ class BLPSeg(Method):
             lambda state: BLPSegConfig(width=state["seg_head.4.weight"].shape[1]), BLPSEG, "backbone.", "seg_head.4.weight"
         )
     }
+    reads = frozenset({"label", "tags"})
     fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
     preset = "blpseg"
     large_image = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels
+
+    network: BLPSegNet
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
@@ -65,7 +69,7 @@ class BLPSeg(Method):
         self.num_classes = num_classes
         self.self_training = False
 
-    def check_settings(self, config: Config, steps: int) -> None:
+    def check_settings(self, config: Config, steps: int, epochs: float) -> None:
         start = self.config.self_training_from
         if start is not None and start >= steps:
             raise UserError(
@@ -78,8 +82,7 @@ class BLPSeg(Method):
         start = self.config.self_training_from
         self.self_training = start is not None and step >= start
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """batch: `image`, `label`, `outside` and `tags`, as datasets/segmentation.py makes them."""
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         config, classes, images = self.config, self.num_classes, batch["image"]
         features = self.network.features(images)
         logits = torch.cat([self.network.segment(images, features), self.network.scribble(features)], dim=1)
@@ -98,7 +101,7 @@ class BLPSeg(Method):
 
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
 
-    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Once the network labels by itself, `self_training/precision/ID` and `self_training/coverage/ID` by class: the share
         of its labels that are right, and the share of the class's pixels that have its label. Scribbles count as labels; what
         has no mask does not count."""

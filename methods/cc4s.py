@@ -10,17 +10,18 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jsonargparse.typing import NonNegativeFloat
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from torch import nn
 
 from config import Config, MethodConfig, ModelConfig
+from datasets.batch import Batch
 from errors import UserError
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
 from losses.soft_entropy import soft_entropy
-from methods.base import Method, Published
+from methods.base import Method, Published, Reads
 from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
 from models.layers import running_statistics_untouched
@@ -38,6 +39,8 @@ class CC4SConfig(MethodConfig):
     """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     network: Literal["baseline", "random_walk"] = "random_walk"
     """ASPP head without the walk, or the random-walk network"""
+    shrink: PositiveInt = 1
+    """the random walk runs on a map this many times smaller"""
     soft_entropy: NonNegativeFloat = 0.0
     """weight of the soft entropy"""
     consistency: NonNegativeFloat = 0.0
@@ -84,6 +87,8 @@ class CC4S(Method):
         "layer5.conv1.weight": Published(lambda _: CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"),
     }
 
+    network: BaselineNet | RandomWalkNet
+
     def __init__(self, config: CC4SConfig, model: ModelConfig, num_classes: int):
         super().__init__()
         self.config = config
@@ -93,8 +98,9 @@ class CC4S(Method):
             self.network = BaselineNet(model.backbone, num_classes)
             self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
         else:
-            self.network = RandomWalkNet(model.backbone, num_classes, model.shrink)
-        self.reads = frozenset({"boundary"} if config.soft_entropy else ()) | ({"superpixel"} if config.colour else set())
+            self.network = RandomWalkNet(model.backbone, num_classes, config.shrink)
+        wanted: dict[Reads, float] = {"label": True, "boundary": config.soft_entropy, "superpixel": config.colour}
+        self.reads = frozenset(name for name, weight in wanted.items() if weight)
         terms = {
             "cross_entropy": (1.0, _cross_entropy),
             "soft_entropy": (config.soft_entropy, _soft_entropy),
@@ -102,9 +108,7 @@ class CC4S(Method):
         }
         self.terms = {name: term for name, term in terms.items() if term[0]}
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """batch: `image`, `label`, `outside`; `boundary` (optional), and for the colour constraint `superpixel`,
-        `superpixel_starts`, `edges`, `edge_weights`, `edge_starts`, as datasets/segmentation.py makes them."""
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses = {}
         images = batch["image"]
         if self.config.consistency:
@@ -150,7 +154,7 @@ class CC4S(Method):
         walk = self.network.walk
         return super().parts() | {"query_key": [*walk.query_conv.parameters(), *walk.key_conv.parameters()]}
 
-    def figures(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """`walk/gamma`; `walk/energy_deviation`, the standard deviation of an image's energies; `walk/spread`, over how many
         positions a row of the transition matrix spreads. Means over the images."""
         if self.config.network == "baseline":
@@ -159,7 +163,7 @@ class CC4S(Method):
         deviation, spread = spread_of_transitions(query, key)
         return {"walk/gamma": self.network.walk.gamma, "walk/energy_deviation": deviation, "walk/spread": spread}
 
-    def check_settings(self, config: Config, steps: int) -> None:
+    def check_settings(self, config: Config, steps: int, epochs: float) -> None:
         if self.config.consistency:
             for kind in ("flip", "crop") if self.config.view == "random" else (self.config.view,):
                 require_grid(config.data.crop, self._compared_shrink(), kind)
@@ -175,17 +179,17 @@ class CC4S(Method):
         return self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
 
 
-def _cross_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _cross_entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     label = batch["label"][some]
     return partial_cross_entropy(logits, label), (label != IGNORE_INDEX).sum()
 
 
-def _soft_entropy(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _soft_entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     boundary = batch["boundary" if "boundary" in batch else "outside"][some]
     return soft_entropy(logits, boundary), (~boundary).sum()
 
 
-def _colour(batch: dict[str, torch.Tensor], logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _colour(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """On these images' part of the batch's graph."""
     superpixel, ids, edges = batch["superpixel"][some], batch["superpixel_starts"], batch["edge_starts"]
     first, own = ids[some.start], slice(edges[some.start], edges[some.stop])

@@ -31,7 +31,7 @@ def require_grid(side: int, shrink: int, kind: str) -> None:
     step = STRIDE * (shrink if kind == "crop" else 1)
     if shrink > 1 and (side - 1) % step:
         fitting = (side - 1) // step * step + 1
-        raise UserError(f"--data.crop {side} does not fit the {kind} view at --model.shrink {shrink}: choose {fitting}")
+        raise UserError(f"--data.crop {side} does not fit the {kind} view at --method.shrink {shrink}: choose {fitting}")
 
 
 def flip_view(images: torch.Tensor, shrink: int = 1) -> View:

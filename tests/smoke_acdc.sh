@@ -13,7 +13,7 @@ for split in train val; do
     awk 'NR % 8 == 1' "$SEG_SHARED/data/acdc/ImageSets/Segmentation/$split.txt" > "$DATA_ROOT/ImageSets/Segmentation/$split.txt"
 done
 steps=(--train.steps 24 --train.log_every 4)
-flags=(--config configs/acdc.yaml "${steps[@]}")
+flags=(--config configs/cc4s/acdc.yaml "${steps[@]}")
 
 OUT=$work/baseline sh train_seg_baseline.sh "${flags[@]}"
 OUT=$work/ur sh train_seg_UR.sh "${flags[@]}"

@@ -250,9 +250,9 @@ def test_self_training_labels():
 
 def test_self_training_after_the_end_is_refused():
     with pytest.raises(UserError, match="self_training_from is 600, but training ends after 600 steps"):
-        build_method(BLPSegConfig(self_training_from=600), MODEL, CLASSES).check_settings(None, 600)
+        build_method(BLPSegConfig(self_training_from=600), MODEL, CLASSES).check_settings(None, 600, 5.0)
     for start in (599, None):
-        build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_settings(None, 600)
+        build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_settings(None, 600, 5.0)
 
 
 def test_a_large_image_has_as_many_positions_as_one_of_cc4s():

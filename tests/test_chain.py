@@ -62,25 +62,28 @@ def chain(tiny, tmp_path_factory):
 
 SUPERPIXELS = "-m tools.superpixels d --split t --out x"
 PSEUDO_LABELS = (
-    "predict.py --checkpoint ss.pt --images d --split t --preset paper --pseudo_labels --threshold 0.7 --scribbles s --out l"
+    "predict.py --checkpoint ss.pt --images d --split t --preset cc4s --pseudo_labels --threshold 0.7 --scribbles s --out l"
 )
-DATA = "--data.root d --data.train_split t"
+ON_SCRIBBLES = "--data.root d --data.train_split t --data.labels s --data.truth m --out o"
+ON_PSEUDO_LABELS = ON_SCRIBBLES.replace("labels s", "labels l")
 COMMANDS = {
-    "train_seg_baseline.sh": [f"train.py --config configs/cc4s/baseline.yaml {DATA} --data.labels s"],
-    "train_seg_UR.sh": [SUPERPIXELS, f"train.py --config configs/cc4s/ur.yaml {DATA} --data.labels s --data.superpixels x"],
+    "train_seg_baseline.sh": [f"train.py --config configs/cc4s/baseline.yaml {ON_SCRIBBLES}"],
+    "train_seg_UR.sh": [
+        SUPERPIXELS, f"train.py --config configs/cc4s/ur.yaml {ON_SCRIBBLES} --data.superpixels x"
+    ],
     "train_seg_SS.sh": [
-        SUPERPIXELS, f"train.py --config configs/cc4s/ss.yaml --init init {DATA} --data.labels s --data.superpixels x",
+        SUPERPIXELS, f"train.py --config configs/cc4s/ss.yaml {ON_SCRIBBLES} --data.superpixels x --init init",
     ],
     "train_seg_UR_stage2.sh": [
         SUPERPIXELS, PSEUDO_LABELS,
-        f"train.py --config configs/cc4s/ur_stage2.yaml --init init {DATA} --data.labels l --data.superpixels x",
+        f"train.py --config configs/cc4s/ur_stage2.yaml {ON_PSEUDO_LABELS} --data.superpixels x --init init",
     ],
     "train_seg_SS_stage2.sh": [
         SUPERPIXELS, PSEUDO_LABELS,
-        f"train.py --config configs/cc4s/ss_stage2.yaml --init init {DATA} --data.labels l --data.superpixels x",
+        f"train.py --config configs/cc4s/ss_stage2.yaml {ON_PSEUDO_LABELS} --data.superpixels x --init init",
     ],
-    "train_blpseg.sh": [f"train.py --config configs/blpseg/voc.yaml {DATA} --data.labels s"],
-    "evaluate.sh": ["evaluate.py --checkpoint c --data.root d --data.labels m --data.split val"],
+    "train_blpseg.sh": [f"train.py --config configs/blpseg/voc.yaml {ON_SCRIBBLES}"],
+    "evaluate.sh": ["evaluate.py --checkpoint c --data.root d --data.labels m --data.split val --out o"],
 }  # fmt: skip
 
 
@@ -91,11 +94,11 @@ def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
     for file in ("init", "ss.pt"):
         (tmp_path / file).touch()
     paths = {"DATA_ROOT": "d", "TRAIN_SPLIT": "t", "SCRIBBLES": "s", "SUPERPIXELS": "x", "PSEUDO_LABELS": "l", "MASKS": "m"}
-    paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "PRESET": "paper", "LAUNCH": "echo"}
+    paths |= {"INIT": tmp_path / "init", "CHECKPOINT": "c", "OUT": "o", "THRESHOLD": "0.7", "PRESET": "cc4s", "LAUNCH": "echo"}
     done = script(name, "--more", "1", shell=shell, cwd=tmp_path, LABELS_FROM=tmp_path / "ss.pt", **paths)
     assert done.returncode == 0, done.stderr
     *before, last = COMMANDS[name]
-    assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [*before, f"{last} --out o --more 1"]
+    assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [*before, f"{last} --more 1"]
 
 
 @pytest.mark.slow
@@ -132,7 +135,7 @@ def test_quickstart_runs_the_chain_in_every_shell(shell, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stages = [line for line in done.stdout.splitlines() if line.startswith("train_")]
-    more = "--config configs/demo.yaml --train.seed 1"
+    more = "--config configs/cc4s/demo.yaml --train.seed 1"
     assert stages == [
         f"train_seg_baseline.sh INIT= LABELS_FROM= OUT=r/baseline {more}",
         f"train_seg_UR.sh INIT= LABELS_FROM= OUT=r/ur {more}",
@@ -158,9 +161,9 @@ def test_every_script_is_of_plain_sh(shell):
 def test_stage_2_is_the_released_chain(tmp_path):
     """UR stage 2 starts from ImageNet and SS stage 2 from it, both on the labels of SS; INIT goes on from another network."""
     repository = tmp_path / "repository"
-    repository.mkdir()
-    for name in ("UR", "SS"):
-        shutil.copy(REPOSITORY / f"train_seg_{name}_stage2.sh", repository)
+    (repository / "tools").mkdir(parents=True)
+    for name in ("train_seg_UR_stage2.sh", "train_seg_SS_stage2.sh", "tools/stages.sh"):
+        shutil.copy(REPOSITORY / name, repository / name)
     for run in ("ss", "ur_stage2"):
         (repository / f"runs/{run}").mkdir(parents=True)
         (repository / f"runs/{run}/best.pt").touch()

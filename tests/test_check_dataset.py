@@ -213,9 +213,9 @@ def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
     config = [
         "--config",
         REPOSITORY / "configs/cc4s/ur.yaml",
-        "--config",
-        REPOSITORY / "configs/folder.yaml",
         *SMALL,
+        "--data.truth",
+        "labels",
         "--data.labels",
         "labels",
     ]
@@ -271,7 +271,7 @@ def test_the_plain_layout_takes_lists(plain):
 )
 def test_mistakes_in_the_plain_layout(plain, tmp_path, cli, harm, message):
     harm(plain)
-    config = ["--config", REPOSITORY / "configs/folder.yaml", *SMALL, "--data.labels", "labels"]
+    config = [*SMALL, "--data.labels", "labels", "--data.truth", "labels"]
     code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "run")
     assert code == 2 and message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()

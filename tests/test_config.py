@@ -28,8 +28,12 @@ def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
     assert (config.train.lr, config.train.steps, config.method.consistency) == (0.25, 7, 30)
 
 
-@pytest.mark.parametrize("stage", sorted((CONFIGS / "cc4s").glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("dataset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")
+DATASETS = [path for path in sorted((CONFIGS / "cc4s").glob("*.yaml")) if path.stem not in STAGES]
+
+
+@pytest.mark.parametrize("stage", [CONFIGS / f"cc4s/{stage}.yaml" for stage in STAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda path: path.stem)
 def test_every_stage_goes_with_every_dataset(stage, dataset):
     """As the scripts are used: a dataset's config comes last, and leaves the stage's losses and labels alone."""
     alone = of_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
@@ -41,7 +45,23 @@ def test_every_stage_goes_with_every_dataset(stage, dataset):
     assert (both.method, both.data.labels) == (alone.method, alone.data.labels)
 
 
-@pytest.mark.parametrize("dataset", ["context", "acdc", "camvid", "demo"])
+def test_every_file_names_its_method():
+    files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "evaluate"]
+    assert len(files) >= 16
+    for path in files:
+        assert yaml.safe_load(path.read_text())["method"]["name"] == path.parent.name
+
+
+def test_files_of_two_methods_do_not_go_together():
+    files = ["--config", "configs/blpseg/voc.yaml", "--config", "configs/cc4s/acdc.yaml"]
+    wanted = "--config configs/blpseg/voc.yaml is for method blpseg, but --config configs/cc4s/acdc.yaml for cc4s"
+    with pytest.raises(UserError, match=wanted):
+        of_train(files)
+    with pytest.raises(UserError, match=r"acdc.yaml is for method cc4s, but --method.name for blpseg"):
+        of_train([*files[2:], "--method.name", "blpseg"])
+
+
+@pytest.mark.parametrize("dataset", ["pascal_context", "acdc", "camvid", "demo"])
 def test_blpseg_goes_with_every_dataset(dataset):
     first, last = (["--config", str(CONFIGS / f"blpseg/{name}.yaml")] for name in ("voc", dataset))
     published, ours = of_train(first), of_train([*first, *last])
@@ -55,7 +75,7 @@ def test_the_published_schedules_of_blpseg():
     voc = ["--config", str(CONFIGS / "blpseg/voc.yaml")]
     for flags, train, start in (
         (voc, (3e-5, 10, 40), 10_000),
-        ([*voc, "--config", str(CONFIGS / "blpseg/context.yaml")], (2.4e-5, 8, 85), 20_000),
+        ([*voc, "--config", str(CONFIGS / "blpseg/pascal_context.yaml")], (2.4e-5, 8, 85), 20_000),
     ):
         config = of_train(flags)
         assert (config.train.lr, config.train.batch_size, config.train.epochs) == train
@@ -69,7 +89,7 @@ def test_the_published_schedules_of_blpseg():
 
 def test_the_published_sizes_of_other_data_sets():
     def with_ur(name):
-        return of_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"{name}.yaml")])
+        return of_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"cc4s/{name}.yaml")])
 
     context, cityscapes = with_ur("pascal_context"), with_ur("cityscapes")
     assert (context.model.backbone, context.data.crop, context.train.epochs) == ("resnet101", 465, 50)
@@ -104,7 +124,7 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["stray"], "stray"),
     (["--train.seed", "-1"], "train.seed"),
     (["--train.epochs", "inf"], "train.epochs is inf"),
-    (["--data.scale", "[2.0, 0.5]"], "the smaller scale comes first"),
+    (["--data.scale", "[2.0, 0.5]"], "the smaller number comes first"),
     (["--method.name", "cc5s"], "method.name cc5s: choose cc4s, blpseg"),
     (["--method.name", "blpseg", "--method.soft_entropy", "1"], "unknown key method.soft_entropy"),
     (["--method.gama", "1", "--method.name=blpseg"], "did you mean method.gamma?"),
@@ -141,20 +161,20 @@ def test_mistakes_in_a_file_take_one_line(tmp_path, content, message):
 
 
 def test_a_preset_gives_way_to_flags():
-    config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "paper", "--inference.window", "97"])
+    config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "cc4s", "--inference.window", "97"])
     assert config.inference.window == 97
     assert config.inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     blpseg = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "blpseg"]).inference
     assert (blpseg.scales, blpseg.flip, blpseg.average) == ((0.5, 0.75, 1.0, 1.25), True, "logits")
     assert (blpseg.window, blpseg.long_side) == (None, None)
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
-    with pytest.raises(UserError, match="choose blpseg, fast, multi_scale, paper"):
+    with pytest.raises(UserError, match="choose blpseg, cc4s, fast, multi_scale"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
 
 
 def test_a_preset_in_a_file_is_refused_rather_than_ignored(tmp_path):
-    (tmp_path / "config.yaml").write_text("preset: paper")
-    with pytest.raises(UserError, match="give --preset paper"):
+    (tmp_path / "config.yaml").write_text("preset: cc4s")
+    with pytest.raises(UserError, match="give --preset cc4s"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--config", str(tmp_path / "config.yaml")])
 
 

@@ -1,5 +1,6 @@
 """The VOC layout, the joint transform, batches and the demo data."""
 
+import colorsys
 import json
 import re
 import shutil
@@ -11,21 +12,24 @@ import torch
 from conftest import HEIGHT, WIDTH
 from PIL import Image
 
-from config import DataConfig
+from config import Config, DataConfig, ModelConfig
 from datasets import open_index
+from datasets.batch import collate, to_device
 from datasets.drawing.demo import CLASSES, draw_demo, draw_picture
 from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_image, read_label, write_label
 from datasets.official.voc import VOC_CLASSES
-from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder, collate, to_device
-from datasets.transforms import MEAN, STD, Augmentation, normalise, to_tensor
+from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder
+from datasets.transforms import MEAN, STD, Augmentation, jittered, normalise, to_tensor
 from engine.distributed import Process
-from engine.preparation import open_splits
+from engine.preparation import open_training
 from errors import UserError
+from methods import build_method
+from methods.blpseg import BLPSegConfig
 
 
 def still(crop, **changes):
     """An augmentation that only crops, unless told otherwise."""
-    settings = {"scale": (1.0, 1.0), "rotation": 0.0, "rotation_probability": 0.0, "flip": 0.0, "blur": 0.0}
+    settings = {"scale": (1.0, 1.0), "rotation": 0.0, "rotation_probability": 0.0, "flip": 0.0}
     return Augmentation(crop, **(settings | changes))
 
 
@@ -236,6 +240,28 @@ def test_boundaries_are_where_the_map_says_and_outside(with_superpixels):
         assert torch.equal(item["boundary"], seam | item["outside"])
 
 
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+def test_colour_jitter_changes_one_thing_within_its_strength(kind):
+    """By the formulas of each change, for a random image and the factor that the generator draws."""
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    place = ["brightness", "contrast", "saturation", "hue"].index(kind)
+    strength = tuple(0.4 * (number == place) for number in range(4))
+    got = jittered(image, strength, np.random.default_rng(3)).astype(float)
+    draws = np.random.default_rng(3)
+    factors = [draws.uniform(1 - one, 1 + one) for one in strength[:3]] + [draws.uniform(-strength[3], strength[3])]
+    grey = image @ [0.2989, 0.587, 0.114]
+    if kind == "hue":
+        for pixel, new in zip(image.reshape(-1, 3) / 255, got.reshape(-1, 3) / 255, strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+            wanted = colorsys.hsv_to_rgb((hue + factors[3]) % 1, saturation, value)
+            np.testing.assert_allclose(new, wanted, atol=1.5 / 255)
+        return
+    towards = {"brightness": 0.0, "contrast": np.floor(grey).mean(), "saturation": np.floor(grey)[..., None]}[kind]
+    wanted = np.clip(factors[place] * image + (1 - factors[place]) * towards, 0, 255)
+    assert abs(factors[place] - 1) > 0.05
+    np.testing.assert_allclose(got, wanted, atol=1.5)
+
+
 def test_what_lies_outside_the_image_is_told(tiny):
     dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"), still(200))
     item = dataset[(0, 0)]
@@ -263,15 +289,19 @@ def test_a_split_may_be_a_file_anywhere(tiny, tmp_path):
 
 def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
     alone = Process(0, 1, torch.device("cpu"))
-    data = DataConfig(root=str(root), tags="file")
+
+    def training(tags):
+        config = Config(BLPSegConfig(), data=DataConfig(root=str(root), tags=tags))
+        return open_training(config, build_method(config.method, ModelConfig("resnet18"), 7), alone)
+
     with pytest.raises(UserError, match=r"tags\.json is missing"):
-        open_splits(data, alone)
+        training("file")
     names = open_index(root, "train", "scribbles").names
     (root / "tags.json").write_text(json.dumps({name: ["disc"] for name in names}))
-    assert open_splits(data, alone)[0].tags.sum() == len(names)
-    index, _ = open_splits(DataConfig(root=str(root)), alone)
-    item = SegmentationDataset(index)[0]
-    assert [float(number in item["label"]) for number in range(1, 7)] == item["tags"].tolist()
+    assert training("file").index.tags.sum() == len(names)
+    item = training("labels")[(0, 0)]
+    whole = read_label(root / "scribbles" / f"{names[0]}.png")
+    assert [float(number in whole) for number in range(1, 7)] == item["tags"].tolist()
 
 
 def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(tiny):

@@ -88,6 +88,20 @@ def test_blpseg_trains_on_two_as_on_one(tiny, tmp_path):
     assert_same_training(tmp_path / "2", tmp_path / "1", weights=1e-6, losses=1e-4)
 
 
+def test_processes_validate_the_weights_that_are_saved(tiny, tmp_path):
+    """Without a GPU, each process has seen other images, and its batch norms have running statistics of their own."""
+    out = tmp_path / "run"
+    flags = [*UR, *LOOP, "--train.batch_size", "4", "--data.root", tiny, "--data.val_split", "train"]
+    flags += ["--train.lr", "0.05", "--train.steps", "6", "--train.val_steps", "6"]  # then several classes are predicted
+    done = launch(2, REPOSITORY / "train.py", *flags, "--out", out)
+    assert done.returncode == 0, done.stderr
+    flags = ["--data.root", tiny, "--data.split", "train", "--run.precision", "fp32", "--out", tmp_path / "evaluation"]
+    done = launch(1, REPOSITORY / "evaluate.py", "--checkpoint", out / "last.pt", *flags)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert lines(out)[-1]["val_pixel_accuracy"] == pytest.approx(scores["pixel_accuracy"], abs=1e-6)
+
+
 def test_a_process_that_dies_takes_the_others_down_with_its_traceback_first(tiny, tmp_path):
     done = launch(2, *steady(tiny, tmp_path / "run"), STEADY_DIE=str(tmp_path / "died"))
     assert done.returncode != 0 and time.time() - float((tmp_path / "died").read_text()) < 30

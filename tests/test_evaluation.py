@@ -51,7 +51,7 @@ def test_a_preset_of_another_paper_is_told(tmp_path, tiny, cli):
     config = Config(method=BLPSegConfig(width=16), model=ModelConfig(backbone="resnet18"))
     save_checkpoint(tmp_path / "blpseg.pt", build_method(config.method, config.model, 7), config, demo.CLASSES)
     arguments = ["--checkpoint", tmp_path / "blpseg.pt", "--data.root", tiny, "--out", tmp_path / "out"]
-    code, _, error = cli(evaluate.main, *arguments, "--preset", "paper", "--inference.scales", "[1]")
+    code, _, error = cli(evaluate.main, *arguments, "--preset", "cc4s", "--inference.scales", "[1]")
     assert code == 0 and "this method's is --preset blpseg" in error
     assert "note" not in cli(evaluate.main, *arguments, "--preset", "blpseg")[2]
 

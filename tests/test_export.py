@@ -14,13 +14,13 @@ from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig
 from tools import export
 
-METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(), "blpseg": BLPSegConfig(width=32)}
+METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(shrink=2), "blpseg": BLPSegConfig(width=32)}
 
 
 @pytest.mark.parametrize("method_config", METHODS.values(), ids=METHODS)
 def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypatch, method_config):
     """Of a network of three classes; its walk, if it has one, is switched on, half the map's size."""
-    config = Config(method=method_config, model=ModelConfig(backbone="resnet18", shrink=2))
+    config = Config(method=method_config, model=ModelConfig(backbone="resnet18"))
     method = build_method(config.method, config.model, 3)
     if hasattr(method.network, "walk"):
         torch.nn.init.constant_(method.network.walk.gamma, 0.7)

@@ -146,7 +146,7 @@ def test_a_worker_of_an_evaluation_that_dies_is_reported_with_its_file(checkpoin
 def test_a_dying_worker_whose_socket_fails_first_is_reported_with_its_file(tiny):
     """The kernel closes a dying worker's sockets before it tells of its end. Here, an alarm stands for what tells of it."""
     watched = Watched(SegmentationDataset(open_index(tiny, "train", "scribbles")), workers=1)
-    watched.reading[0] = torch.tensor([4321, 3, 1])
+    watched.reading[0] = torch.tensor([4321, -1, 3, 1])
 
     def tell(*_):
         raise RuntimeError("DataLoader worker (pid 4321) exited unexpectedly with exit code 1")

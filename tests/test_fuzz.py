@@ -201,7 +201,7 @@ def test_configurations_of_any_shape(tmp_path, content):
 
 
 FLAGS = [
-    "--data.crop", "--train.lr", "--train.steps", "--train.batch_size", "--data.scale", "--method.name", "--model.shrink",
+    "--data.crop", "--train.lr", "--train.steps", "--train.batch_size", "--data.scale", "--method.name", "--method.shrink",
     "--train.step", "--nothing", "--data",
 ]  # fmt: skip
 

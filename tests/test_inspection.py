@@ -13,8 +13,9 @@ from training import LOOP
 import train
 from config import DataConfig, TrainConfig
 from datasets import open_index
+from datasets.batch import to_device
 from datasets.files import read_label, write_label
-from datasets.segmentation import SegmentationDataset, to_device
+from datasets.segmentation import SegmentationDataset
 from engine import report
 from engine.distributed import Process
 from engine.inspection import first_batch, look_inside

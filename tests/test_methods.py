@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from benchmarks import textbook
 from config import ModelConfig
-from datasets.segmentation import collate
+from datasets.batch import collate
 from errors import UserError
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency

@@ -57,7 +57,7 @@ TRAINING_MISTAKES = {
     "no GPU": (lambda root: None, ["--train.precision", "fp16", "--train.device", "cpu"], "needs a CUDA GPU"),
     "crop and shrink": (
         lambda root: None,
-        ["--method.consistency", "1", "--method.view", "random", "--model.shrink", "2", "--data.crop", "73"],
+        ["--method.consistency", "1", "--method.view", "random", "--method.shrink", "2", "--data.crop", "73"],
         "choose 65",
     ),
     "batch of one": (

@@ -15,10 +15,11 @@ from test_chain import SMALL
 import evaluate
 import train
 from datasets import CLASS_LISTS, open_index
+from datasets.batch import collate
 from datasets.files import PALETTE, read_label
 from datasets.official.coco import draw_instances
 from datasets.official.voc import VOC_CLASSES
-from datasets.segmentation import SegmentationDataset, collate
+from datasets.segmentation import SegmentationDataset
 from tools import prepare, scribbles
 
 SIZE = (72, 96)

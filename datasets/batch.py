@@ -1,0 +1,98 @@
+"""What a method trains on: items of one image, and the batches that are made of them."""
+
+from typing import Any, TypedDict, cast
+
+import torch
+from torch.utils.data import default_collate
+
+from datasets.transforms import normalise
+
+
+class Item(TypedDict, total=False):
+    """One image with its maps. A key is absent where the data or the method have no such map."""
+
+    image: torch.Tensor
+    """(3, H, W) uint8 RGB"""
+    label: torch.Tensor
+    """(H, W) uint8 class ids, 255 = unlabelled"""
+    tags: torch.Tensor
+    """(C - 1,) float32: 1 for each class, except the first, that the image shows"""
+    outside: torch.Tensor
+    """(H, W) bool: True where the crop lies outside the image"""
+    boundary: torch.Tensor
+    """(H, W) bool: True at superpixel boundaries and outside the image"""
+    superpixel: torch.Tensor
+    """(H, W) int32 superpixel ids, -1 = none"""
+    edges: torch.Tensor
+    """(M, 2) int64: pairs of ids of adjacent superpixels"""
+    edge_weights: torch.Tensor
+    """(M,) float32: weights of the edges"""
+    labelled: "Item"
+    """an image with a label, drawn from the labelled split"""
+
+
+class Batch(TypedDict, total=False):
+    """A batch as a method takes it, on the method's device. A key is absent where the data or the method have no such map."""
+
+    image: torch.Tensor
+    """(B, 3, H, W) float32, normalised, channels last"""
+    label: torch.Tensor
+    """(B, H, W) int64 class ids, 255 = unlabelled"""
+    tags: torch.Tensor
+    """(B, C - 1) float32: 1 for each class, except the first, that the image shows"""
+    outside: torch.Tensor
+    """(B, H, W) bool: True where the crop lies outside the image"""
+    boundary: torch.Tensor
+    """(B, H, W) bool: True at superpixel boundaries and outside the image"""
+    superpixel: torch.Tensor
+    """(B, H, W) int32 superpixel ids, distinct across the batch; -1 = none"""
+    edges: torch.Tensor
+    """(M, 2) int64: pairs of ids of adjacent superpixels, image after image"""
+    edge_weights: torch.Tensor
+    """(M,) float32: weights of the edges"""
+    superpixel_starts: list[int]
+    """B + 1 numbers: image i has the superpixel ids from the i-th number up to the next. A list, so that no device is asked"""
+    edge_starts: list[int]
+    """B + 1 numbers: image i has the edges from the i-th number up to the next"""
+    truth: torch.Tensor
+    """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` sees them"""
+    labelled: "Batch"
+    """as many images with labels, drawn from the labelled split"""
+
+
+def collate(items: list[Item]) -> Batch:
+    """A batch on the CPU: images (uint8, channels last) and maps (label uint8) stacked; superpixel ids made distinct across the
+    batch, the edge lists joined. `to_device` finishes the batch."""
+    apart = ("image", "edges", "edge_weights", "labelled")
+    stacked = default_collate([{name: value for name, value in item.items() if name not in apart} for item in items])
+    batch = cast(Batch, stacked)
+    batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
+    if "superpixel" in batch:
+        edges, superpixel_starts, edge_starts = [], [0], [0]
+        for superpixel, item in zip(batch["superpixel"], items, strict=True):
+            count = int(torch.cat([superpixel.reshape(-1), item["edges"].reshape(-1)]).max()) + 1
+            superpixel[superpixel >= 0] += superpixel_starts[-1]
+            edges.append(item["edges"] + superpixel_starts[-1])
+            superpixel_starts.append(superpixel_starts[-1] + count)
+            edge_starts.append(edge_starts[-1] + len(item["edges"]))
+        batch["edges"] = torch.cat(edges)
+        batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
+        batch["superpixel_starts"], batch["edge_starts"] = superpixel_starts, edge_starts
+    if "labelled" in items[0]:
+        batch["labelled"] = collate([item["labelled"] for item in items])
+    return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch of `collate` as `Batch` describes it. Images and labels travel as bytes."""
+
+    def moved(value: Any) -> Any:
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    there = cast(Batch, {name: moved(value) for name, value in batch.items()})
+    there["image"] = normalise(there["image"])
+    if "label" in there:
+        there["label"] = there["label"].long()
+    if "labelled" in batch:
+        there["labelled"] = to_device(batch["labelled"], device)
+    return there

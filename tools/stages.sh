@@ -1,0 +1,32 @@
+#!/bin/sh
+# What the scripts train_*.sh and evaluate.sh share. They read this file with `.`; set these variables as any other.
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
+
+LAUNCH=${LAUNCH:-python}                                     # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
+SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}           # made where missing
+
+# Ends with an error if a checkpoint is missing: require_checkpoint FILE SCRIPT VARIABLE
+require_checkpoint() {
+    if [ ! -f "$1" ]; then echo "error: $1 not found: run $2 first, or set $3" >&2; exit 2; fi
+}
+
+make_superpixels() {
+    $LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
+}
+
+# Pseudo-labels of the training images by the checkpoint LABELS_FROM; scribbles overwrite them.
+make_pseudo_labels() {
+    PSEUDO_LABELS=${PSEUDO_LABELS:-$(dirname "$LABELS_FROM")/pseudo_labels} # made where missing
+    THRESHOLD=${THRESHOLD:-0.9}                              # keeps predictions of a higher probability
+    PRESET=${PRESET:-cc4s}                                   # scales: cc4s for photos, multi_scale for small images
+    $LAUNCH predict.py --checkpoint "$LABELS_FROM" --images "$DATA_ROOT" --split "$TRAIN_SPLIT" --preset "$PRESET" \
+        --pseudo_labels --threshold "$THRESHOLD" --scribbles "$SCRIBBLES" --out "$PSEUDO_LABELS"
+}
+
+# Trains a stage: train CONFIG LABELS [flags of train.py]
+train() {
+    config=$1 labels=$2
+    shift 2
+    exec $LAUNCH train.py --config "configs/$config.yaml" --data.root "$DATA_ROOT" --data.train_split "$TRAIN_SPLIT" \
+        --data.labels "$labels" --data.truth "$MASKS" --out "$OUT" "$@"
+}

@@ -6,9 +6,9 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
@@ -29,19 +29,21 @@ NUMBERS = {
     "WindowStride": "a number over 0, at most 1,",
 }
 
+T = TypeVar("T")
+
 EVALUATION_PRESETS = Path(__file__).parent / "configs" / "evaluate"
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse(
-    config_class: type,
+    config_class: type[T],
     description: str,
     argv: list[str] | None = None,
     positional: bool = False,
     methods: dict[str, type[MethodConfig]] | None = None,
     command: str = "",
-) -> Any:
+) -> T:
     """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags. A flag wins
     over the files wherever it stands.
 
@@ -63,9 +65,9 @@ def parse(
         parser.add_class_arguments(methods[method], "method")
     defaults = parser.get_defaults()
     keys = [key for key, _ in defaults.items() if key != "config"]
-    fields = config_class.__dataclass_fields__
-    if "preset" in fields:
-        preset = _preset_name(argv, fields["preset"].default)
+    entries = {entry.name: entry for entry in fields(cast(Any, config_class))}
+    if "preset" in entries:
+        preset = _preset_name(argv, str(entries["preset"].default))
         argv = _preset_arguments(preset) + argv
     switches = {f"--{key}" for key in keys if isinstance(defaults[key], bool)}
     argv = [
@@ -76,9 +78,9 @@ def parse(
         namespace = parser.parse_args(argv)
     except (ArgumentError, ValueError) as error:  # ValueError: what is no text in UTF-8, or no path
         raise UserError(_one_line(str(error), keys)) from error
-    if "preset" in fields and preset != namespace.preset:
+    if "preset" in entries and preset != namespace.preset:
         raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")
-    for name, entry in fields.items():
+    for name, entry in entries.items():
         if is_dataclass(entry.type) and not isinstance(namespace[name], Namespace):
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
     if methods and namespace.method.name != method:
@@ -86,7 +88,7 @@ def parse(
             f"method.name {namespace.method.name}: name the method by --method.name, or in a --config under method:"
         )
     values = vars(parser.instantiate(namespace))
-    return _plain(config_class(**{name: values[name] for name in fields}))
+    return _plain(config_class(**{name: values[name] for name in entries}))
 
 
 def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any]:
@@ -96,13 +98,13 @@ def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
-        lines = (f"  {command:<12}{config_class.__doc__.splitlines()[0]}" for command, config_class in commands.items())
+        lines = (f"  {command:<12}{(entry.__doc__ or '').splitlines()[0]}" for command, entry in commands.items())
         print("\n".join([description, "commands (each with --help):", *lines]))
         sys.exit(0)
     if name not in commands:
         near = difflib.get_close_matches(name, commands, 1)
         raise UserError(f"command {name!r}: " + (f"did you mean {near[0]}?" if near else f"choose {', '.join(commands)}"))
-    return name, parse(commands[name], commands[name].__doc__, sys.argv[2:], positional=True, command=name)
+    return name, parse(commands[name], commands[name].__doc__ or "", sys.argv[2:], positional=True, command=name)
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -123,7 +125,8 @@ def _underscored(argument: str) -> str:
 
 def _files_first(argv: list[str]) -> list[str]:
     """The arguments with every --config FILE before all others, in their order."""
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
         if argument == "--config":
@@ -136,7 +139,7 @@ def _files_first(argv: list[str]) -> list[str]:
 def _plain(value: Any, key: str = "") -> Any:
     """`value` with jsonargparse's restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints.
     Raises UserError, naming its key, for a number that is not finite."""
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{name: _plain(part, f"{key}.{name}") for name, part in vars(value).items()})
     if isinstance(value, dict):
         return {name: _plain(part, f"{key}.{name}") for name, part in value.items()}

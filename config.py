@@ -1,7 +1,7 @@
 """The settings: typed dataclasses with their defaults. command_line.py sets them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -18,11 +18,17 @@ Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Crf = Literal["none", "torch", "pydensecrf"]
-# Numbers; command_line.NUMBERS has their names for errors.
-Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])  # of a Gaussian, under which nothing has a neighbour
-ZeroOrDeviation = restricted_number_type("ZeroOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
-HueTurn = restricted_number_type("HueTurn", float, [(">=", 0), ("<=", 0.5)])
-WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
+if TYPE_CHECKING:
+    Deviation = float
+    ZeroOrDeviation = float
+    HueTurn = float
+    WindowStride = float
+else:  # command_line.NUMBERS has their names for errors
+    # The standard deviation of a Gaussian. Under 0.01, no pixel has a neighbour.
+    Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])
+    ZeroOrDeviation = restricted_number_type("ZeroOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
+    HueTurn = restricted_number_type("HueTurn", float, [(">=", 0), ("<=", 0.5)])
+    WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """What goes wrong, and how an entry point tells of it."""
 
 import errno
+import importlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 LESS_MEMORY = "--inference.window 465, a smaller --inference.batch_pixels, or --inference.long_side 512"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk
@@ -14,6 +16,15 @@ class UserError(Exception):
 
 class Failure(Exception):  # noqa: N818, as KeyboardInterrupt is none
     """Something that went wrong on the way, with nothing wrong in the command: what, where, what is left, in one line."""
+
+
+def extra(module: str) -> Any:
+    """A module of a package in requirements-extra.txt. Raises UserError if the package is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"the package {package} is missing: run pip install -r requirements-extra.txt") from error
 
 
 def run(main: Callable[[], int | None]) -> None:

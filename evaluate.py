@@ -78,7 +78,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     distributed.wait_for_all()
 
     scored_under = conditions(config, len(index), process)  # a training may replace the checkpoint meanwhile
-    matrix, boundaries, shown = score(method.to(process.device, memory_format=torch.channels_last), dataset, config, process)
+    distributed.place(method, process.device)
+    matrix, boundaries, shown = score(method, dataset, config, process)
     if not process.is_main:
         return
     if not matrix.counts.sum():
@@ -101,7 +102,9 @@ def score(
     main process gets."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     spread = evenly(len(dataset), PICTURES)
-    best, worst, others = [], [], []
+    best: list[Shown] = []
+    worst: list[Shown] = []
+    others: list[Shown] = []
     watched = Watched(dataset, config.workers)
     share, images = split_images(watched, process, config.workers, LOADER_TIMEOUT)
 

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import parse
-from config import InferenceConfig, PredictConfig
+from config import PredictConfig
 from datasets import open_index
 from datasets.files import UNLABELLED, atomic_write, read_image, read_label, shown_label, write_label
 from datasets.folder_layout import images_below
@@ -69,9 +70,10 @@ def main() -> int:
     record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
     claim(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
 
-    method.to(device, memory_format=torch.channels_last)
+    distributed.place(method, device)
     names = distributed.items_of_shard(list(images), config.shard)
-    counts, failures = np.zeros(256, np.int64), []
+    counts = np.zeros(256, np.int64)
+    failures: list[object] = []
     masks = resolve_folder(Path(config.images), config.truth) if index and config.pseudo_labels else None
     compared = np.zeros((len(method.classes), len(method.classes) + 1), np.int64)
     for name in tqdm(names, "predicting", unit="image", disable=None):
@@ -94,8 +96,8 @@ def main() -> int:
     print(
         f"{len(names) - len(failures)} images, {100 * (1 - counts[UNLABELLED] / max(counts.sum(), 1)):.1f}% labelled: {record}"
     )
-    for error in failures:
-        print(f"failed: {error}", file=sys.stderr)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
     with distributed.leaving_together() as process:
         for counted in (counts, compared):
             distributed.sum_over_processes(torch.from_numpy(counted))
@@ -111,8 +113,6 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
-    if config.inference.average == InferenceConfig.average:
-        del settings["inference"]["average"]  # records from before there was the choice do not have it
     settings["checkpoint_sha256"] = file_sha256(config.checkpoint)
     if config.classes == "scribbled" and not config.scribbles:
         del settings["classes"]
@@ -141,7 +141,7 @@ def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: 
     counts: pixels of each id, (256,). compared: what `compare` counts, all 0 where there is no mask.
     """
     shares = counts / counts.sum()
-    found = {
+    found: dict[str, Any] = {
         "labelled_share": float(1 - shares[UNLABELLED]),
         "share_of_class": {name: float(shares[number]) for number, name in enumerate(classes)},
     }

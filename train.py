@@ -59,7 +59,7 @@ def train(config: Config, process: distributed.Process) -> int:
             validate_and_keep(run)
         for step in range(progress.step, run.steps):
             losses = take_step(run, step)
-            rate = run.schedule.get_last_lr()[0]
+            rate = float(run.schedule.get_last_lr()[0])
             run.schedule.step()
 
             done = progress.step = step + 1
@@ -128,8 +128,8 @@ def forward_backward(
     losses: dict[str, torch.Tensor] = {}
     for part in range(settings.accumulate):
         batch = to_device(next(batches), device)
-        waits = part < settings.accumulate - 1 and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if waits else contextlib.nullcontext():
+        last = part == settings.accumulate - 1
+        with contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with distributed.autocast(device, settings.precision):
                 terms = model(batch)
                 loss = sum(terms.values()) / settings.accumulate
@@ -177,8 +177,9 @@ def validate_and_keep(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Writes last.pt: all that the run needs to go on."""
-    run.log.flush()
+    """The main process writes last.pt: all that the run needs to resume."""
+    if run.log:
+        run.log.flush()
     state = {name: part.state_dict() for name, part in run.stateful.items()} | asdict(run.progress)
     save_checkpoint(run.out / "last.pt", run.method, run.config, run.classes, **state)
 

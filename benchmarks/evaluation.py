@@ -58,7 +58,8 @@ def main() -> None:
         config.run.precision = distributed.pick_precision(process.device, config.run.precision)
         settings = EvaluateConfig(config.checkpoint, data=SplitConfig(root=config.root), run=config.run)
         method = load_model(config.checkpoint).to(process.device)
-        fast = load_model(config.checkpoint).to(process.device, memory_format=torch.channels_last)
+        fast = load_model(config.checkpoint)
+        distributed.place(fast, process.device)
         contenders = {
             "one window at a time": lambda: score_by_windows(method, dataset, config.window, process.device),
             "evaluate.py, fast": lambda: score(fast, dataset, settings, process)[0],

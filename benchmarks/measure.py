@@ -58,12 +58,13 @@ def step_times(command: list[str], steps: int, environment: dict[str, str] | Non
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        metrics, times = Path(out) / "metrics.jsonl", []
+        metrics = Path(out) / "metrics.jsonl"
+        times: list[float] = []
         while len(times) < steps:
             written = metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
             times += [time.perf_counter() - start] * (min(written, steps) - len(times))
             if process.poll() is not None and len(times) < steps:
-                raise RuntimeError(process.stderr.read().decode())
+                raise RuntimeError(process.communicate()[1].decode())
             time.sleep(0.01)
         process.terminate()  # which torchrun passes on
         process.communicate()

@@ -93,6 +93,7 @@ def measure(config: PairsConfig, side: int, what: str, way: str) -> dict:
         made = torch.randn(config.batch, width, side, side, generator=generator) * scale
         return made.to(device, memory_format=torch.channels_last).requires_grad_()
 
+    learned: tuple[torch.Tensor, ...]
     if what == "aggregation":
         learned = features(CLASSES, 1), features(PATCH, PATCH**-0.25)
     else:
@@ -110,15 +111,15 @@ def flat(image_map: torch.Tensor) -> torch.Tensor:
 
 
 def textbook_eigenspace(query: torch.Tensor, key: torch.Tensor, *view: torch.Tensor) -> torch.Tensor:
-    mirror = textbook.mirror_matrix(*query.shape[-2:], query.device).float()
+    mirror = textbook.mirror_matrix(query.shape[-2], query.shape[-1], query.device).float()
     view_query, view_key = map(flat, view)
     return textbook.eigenspace_consistency(flat(query) @ flat(key).mT, mirror @ (view_query @ view_key.mT) @ mirror)
 
 
 FORWARD: dict[tuple[str, str], Callable[..., torch.Tensor]] = {
     ("eigenspace", "textbook"): textbook_eigenspace,
-    ("eigenspace", "fast"): lambda query, key, *view: eigenspace_consistency(
-        flat(query), flat(key), *(flat(part.flip(-1)) for part in view)
+    ("eigenspace", "fast"): lambda query, key, view_query, view_key: eigenspace_consistency(
+        flat(query), flat(key), flat(view_query.flip(-1)), flat(view_key.flip(-1))
     ),
     ("walk", "textbook"): lambda query, key, value: ((flat(query) @ flat(key).mT).softmax(dim=-1) @ flat(value)).sum(),
     ("walk", "fast"): lambda query, key, value: walk(query, key, value).sum(),

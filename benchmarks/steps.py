@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import yaml
@@ -30,14 +30,16 @@ from benchmarks import textbook
 from benchmarks.measure import ROOT, alone, as_json, repeat
 from command_line import parse
 from config import Backbone, Device, ModelConfig, Precision, TrainConfig
-from datasets.batch import to_device
+from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.preparation import build_optimizer
 from errors import run
 from methods import build_method
+from methods.base import Method
 from methods.cc4s import CC4SConfig
 
-STAGES = ("baseline", "ur", "ss", "ss_stage2")
+Stage = Literal["baseline", "ur", "ss", "ss_stage2"]
+STAGES: tuple[Stage, ...] = ("baseline", "ur", "ss", "ss_stage2")
 WAYS = ("textbook", "fast", "floor")
 SUPERPIXELS, WARM = 800, 1
 
@@ -58,7 +60,7 @@ class StepsConfig:
     """of the data set"""
     precision: Precision = "auto"
     """of fast and floor; textbook is fp32"""
-    stages: tuple[Literal["baseline", "ur", "ss", "ss_stage2"], ...] = STAGES
+    stages: tuple[Stage, ...] = STAGES
     """stages to measure"""
     rounds: PositiveInt = 3
     """times that the three ways take turns"""
@@ -144,11 +146,12 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     if way != "textbook":
         method.to(memory_format=torch.channels_last)
     if device.type == "cuda":
-        batch = {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
+        pinned = {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
+        batch = cast(Batch, pinned)
     optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
-    losses: dict[str, Callable[[dict], torch.Tensor]] = {
-        "textbook": lambda batch: sum(textbook.losses(method.network, method_config, batch).values()),
-        "fast": lambda batch: sum(method(batch).values()),
+    losses: dict[str, Callable[[Batch], torch.Tensor]] = {
+        "textbook": lambda batch: torch.stack([*textbook.losses(method.network, method_config, batch).values()]).sum(),
+        "fast": lambda batch: torch.stack([*method(batch).values()]).sum(),
         "floor": lambda batch: floor(method, method_config, batch["image"]),
     }
 
@@ -165,7 +168,7 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     return repeat(step, config.steps, WARM, device)
 
 
-def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> torch.Tensor:
+def floor(method: Method, config: CC4SConfig, images: torch.Tensor) -> torch.Tensor:
     """The network without walk and losses; the mean of its logits at stride 8 stands in for a loss."""
     network = method.network
     if config.network == "baseline":
@@ -177,7 +180,7 @@ def floor(method: torch.nn.Module, config: CC4SConfig, images: torch.Tensor) -> 
     return logits.float().mean()
 
 
-def make_batch(images: int, crop: int, classes: int) -> dict[str, torch.Tensor]:
+def make_batch(images: int, crop: int, classes: int) -> Batch:
     """As `collate` gives it: random images, labels on 3% of the pixels, a grid of superpixels with edges between neighbours."""
     generator = torch.Generator().manual_seed(0)
     side = round(SUPERPIXELS**0.5)

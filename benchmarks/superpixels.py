@@ -56,11 +56,12 @@ def main() -> None:
             everything = time.perf_counter() - end
             for times, passed in zip(seconds.values(), (middle - start, end - middle, everything), strict=True):
                 times.append(passed)
-    rows = [{"part": part, "seconds": statistics.median(times)} for part, times in seconds.items()]
+    medians = {part: statistics.median(times) for part, times in seconds.items()}
     print("| part | seconds |\n|---|---|")
-    for row in rows:
-        print(f"| {row['part']} | {row['seconds']:.3f} |")
-    print(f"{1 / rows[-1]['seconds']:.1f} images a second of one core")
+    for part, median in medians.items():
+        print(f"| {part} | {median:.3f} |")
+    print(f"{1 / medians['everything']:.1f} images a second of one core")
+    rows = [{"part": part, "seconds": median} for part, median in medians.items()]
     print(as_json(rows, torch.device("cpu"), images=len(files)))
 
 

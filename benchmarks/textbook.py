@@ -7,6 +7,7 @@ products with an N x N permutation matrix, the Laplacian is dense.
 import torch
 import torch.nn.functional as F
 
+from datasets.batch import Batch
 from methods.cc4s import CC4SConfig
 from models.cc4s import BaselineNet, RandomWalkNet
 
@@ -65,20 +66,21 @@ def colour_constraint(
     return 2 * sum(traces) / sum(norms)
 
 
-def losses(network: torch.nn.Module, config: CC4SConfig, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def losses(network: BaselineNet | RandomWalkNet, config: CC4SConfig, batch: Batch) -> dict[str, torch.Tensor]:
     """Named, weighted losses of a batch, as `methods.cc4s.CC4S.forward` gives them."""
-    images, found = batch["image"], {}
+    images = batch["image"]
+    found: dict[str, torch.Tensor] = {}
     if isinstance(network, BaselineNet):
         logits = network(images)
     else:
         features = network.features(images)
         walked, energy = walk(network, features)
         logits = F.interpolate(network.head(walked), images.shape[-2:], mode="bilinear", align_corners=True)
-    if config.consistency:
+    if config.consistency and isinstance(network, RandomWalkNet):
         with torch.no_grad():
             view = network.features(images.flip(-1))
             query, key = (conv(view).flatten(2) for conv in (network.walk.query_conv, network.walk.key_conv))
-            mirror = mirror_matrix(*view.shape[-2:], view.device).to(view.dtype)
+            mirror = mirror_matrix(view.shape[-2], view.shape[-1], view.device).to(view.dtype)
             view_energy = mirror @ (query.mT @ key) @ mirror
         loss = eigenspace_consistency(energy, view_energy, config.trace)
         found["consistency"] = config.consistency * energy.shape[1] / 3481 * loss

@@ -8,31 +8,11 @@ from torch.utils.data import default_collate
 from datasets.transforms import normalise
 
 
-class Item(TypedDict, total=False):
-    """One image with its maps. A key is absent where the data or the method have no such map."""
-
-    image: torch.Tensor
-    """(3, H, W) uint8 RGB"""
-    label: torch.Tensor
-    """(H, W) uint8 class ids, 255 = unlabelled"""
-    tags: torch.Tensor
-    """(C - 1,) float32: 1 for each class, except the first, that the image shows"""
-    outside: torch.Tensor
-    """(H, W) bool: True where the crop lies outside the image"""
-    boundary: torch.Tensor
-    """(H, W) bool: True at superpixel boundaries and outside the image"""
-    superpixel: torch.Tensor
-    """(H, W) int32 superpixel ids, -1 = none"""
-    edges: torch.Tensor
-    """(M, 2) int64: pairs of ids of adjacent superpixels"""
-    edge_weights: torch.Tensor
-    """(M,) float32: weights of the edges"""
-    labelled: "Item"
-    """an image with a label, drawn from the labelled split"""
-
-
 class Batch(TypedDict, total=False):
-    """A batch as a method takes it, on the method's device. A key is absent where the data or the method have no such map."""
+    """A batch as a method takes it, on the method's device. A key is absent where the data or the method have no such map.
+
+    An item of a data set has the same keys without the axis B; its image and label are uint8.
+    """
 
     image: torch.Tensor
     """(B, 3, H, W) float32, normalised, channels last"""
@@ -58,6 +38,9 @@ class Batch(TypedDict, total=False):
     """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` sees them"""
     labelled: "Batch"
     """as many images with labels, drawn from the labelled split"""
+
+
+Item = Batch
 
 
 def collate(items: list[Item]) -> Batch:

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from errors import UserError
+from errors import UserError, extra
 
 UNLABELLED = 255
 NO_SUPERPIXEL = 65535
+MOST_PIXELS = 89_478_485  # of an image that an annotation describes; PIL warns of larger ones
 
 cv2.utils.logging.setLogLevel(0)  # what it prints of a bad file, the errors below say with the file's name
 
@@ -142,7 +142,7 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     # What PIL does not know, OpenCV may.
-    with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data), path) as image:
+    with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data.tobytes()), path) as image:
         if image.format == "PNG" and not _intact(image):
             return None
     try:
@@ -175,6 +175,7 @@ def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
 
 def read_matlab73(path: Path, name: str) -> np.ndarray:
     """The 2-D array called `name` in a MATLAB 7.3 file, which is HDF5. Raises UserError if there is none."""
+    h5py = extra("h5py")
     try:
         with h5py.File(path, "r") as file:
             array = np.asarray(file[name]).T  # MATLAB writes columns first

@@ -37,13 +37,13 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
     else:
         raise UserError(f"{root}: no split {split}: list its images in {list_file}, or put them into {subfolder}")
     if not names and list_file.is_file():
-        raise UserError(f"{list_file}: none of its names is one in the image folder ({problems[-1]})")
+        raise UserError(f"{list_file}: none of its names is one in the image folder ({(problems or [''])[-1]})")
     if not names:
         raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     missing = [name for name in names if name not in images]
     if missing and (problems is None or len(missing) == len(names)):
         raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are not)")
-    if missing:
+    if missing and problems is not None:
         problems += [f"{list_file}: {name} is not among the images in {root / 'images'}" for name in missing]
         names = tuple(name for name in names if name in images)
     class_file = root / "classes.txt"

@@ -10,7 +10,8 @@ import numpy as np
 
 from errors import UserError
 
-T, S = TypeVar("T"), TypeVar("S")
+T = TypeVar("T")
+S = TypeVar("S")
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -28,6 +29,13 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """`labels` of an index that was opened with labels."""
+        if self.labels is None:
+            raise ValueError("the index was opened without labels")
+        return self.labels
 
 
 def resolve_folder(root: Path, folder: str | Path) -> Path:

@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset):
         name, path = self.index.names[position], self.index.images[position]
         image = read_image(path)
         maps = {}
-        if self.has_graph:
+        if self.superpixels is not None and self.superpixels.graph:
             maps["superpixel"] = read_superpixel(self.superpixels.map(name))
         if self.superpixels is not None:
             maps["boundary"] = (read_label(self.superpixels.boundary(name)) > 0).astype(np.uint8)
@@ -117,7 +117,8 @@ class SegmentationDataset(Dataset):
         return [(self.index, position), *beside]
 
     def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The superpixels' edges (M, 2) int64 and their weights (M,) float32."""
+        """The superpixels' edges (M, 2) int64 and their weights (M,) float32, of a data set that has them."""
+        assert self.superpixels is not None
         return read_edges(self.superpixels.edges(self.index.names[position]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:

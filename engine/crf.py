@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from config import CrfConfig
-from errors import UserError
+from errors import UserError, extra
 from ops.dense_crf import LEAST_PROBABILITY, mean_field
 
 
@@ -36,16 +36,10 @@ def library_version() -> str:
 
 
 def _by_pydensecrf(probabilities: torch.Tensor, image: np.ndarray, parameters: CrfConfig) -> torch.Tensor:
-    try:
-        from pydensecrf import densecrf
-        from pydensecrf.utils import unary_from_softmax
-    except ImportError as error:
-        raise UserError(
-            "--crf pydensecrf: pydensecrf is not installed: pip install pydensecrf2==1.1 (needs a C++ compiler), or --crf torch"
-        ) from error
+    densecrf, utils = extra("pydensecrf.densecrf"), extra("pydensecrf.utils")
     classes, height, width = probabilities.shape
     crf = densecrf.DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities.cpu().numpy(), clip=LEAST_PROBABILITY)))
+    crf.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(probabilities.cpu().numpy(), clip=LEAST_PROBABILITY)))
     crf.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_compat)
     crf.addPairwiseBilateral(
         sxy=parameters.bilateral_sxy,

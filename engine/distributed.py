@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from config import Precision
 from errors import UserError
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
-def pick_precision(device: torch.device, precision: str) -> str:
+def pick_precision(device: torch.device, precision: Precision) -> Precision:
     """fp32, bf16 or fp16: for auto, bf16 where `device` has instructions for it, else fp32.
 
     A CPU without them computes bf16 too, but many times slower than fp32. Raises UserError for fp16 without CUDA.
@@ -107,7 +108,7 @@ def gathered(value: object) -> list:
     """Every process's value, in the order of their ranks, on the main process; nothing elsewhere. All of them call it."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    values: list[object] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, values)
     return values or []
 
@@ -160,6 +161,11 @@ def leaving_together() -> Iterator[Process]:
     with joined("cpu", timedelta(days=7)) as process:
         yield process
         wait_for_all()
+
+
+def place(module: torch.nn.Module, device: torch.device) -> None:
+    """Moves a network to a device, its weights with channels last, as its images are."""
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

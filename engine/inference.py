@@ -69,13 +69,13 @@ def predict_probabilities(
     normalised = normalise(images)
     height, width = images.shape[-2:]
     base = 1.0 if config.long_side is None else config.long_side / max(height, width)
-    total = None
-    for scale in config.scales:
+    total = torch.zeros(())
+    for number, scale in enumerate(config.scales):
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
         predicted = _resize(_average(predict, _resize(normalised, size), config), (height, width))
         if sharpen is not None:
             predicted = torch.stack([sharpen(*pair) for pair in zip(predicted, images, strict=True)])
-        total = predicted if total is None else total.add_(predicted)
+        total = total.add_(predicted) if number else predicted
     total.div_(len(config.scales))
     return total.softmax(dim=1) if config.average == "logits" else total
 
@@ -129,7 +129,7 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
     views = {mirrored: images.flip(-1) if mirrored else images for mirrored in mirrorings}
     windows = list(product(range(len(images)), mirrorings, tops, lefts))
     at_once = max(1, config.batch_pixels // (rows * columns))
-    total = None
+    total: torch.Tensor | None = None
     for start in range(0, len(windows), at_once):
         chunk = windows[start : start + at_once]
         crops = [views[mirrored][of, :, top : top + rows, left : left + columns] for of, mirrored, top, left in chunk]
@@ -143,6 +143,7 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
             if mirrored:
                 prediction, left = prediction.flip(-1), images.shape[-1] - left - columns
             total[of, :, top : top + rows, left : left + columns] += prediction
+    assert total is not None, "there is at least one window"
     return total[..., :height, :width]
 
 

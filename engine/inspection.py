@@ -37,6 +37,7 @@ def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) ->
     if mask is None or mask.shape != image.shape[:2]:
         mask = np.full(image.shape[:2], UNLABELLED, np.uint8)
     mask = np.where(mask < len(index.classes), mask, np.uint8(UNLABELLED))
+    assert train_set.augment is not None, "training images are augmented"
     return torch.from_numpy(train_set.augment(image, {"label": mask}, train_set.rng(epoch, position))[1]["label"])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -67,8 +67,17 @@ class Loaders:
         """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
         settings = self.settings
         order = training_order(len(self.train_set), settings, steps, first, self.process)
-        how = {"batch_sampler": order, "collate_fn": collate, "pin_memory": self.process.device.type == "cuda"}
-        return iter(loader(self.train_set, settings.workers, settings.loader_timeout, **how))
+        pin = self.process.device.type == "cuda"
+        return iter(
+            loader(
+                self.train_set,
+                settings.workers,
+                settings.loader_timeout,
+                batch_sampler=order,
+                collate_fn=collate,
+                pin_memory=pin,
+            )
+        )
 
     def validation(self) -> tuple[list[int], DataLoader]:
         """`split_images` of the validation split."""
@@ -85,7 +94,7 @@ def split_images(watched: Watched, process: Process, workers: int, timeout: int)
     return positions, loader(watched, workers, timeout, batch_size=None, sampler=positions)
 
 
-def loader(watched: Watched, workers: int, timeout: int, **how: object) -> DataLoader:
+def loader(watched: Watched, workers: int, timeout: int, **how: Any) -> DataLoader:
     """A DataLoader whose workers leave signals to the main process, and may take `timeout` seconds for a batch."""
     return DataLoader(
         watched,

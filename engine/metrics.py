@@ -86,8 +86,8 @@ def label_quality(counts: np.ndarray, classes: Sequence[str]) -> dict:
     the share of the class's pixels that have this label; `iou_of_class`, in which an unlabelled pixel counts as missed. None
     for a class without labels or without pixels. `miou`: the mean of the last over the classes that occur.
     """
-    counts = torch.from_numpy(counts).double()
-    hit, truth, labelled = counts.diagonal(), counts.sum(dim=1), counts[:, :-1].sum(dim=0)
+    pixels = torch.from_numpy(counts).double()
+    hit, truth, labelled = pixels.diagonal(), pixels.sum(dim=1), pixels[:, :-1].sum(dim=0)
     iou = hit / (truth + labelled - hit)
     return {
         "precision_of_class": _by_name(classes, hit / labelled),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Run:
     """images of the picture grid, of the main process"""
 
     @property
-    def stateful(self) -> dict[str, object]:
+    def stateful(self) -> dict[str, Any]:
         """What has a state of its own beside the method, by its name in a checkpoint."""
         return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
 
@@ -133,10 +134,10 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     distributed.wait_for_all()
 
     for network in filter(None, (method, teacher)):
-        network.to(device, memory_format=torch.channels_last)
+        distributed.place(network, device)
     if config.compile:
         compile_backbone(method)
-    model = method
+    model: torch.nn.Module = method
     if process.world > 1:
         if device.type == "cuda":
             method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)

@@ -8,13 +8,14 @@ What is read is tensors and plain values; a file that would need anything run to
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from config import Config, ModelConfig
+from config import Backbone, Config, MethodConfig, ModelConfig
 from datasets import CLASS_LISTS
 from errors import UserError
 from methods import METHODS
@@ -25,8 +26,14 @@ OTHERS = {
     "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
 }
 
-# Blocks of layer3, and whether they are bottlenecks, -> depth.
-DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+# Blocks of layer3, and whether they are bottlenecks, -> name.
+DEPTHS: dict[tuple[int, bool], Backbone] = {
+    (2, False): "resnet18",
+    (6, False): "resnet34",
+    (6, True): "resnet50",
+    (23, True): "resnet101",
+    (36, True): "resnet152",
+}
 
 
 def load_file(path: str | Path) -> object:
@@ -69,29 +76,29 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     names, classifier = published.names, published.classifier
     if classifier not in state or state[classifier].ndim != 4:
         raise UserError(f"{path}: not complete, {classifier} is missing")
-    settings = published.settings(state)
-    if shrink != 1:
-        if getattr(settings, "network", None) != "random_walk":
-            raise UserError(f"{path}: --shrink is of the random walk, which this network does not have")
-        settings = replace(settings, shrink=shrink)
+    settings = asdict(published.settings(state))
+    if shrink != 1 and settings.get("network") != "random_walk":
+        raise UserError(f"{path}: --shrink is for the random walk; this network has none")
+    if "shrink" in settings:
+        settings["shrink"] = shrink
     classes = _classes(state[classifier].shape[0])
     model = ModelConfig(backbone=_depth(state, published.backbone, path), weights="none")
-    config = Config(model=model, method=settings)
+    config = asdict(Config(MethodConfig(settings["name"]), model=model)) | {"method": settings}
     ours = {}
     for key, value in state.items():
         prefix = next((old for old in names if key.startswith(old)), None)
         if prefix is not None:
             ours["network." + names[prefix] + key.removeprefix(prefix)] = value
-    return {"config": asdict(config), "classes": classes, "method": ours}
+    return {"config": config, "classes": classes, "method": ours}
 
 
-def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> str:
+def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> Backbone:
     """The name of the ResNet under `prefix`."""
     blocks = len({key.split(".")[1] for key in (k.removeprefix(prefix) for k in state) if key.startswith("layer3.")})
     depth = DEPTHS.get((blocks, f"{prefix}layer3.0.conv3.weight" in state))
     if depth is None:
         raise UserError(f"{path}: its backbone is no ResNet that is known here ({blocks} blocks in layer3)")
-    return f"resnet{depth}"
+    return depth
 
 
 def _classes(count: int) -> list[str]:
@@ -110,5 +117,6 @@ def _numpy_values() -> Iterator[None]:
     functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
     paths = [(call, f"numpy.{core}.multiarray.{name}") for name, call in functions.items() for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")]
-    with torch.serialization.safe_globals([*paths, np.dtype, np.ndarray, *kinds]):
+    allowed: list[Any] = [*paths, np.dtype, np.ndarray, *kinds]
+    with torch.serialization.safe_globals(allowed):
         yield

@@ -140,7 +140,7 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Where a prediction (H, W) is wrong: (H, W, 3) uint8, unlabelled pixels white."""
-    picture = np.where((prediction == truth)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
+    picture = np.where((prediction == truth)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
     picture[truth == UNLABELLED] = VOID
     return picture
 
@@ -198,9 +198,9 @@ def _inside(lines: list[dict]) -> dict[str, str]:
         return {}
     curves = {}
     for kind in ("precision", "coverage"):
-        keys = {key for line in looks for key in line if key.startswith(f"self_training/{kind}/")}
-        if keys:
-            by_id = sorted(keys, key=lambda key: int(key.split("/")[2]))
+        found = {key for line in looks for key in line if key.startswith(f"self_training/{kind}/")}
+        if found:
+            by_id = sorted(found, key=lambda key: int(key.split("/")[2]))
             curves[f"Self-training labels: {kind} by class id"] = _plot(looks, by_id, "fraction of 1")
     gradients = [key.split("/") for key in looks[-1] if key.startswith("gradient/")]
     for part in dict.fromkeys(part for _, _, part in gradients):

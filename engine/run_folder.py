@@ -1,6 +1,5 @@
 """A run's folder: going on from what is in it, starting over, and what a run writes into it."""
 
-import errno
 import fcntl
 import json
 import math
@@ -94,7 +93,7 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
         with atomic_write(out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename or '.lock'}") from error
 
 
 def lock(out: Path) -> None:
@@ -102,13 +101,8 @@ def lock(out: Path) -> None:
     file = os.open(out / ".lock", os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loader workers do not inherit
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            print(f"note: the file system of {out} has no locks: see to it that no other training writes there")
-            return
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise OSError(error.errno, error.strerror, str(out / ".lock")) from error
-        raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from error
 
 
 def split_record(index: Index) -> dict:
@@ -187,8 +181,8 @@ class Log:
     def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        print(json.dumps({"step": step, "epoch": round(epoch, 4)} | values), file=self.lines)
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        print(json.dumps({"step": step, "epoch": round(epoch, 4)} | line), file=self.lines)
 
 
 def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:
@@ -205,7 +199,7 @@ def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:
 
 def _flat(section: dict, prefix: str = "") -> dict[str, object]:
     """Nested settings as dotted keys, as JSON would give them back."""
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in section.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.loads(json.dumps(value))}
     return flat

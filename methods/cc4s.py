@@ -87,8 +87,6 @@ class CC4S(Method):
         "layer5.conv1.weight": Published(lambda _: CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"),
     }
 
-    network: BaselineNet | RandomWalkNet
-
     def __init__(self, config: CC4SConfig, model: ModelConfig, num_classes: int):
         super().__init__()
         self.config = config
@@ -138,10 +136,13 @@ class CC4S(Method):
                 targets = network.walk.query_key(features)
             else:
                 targets = (features if config.consistency_on == "x" else network.walk(features)[0],)
-        pairs = [view.of_image(m) for m in compared] + [view.of_view(m) for m in targets]
+        ours, theirs = [view.of_image(m) for m in compared], [view.of_view(m) for m in targets]
         if config.consistency_on != "eigenspace":
-            return feature_consistency(*pairs)
-        loss = eigenspace_consistency(*pairs, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace)
+            return feature_consistency(ours[0], theirs[0])
+        (query, key), (view_query, view_key) = ours, theirs
+        loss = eigenspace_consistency(
+            query, key, view_query, view_key, axis=config.transition_axis, kl=config.kl, trace_weight=config.trace
+        )
         if config.kl == "rows":
             return loss
         # A mean over N^2 entries falls as 1 / N, so one weight would be 20 times as strong at N = 169 as at the published size.

@@ -28,7 +28,8 @@ class BLPSegNet(nn.Module):
         self.decoder = UPerNetDecoder([first, second, third], width)
         self.seg_head = _head(width, num_classes)
         self.scribble_head = _head(width, num_classes + 1)
-        self.embed_proj = PatchEmbedding(width) if sigma else None
+        if sigma:
+            self.embed_proj = PatchEmbedding(width)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -19,7 +19,7 @@ class RandomWalkNet(nn.Module):
     def __init__(self, backbone: str, num_classes: int, shrink: int = 1):
         super().__init__()
         self.backbone = stride8_resnet(backbone)
-        self.reduce = conv_bn_relu(channels(self.backbone.layer4), 512, 3)
+        self.reduce = conv_bn_relu(channels(self.backbone.get_submodule("layer4")), 512, 3)
         self.walk = RandomWalk(512, shrink)
         self.refine = conv_bn_relu(512, 512, 3)
         self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(512, num_classes, 1))
@@ -50,7 +50,7 @@ class BaselineNet(nn.Module):
     def __init__(self, backbone: str, num_classes: int):
         super().__init__()
         self.backbone = stride8_resnet(backbone, layer4_dilations=(4, 8, 16))
-        self.aspp = ASPP(channels(self.backbone.layer4), num_classes)
+        self.aspp = ASPP(channels(self.backbone.get_submodule("layer4")), num_classes)
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, h, w) logits at stride 8."""

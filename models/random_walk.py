@@ -40,5 +40,5 @@ class RandomWalk(nn.Module):
     def _shrunk(self, features: torch.Tensor) -> torch.Tensor:
         if self.shrink == 1:
             return features
-        size = tuple((side - 1) // self.shrink + 1 for side in features.shape[-2:])
+        size = [(side - 1) // self.shrink + 1 for side in features.shape[-2:]]
         return resize(features, size, align_corners=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import Bottleneck
 
 from errors import UserError
 from models.layers import conv_bn_relu
@@ -44,10 +44,11 @@ def stride8_resnet(name: str, layer4_dilations: tuple[int, ...] = (4,)) -> nn.Se
 def _dilate(layer: nn.Sequential, dilations: tuple[int, ...]) -> None:
     for number, block in enumerate(layer):
         dilation = dilations[min(number, len(dilations) - 1)]
-        for module in block.modules():
+        for name, module in block.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
-        block.conv2.dilation = block.conv2.padding = (dilation, dilation)  # of a bottleneck, the only 3x3
+                if name == "conv2":  # of a bottleneck, the only 3x3
+                    module.dilation = module.padding = (dilation, dilation)
 
 
 class Pyramid(nn.Sequential):
@@ -79,10 +80,9 @@ def deep_stem_resnet(name: str) -> Pyramid:
     return Pyramid(OrderedDict((k, m) for k, m in resnet.named_children() if k not in ("avgpool", "fc")))
 
 
-def channels(layer: nn.Sequential) -> int:
+def channels(layer: nn.Module) -> int:
     """The width of a stage's output: of `layer4`, 512 for ResNet-18 and 34, 2048 for the deeper ones."""
-    last = layer[-1]
-    return last.conv2.out_channels if isinstance(last, BasicBlock) else last.conv3.out_channels
+    return [module.out_channels for name, module in layer.named_modules() if name.endswith((".conv2", ".conv3"))][-1]
 
 
 def load_backbone(resnet: nn.Sequential, name: str, weights: str) -> None:

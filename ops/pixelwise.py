@@ -1,6 +1,6 @@
 """Losses at the images' own size, of logits at the network's: a few images at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ HELD = {"cpu": 2**23, "cuda": 2**24}
 
 
 def pixelwise(
-    means: dict[str, MaskedMean], logits: torch.Tensor, size: tuple[int, int], align_corners: bool = True
+    means: Mapping[str, MaskedMean], logits: torch.Tensor, size: Sequence[int], align_corners: bool = True
 ) -> dict[str, torch.Tensor]:
     """The named masked means over a whole batch, of logits (B, C, h, w) brought to `size` as the network's prediction is.
 

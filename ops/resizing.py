@@ -1,15 +1,17 @@
 """Bilinear resizing of maps."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 
-def resize(maps: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+def resize(maps: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
     """Maps (B, C, h, w) bilinearly resized to `size`."""
-    return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def upsample(maps: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
+def upsample(maps: torch.Tensor, size: Sequence[int], align_corners: bool = True) -> torch.Tensor:
     """`resize` in float32 at least, as logits are."""
     return resize(maps.to(torch.promote_types(maps.dtype, torch.float32)), size, align_corners)
 

@@ -185,6 +185,7 @@ def test_the_unlabelled_colour_goes_before_the_classes(root, look, tmp_path):
     assert (label[5] == 1).all() and (label[:5] == 255).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("harm", "message"), [
     (all_black, "background is the only class in the images read"), (nothing_labelled, "no pixel is labelled"),
 ])  # fmt: skip
@@ -194,6 +195,7 @@ def test_training_says_that_labels_are_empty(root, tmp_path, cli, harm, message)
     assert code == 0 and f"note: {root}/scribbles: {message}" in output
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_only_shown_does_not_stop_a_training(root, tmp_path, cli):
     for path in (root / "SegmentationClass").glob("demo_000[0-7].png"):
         path.write_bytes(b"no picture")
@@ -201,6 +203,7 @@ def test_a_mask_that_is_only_shown_does_not_stop_a_training(root, tmp_path, cli)
     assert code == 0 and (tmp_path / "run/pictures.png").is_file()
 
 
+@pytest.mark.slow
 def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
     append(root / "ImageSets/Segmentation/train.txt", "demo_0009", "demo_0001")
     code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
@@ -209,6 +212,7 @@ def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
     assert "note: demo_0001 is in the training list more than once" in output
 
 
+@pytest.mark.slow
 def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
     config = [
         "--config",

@@ -47,6 +47,7 @@ def test_metrics_say_which_crf_refined_them(checkpoints, tiny, tmp_path, cli, li
     assert ("pydensecrf" in conditions["versions"]) == (library == "pydensecrf")
 
 
+@pytest.mark.slow
 def test_a_preset_of_another_paper_is_told(tmp_path, tiny, cli):
     config = Config(method=BLPSegConfig(width=16), model=ModelConfig(backbone="resnet18"))
     save_checkpoint(tmp_path / "blpseg.pt", build_method(config.method, config.model, 7), config, demo.CLASSES)

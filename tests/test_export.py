@@ -17,6 +17,7 @@ from tools import export
 METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(shrink=2), "blpseg": BLPSegConfig(width=32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method_config", METHODS.values(), ids=METHODS)
 def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypatch, method_config):
     """Of a network of three classes; its walk, if it has one, is switched on, half the map's size."""

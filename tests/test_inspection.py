@@ -73,6 +73,7 @@ def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
         assert found["gradient/cross_entropy/query_key"] == 0
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_can_be_looked_into(monkeypatch):
     """A look goes backward once a term; what torch.compile makes of a step's backward pass can do so only once by default."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))

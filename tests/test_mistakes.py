@@ -19,9 +19,9 @@ import evaluate
 import predict
 import train
 from datasets.files import read_label, write_label
-from engine.run_folder import lock
 from errors import Failure, UserError, run
 from methods.cc4s import CC4S
+from tools import export, scribbles
 from tools.batch import BatchConfig, process
 
 
@@ -119,6 +119,7 @@ def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
     assert (tmp_path / "best.pt").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
     hold = "import sys; from pathlib import Path; from engine.run_folder import lock; lock(Path(sys.argv[1])); print(); input()"
     other = subprocess.Popen(
@@ -131,22 +132,12 @@ def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_file_system_without_locks_is_told_of(monkeypatch, tmp_path, capsys):
-    def refuse(*_):
+def test_a_file_system_without_locks_is_refused_in_a_line(monkeypatch, tiny, tmp_path, cli):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
-    lock(tmp_path)
-    assert "has no locks" in capsys.readouterr().out
-
-
-def test_a_lock_that_fails_otherwise_is_not_taken_for_another_training(monkeypatch, tmp_path):
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
     monkeypatch.setattr(fcntl, "lockf", fail)
-    with pytest.raises(OSError, match=r"Input/output error: .*\.lock"):
-        lock(tmp_path)
+    assert_refused(cli(train.main, *SMALL, "--data.root", tiny, "--out", tmp_path), "No locks available: .lock")
 
 
 def test_a_batch_goes_on_past_a_file_that_may_not_be_read_but_not_past_a_full_disk(tmp_path, capsys):
@@ -191,7 +182,6 @@ def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, t
 def test_predictions_of_another_average_are_not_mixed(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg", "--out", tmp_path]
     assert cli(predict.main, *arguments)[0] == 0
-    assert "average" not in json.loads((tmp_path / "predictions.json").read_text())["inference"], "as in older records"
     assert cli(predict.main, *arguments)[0] == 0
     assert_refused(cli(predict.main, *arguments, "--inference.average", "logits"), "made with another inference")
 
@@ -407,3 +397,42 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
     assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
     (root / "tags.json").unlink()
     assert_refused(cli(predict.main, *refused, "--classes", "tags"), "tags.json")
+
+
+EXTRA = ("defusedxml", "h5py", "onnx", "onnxruntime", "onnxscript", "pycocotools", "pydensecrf")
+
+
+def test_without_the_extra_packages_everything_can_be_imported():
+    """What needs one of them says so when it is used."""
+    modules = "train, evaluate, predict, tools.prepare, tools.scribbles, tools.superpixels, tools.export, tools.check_dataset"
+    hide = f"import sys; sys.modules.update(dict.fromkeys({EXTRA}))"
+    done = subprocess.run([sys.executable, "-c", f"{hide}; import {modules}"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    listed = (REPOSITORY / "requirements-extra.txt").read_text()
+    assert all(package in listed for package in EXTRA)
+
+
+@pytest.mark.parametrize("command", ["export", "xml2png", "pydensecrf"])
+def test_a_missing_extra_package_is_named_in_a_line(command, tiny, checkpoints, tmp_path, cli, monkeypatch):
+    for package in EXTRA:
+        monkeypatch.setitem(sys.modules, package, None)
+        for module in [name for name in sys.modules if name.startswith(f"{package}.")]:
+            monkeypatch.delitem(sys.modules, module)
+    (tmp_path / "one.xml").write_text("<annotation/>")
+    checkpoint = ["--checkpoint", checkpoints / "seven.pt"]
+    main, arguments, package = {
+        "export": (export.main, [checkpoints / "seven.pt", "--out", tmp_path / "out"], "onnx"),
+        "xml2png": (
+            scribbles.main,
+            ["xml2png", "--xml", tmp_path, "--classes", "voc", "--out", tmp_path / "out", "--workers", "1"],
+            "defusedxml",
+        ),
+        "pydensecrf": (
+            evaluate.main,
+            [*checkpoint, "--data.root", tiny, "--crf", "pydensecrf", "--out", tmp_path / "out", "--workers", "0"],
+            "pydensecrf",
+        ),
+    }[command]
+    code, _, error = cli(main, *arguments)
+    assert code and f"the package {package} is missing: run pip install -r requirements-extra.txt" in error.splitlines()[-1]
+    assert not list(tmp_path.glob("out/*.png"))

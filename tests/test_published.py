@@ -67,7 +67,7 @@ def test_depth_classes_and_weights_are_found(network, backbone, classes):
 
 def test_a_network_without_the_walk_takes_no_shrink():
     for network in ("baseline", "blpseg"):
-        with pytest.raises(UserError, match="does not have"):
+        with pytest.raises(UserError, match="this network has none"):
             convert(released(network)[0], "file", shrink=2)
 
 

@@ -65,8 +65,11 @@ def test_annotations_become_labels(tmp_path, cli):
         (ANNOTATION.format(name="x", polygons=polygon("train", ("one", 1))), "a number is expected"),
         (ANNOTATION.format(name="x", polygons=polygon("train", ("nan", 1))), "a finite number is expected"),
         ("<annotation/>", "size/height is missing"),
-        (ANNOTATION.replace("60", "600000").replace("40", "600000").format(name="x", polygons=""), "is no image's"),
-        (ANNOTATION.replace("60", "-3").format(name="x", polygons=""), "is no image's"),
+        (
+            ANNOTATION.replace("60", "600000").replace("40", "600000").format(name="x", polygons=""),
+            "is not the size of an image",
+        ),
+        (ANNOTATION.replace("60", "-3").format(name="x", polygons=""), "not the size of an image"),
     ],
 )
 def test_bad_annotations_are_named_and_do_not_stop_the_rest(tmp_path, cli, content, message):
@@ -172,6 +175,7 @@ def test_an_empty_label_stays_empty():
     assert (shrink(empty, 0.5) == 255).all() and (drop(empty, 0.5, np.random.default_rng(0)) == 255).all()
 
 
+@pytest.mark.slow
 def test_generated_scribbles_stay_inside_every_shape():
     rng = np.random.default_rng(0)
     for trial in range(60):

@@ -80,7 +80,7 @@ def process(
 def parallel(workers: int, count: int) -> Iterator[Callable]:
     """`map` for `count` items: over processes (0: one a core of this process's share), or within this one where a single
     worker would do it."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()  # not all of a node's may be ours
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1  # not all of a node's may be ours
     share_of_cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = min(workers or share_of_cores, count)
     if workers <= 1:
@@ -99,9 +99,12 @@ def parallel(workers: int, count: int) -> Iterator[Callable]:
 def _end_with_parent() -> None:
     """For a worker: ends it when the program that started it is killed, of which it would learn nothing otherwise."""
 
+    parent = multiprocessing.parent_process()
+
     def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 

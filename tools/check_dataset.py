@@ -76,7 +76,7 @@ def main() -> int:
     config = parse(CheckConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     if config.convert is not None:
-        return convert(config)
+        return convert(config, Path(config.convert))
     if config.shard != "1/1":
         raise UserError("--shard requires --convert: the check always reads the whole data set")
     root = Path(config.root)
@@ -90,7 +90,7 @@ def main() -> int:
             findings = look(index, masks, config)
             problems += [finding.problem for finding in findings if finding.problem]
             total = np.sum([finding.counts for finding in findings], axis=0)
-            print(f"{split} ({index.labels[0].parent}): {summary(findings, total, index.classes)}")
+            print(f"{split} ({index.label_files[0].parent}): {summary(findings, total, index.classes)}")
             problems += spoiled(findings, total, index, index is train)
     for problem in problems[:MOST_PRINTED]:
         print(f"problem: {problem}")
@@ -117,7 +117,7 @@ def look(index: Index, masks: Path | None, config: CheckConfig) -> list[Finding]
     """Reads every image and label of a split; masks: the folder to compare the labels with."""
     items = [
         (image, label, masks / f"{name}.png" if masks else None)
-        for name, image, label in zip(index.names, index.images, index.labels, strict=True)
+        for name, image, label in zip(index.names, index.images, index.label_files, strict=True)
     ]
     work = partial(examine, len(index.classes))
     with parallel(config.workers, len(items)) as mapping:
@@ -163,7 +163,7 @@ def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_trainin
     problems = []
     readable = [finding for finding in findings if finding.problem is None]
     present = np.flatnonzero(total[:UNLABELLED])
-    folder = index.labels[0].parent
+    folder = index.label_files[0].parent
     if readable and (few := few_classes(set(present.tolist()), index.classes, folder)):
         problems.append(few)
     absent = [name for name, count in zip(index.classes, total, strict=False) if not count]
@@ -180,7 +180,7 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
     tiles = []
     for position in evenly(len(index), config.pictures):
         try:
-            image, label = read_image(index.images[position]), read_label(index.labels[position])
+            image, label = read_image(index.images[position]), read_label(index.label_files[position])
         except UserError:  # is among the problems already
             continue
         if label.shape == image.shape[:2]:
@@ -191,17 +191,17 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
         print(f"contact sheet: {config.sheet}")
 
 
-def convert(config: CheckConfig) -> int:
-    """Writes the coloured labels of the training split as ids; returns the exit code."""
+def convert(config: CheckConfig, out: Path) -> int:
+    """Writes the coloured labels of the training split as ids into `out`; returns the exit code."""
     colours = read_colours(Path(config.colours)) if config.colours else PALETTE
     train = open_index(config.root, config.train_split, config.labels)
     if config.colours and tuple(config.void) == CheckConfig.void and list(config.void) in colours.tolist():
         raise UserError(f"{config.colours} has {config.void}, VOC's colour of the unlabelled: say by --void which it is here")
-    out = Path(config.convert)
     claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours, "void": config.void})
-    items = dict(zip(train.names, train.labels, strict=True))
-    number_of = {tuple(map(int, colour)): number for number, colour in enumerate(colours)}
-    work = partial(write_ids, out, number_of, tuple(config.void))
+    items = dict(zip(train.names, train.label_files, strict=True))
+    number_of = {(int(red), int(green), int(blue)): number for number, (red, green, blue) in enumerate(colours)}
+    red, green, blue = config.void
+    work = partial(write_ids, out, number_of, (red, green, blue))
     return process(work, items, lambda name: (out / f"{name}.png").is_file(), config, "convert")[1]
 
 

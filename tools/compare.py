@@ -86,8 +86,7 @@ def main() -> None:
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS))
-    before = {"average": InferenceConfig.average}  # evaluations from before there was the choice do not have it
-    settings = [before | one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
+    settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
     differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
         print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {EVALUATION}/{METRICS})")

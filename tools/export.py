@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import onnx
-import onnxruntime
 import torch
 from torch import nn
 from torch.export import Dim
@@ -25,7 +23,7 @@ from command_line import parse
 from datasets.files import atomic_write
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
-from errors import Failure, UserError, run
+from errors import Failure, UserError, extra, run
 from methods.base import Method
 
 SHAPES = ((1, 3, 97, 97), (2, 3, 129, 161), (3, 3, 100, 75))  # compared after the export: odd sizes, several batches
@@ -62,6 +60,8 @@ def main() -> None:
     out = Path(config.out) if config.out else Path(config.checkpoint).with_suffix(".onnx")
     if out.exists():
         raise UserError(f"{out} is there already: delete it or choose another --out")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        extra(package)
     method = load_model(config.checkpoint)
     model = to_onnx(method)
     difference = largest_difference(method, model)
@@ -84,14 +84,15 @@ def to_onnx(method: Method) -> bytes:
             input_names=["image"], output_names=["logits"],
         )  # fmt: skip
     metadata = {"classes": list(method.classes), "mean": MEAN.tolist(), "std": STD.tolist()}
+    assert program is not None, "dynamo=True returns a program"
     proto = program.model_proto  # made anew at every access
-    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
+    extra("onnx.helper").set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
     return proto.SerializeToString()
 
 
 def largest_difference(method: Method, model: bytes) -> float:
     """Of onnxruntime's logits from PyTorch's over random images of `SHAPES`, as a share of the largest logit."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = extra("onnxruntime").InferenceSession(model, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     differences = []
     for shape in SHAPES:

@@ -67,7 +67,7 @@ def read_clicks(file: Path, problems: list[str]) -> dict[str, list]:
         raise UserError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(clicks, dict):
         raise UserError(f"{file}: {{image name: [click, ...]}} is expected, this is a {type(clicks).__name__}")
-    found = {}
+    found: dict[str, list] = {}
     for name in collect(lambda name: check_name(name, file), clicks, problems):
         bare = without_suffix(name)
         if bare in found:

@@ -92,17 +92,20 @@ COMMANDS = {"xml2png": Xml2PngConfig, "generate": GenerateConfig, "shrink": Shri
 def main() -> int:
     """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what spoils all of them."""
     command, config = parse_command(COMMANDS, __doc__)
-    source, suffix, make = {
+    made: dict[str, tuple[str, str, Callable]] = {
         "xml2png": ("xml", ".xml", from_xml),
         "generate": ("masks", ".png", from_mask),
         "shrink": ("scribbles", ".png", shrunk),
         "drop": ("scribbles", ".png", dropped),
-    }[command]
+    }
+    source, suffix, make = made[command]
     out = Path(config.out)
     files = files_in(Path(getattr(config, source)), suffix)
     ids = {"class_names": class_names(config.classes)} if command == "xml2png" else {}
     claim(out / "scribbles.json", {"command": command} | ids | config.settings())
-    counts, code = process(partial(write, make, config), files, lambda name: (out / f"{name}.png").is_file(), config, command)
+    counts, code = process(
+        partial(write, make, config, out), files, lambda name: (out / f"{name}.png").is_file(), config, command
+    )
     if counts:
         print(shares(np.sum(counts, axis=0)))
     return code
@@ -116,10 +119,10 @@ def files_in(folder: Path, suffix: str) -> dict[str, Path]:
     return files
 
 
-def write(make: Callable, config: BatchConfig, name: str, path: Path) -> np.ndarray:
+def write(make: Callable, config: BatchConfig, out: Path, name: str, path: Path) -> np.ndarray:
     """Writes OUT/NAME.png; returns how many pixels have each id in it and in what it was made from, (2, 256) int64."""
     label, source = make(config, name, path)
-    write_label(Path(config.out) / f"{name}.png", label)
+    write_label(out / f"{name}.png", label)
     return np.stack([np.bincount(array.reshape(-1), minlength=256) for array in (label, source)])
 
 

@@ -16,7 +16,6 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt
 
 from command_line import parse
@@ -30,6 +29,7 @@ from engine.pictures import picture_grid
 from engine.report import heat
 from errors import UserError, run
 from models.cc4s import RandomWalkNet
+from ops.resizing import resize
 
 
 @dataclass(kw_only=True)
@@ -67,8 +67,8 @@ def main() -> None:
     for point in config.points:
         cv2.circle(marked, point, 3, (255, 255, 255), -1)
         cv2.circle(marked, point, 2, (220, 30, 30), -1)
-    first = [marked, *predictions, *map(heat, entropies)]
-    second = [over(image, row, point) for row, point in zip(rows, config.points, strict=True)]
+    first: list[np.ndarray | None] = [marked, *predictions, *map(heat, entropies)]
+    second: list[np.ndarray | None] = [over(image, row, point) for row, point in zip(rows, config.points, strict=True)]
     columns = max(len(first), len(second))
     first += [None] * (columns - len(first))
     second += [None] * (columns - len(second))
@@ -99,10 +99,9 @@ def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[t
 
 def over(image: np.ndarray, row: np.ndarray, point: tuple[int, int]) -> np.ndarray:
     """Probabilities (h, w) as light on the darkened image (H, W, 3) uint8, the point they start from marked."""
-    light = F.interpolate(torch.from_numpy(row / row.max())[None, None], image.shape[:2], mode="bilinear", align_corners=True)
-    light = light[0, 0].numpy()[..., None]
-    colours = 255 * matplotlib.colormaps["inferno"](light[..., 0])[..., :3]
-    picture = (image * 0.25 * (1 - light) + colours * light).astype(np.uint8)
+    light = resize(torch.from_numpy(row / row.max())[None, None], image.shape[:2], align_corners=True)[0, 0].numpy()
+    colours = 255 * matplotlib.colormaps["inferno"](light)[..., :3]
+    picture = (image * 0.25 * (1 - light[..., None]) + colours * light[..., None]).astype(np.uint8)
     cv2.circle(picture, point, 3, (255, 255, 255), 1)
     return picture
 

@@ -60,12 +60,7 @@ def main() -> int:
     conditions = {"segments": config.segments, "compactness": config.compactness}
     if config.released is not None:
         conditions = {"released": config.released}
-    claim(record, conditions, {"gradient_bins": "the image's own range"})
-    if "gradient_bins" not in read_record(record):
-        print(
-            f"note: the edges in {superpixels.folder} are of an earlier version, whose gradient bins span -255 to 255: delete "
-            "the folder to make new ones"
-        )
+    claim(record, conditions)
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)
     return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", problems)[1]

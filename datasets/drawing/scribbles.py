@@ -99,7 +99,7 @@ def _middle_way(depth: np.ndarray) -> np.ndarray:
     """Points (K, 2) float64 from one end of a part to the other, along its middle."""
     step = max(1, int(depth.max() * CORE / 2))  # wide parts need no fine grid
     # The grid goes through the deepest pixel, which so is always on it.
-    deepest = np.unravel_index(depth.argmax(), depth.shape)
+    deepest = divmod(int(depth.argmax()), depth.shape[1])
     offset = deepest[0] % step, deepest[1] % step
     coarse = depth[offset[0] :: step, offset[1] :: step]
     start = (deepest[0] - offset[0]) // step, (deepest[1] - offset[1]) // step

@@ -25,7 +25,7 @@ def line(shape: tuple[int, int], points: np.ndarray, width: int) -> np.ndarray:
     fixed = (points.clip(-FARTHEST, FARTHEST) * (1 << SUBPIXEL)).round().astype(np.int32)
     # OpenCV's own thickness gives 5 pixels for 3: its joints are rounded up.
     margin = width // 2
-    drawn = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.uint8)
+    drawn: np.ndarray = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.uint8)
     closed = len(points) == 1  # OpenCV draws nothing of an open line of one point
     cv2.polylines(drawn, [fixed + (margin << SUBPIXEL)], isClosed=closed, color=1, shift=SUBPIXEL)
     if width > 1:
@@ -90,7 +90,8 @@ def farthest(costs: np.ndarray, start: tuple[int, int]) -> tuple[int, int]:
     """The pixel to which the cheapest way from `start` costs most, of those that can be reached. costs: (H, W) float, of
     each pixel on a way, infinite where there is none."""
     distance, _ = MCP_Geometric(costs).find_costs([start])
-    return np.unravel_index(np.where(np.isfinite(distance), distance, -1).argmax(), costs.shape)
+    row, column = np.unravel_index(np.where(np.isfinite(distance), distance, -1).argmax(), costs.shape)
+    return int(row), int(column)
 
 
 def _distance_along(stroke: np.ndarray, start: tuple[int, int]) -> np.ndarray:

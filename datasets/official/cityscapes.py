@@ -23,7 +23,9 @@ IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 def read_cityscapes(root: Path) -> Source:
     """Cityscapes as unpacked: ROOT/leftImg8bit/SPLIT/CITY and ROOT/gtFine/SPLIT/CITY, of train and val. Raises UserError for
     what is missing."""
-    splits, images, labels = {}, {}, {}
+    splits: dict[str, list[str]] = {}
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for split in ("train", "val"):
         folder = require(root / "leftImg8bit" / split, "the images (leftImg8bit_trainvaltest.zip)", PAGE)
         require(root / "gtFine" / split, "the labels (gtFine_trainvaltest.zip)", PAGE)

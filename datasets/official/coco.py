@@ -1,17 +1,16 @@
 """COCO 2014 and 2017 (Lin et al., ECCV 2014): instances become a mask of 80 classes and background."""
 
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from pycocotools import mask as run_lengths
 
+from datasets.files import MOST_PIXELS
 from datasets.index import check_name
 from datasets.official.source import Source, require
-from errors import UserError
+from errors import UserError, extra
 
 COCO_CLASSES = (
     "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -32,7 +31,10 @@ def read_coco(root: Path, year: int) -> Source:
 
     The tags are the classes of an image's instances. Raises UserError for what is missing or of another format.
     """
-    splits, images, labels, tags = {}, {}, {}, {}
+    splits: dict[str, list[str]] = {}
+    images: dict[str, Path] = {}
+    labels: dict[str, tuple] = {}
+    tags: dict[str, list[str]] = {}
     for split in ("train", "val"):
         folder = require(root / f"{split}{year}", f"the images ({split}{year}.zip)", PAGE)
         file = require(
@@ -58,15 +60,16 @@ def read_coco(root: Path, year: int) -> Source:
     return Source(COCO_CLASSES, splits, images, {"SegmentationClass": labels}, draw_instances, tags)
 
 
-def draw_instances(image: tuple[int, int, list[tuple[int, float, object]]]) -> np.ndarray:
+def draw_instances(image: tuple[int, int, list[tuple[int, float, Any]]]) -> np.ndarray:
     """Height, width and instances (class id, area in pixels, polygons or run lengths) -> (H, W) uint8, 0 = background.
 
     Instances are drawn from the largest to the smallest, so that of two that overlap the smaller one is seen; crowds count
     as any other. Raises UserError for an instance that cannot be drawn.
     """
+    run_lengths = extra("pycocotools.mask")
     height, width, instances = image
-    if min(height, width) < 1 or math.prod((height, width)) > Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"the size {width}x{height} is no image's")
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise UserError(f"{width}x{height} is not the size of an image")
     label = np.zeros((height, width), np.uint8)
     for number, _, segmentation in sorted(instances, key=lambda instance: -instance[1]):
         try:

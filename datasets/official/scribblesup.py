@@ -7,15 +7,13 @@
 import difflib
 import math
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
-from PIL import Image
 
 from datasets.drawing.strokes import line
-from datasets.files import UNLABELLED
+from datasets.files import MOST_PIXELS, UNLABELLED
+from datasets.official.source import read_xml
 from errors import UserError
 
 # Names for one and the same class, in VOC, in Context's list of 59 and in the annotations.
@@ -39,24 +37,17 @@ def read_annotation(path: Path, classes: tuple[str, ...], width: int) -> np.ndar
     classes: names in id order. width: of a stroke, pixels. Raises UserError for a file that is no such annotation, holds
     an unknown tag, or (refused unread) entities, which such files have no use for.
     """
-    try:
-        root = parse(path).getroot()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found") from error
-    except DefusedXmlException as error:
-        raise UserError(f"{path}: XML with entities or a document type is not read ({type(error).__name__})") from error
-    except (ParseError, ValueError, LookupError, UnicodeError) as error:  # LookupError: an encoding that does not exist
-        raise UserError(f"{path}: not well-formed XML ({error})") from error
-    size = tuple(int(_number(root, f"size/{side}", path)) for side in ("height", "width"))
-    if min(size) < 1 or math.prod(size) > Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"{path}: the size {size[1]}x{size[0]} is no image's")
-    label = np.full(size, UNLABELLED, np.uint8)
+    root = read_xml(path)
+    rows, columns = (int(_number(root, f"size/{side}", path)) for side in ("height", "width"))
+    if min(rows, columns) < 1 or rows * columns > MOST_PIXELS:
+        raise UserError(f"{path}: {columns}x{rows} is not the size of an image")
+    label = np.full((rows, columns), UNLABELLED, np.uint8)
     for polygon in root.iter("polygon"):
         tag = (polygon.findtext("tag") or "").strip()
         points = np.array([[_number(point, axis, path) for axis in ("X", "Y")] for point in polygon.iter("point")])
         number = class_of(tag, classes, path)
         if points.size:
-            label[line(size, points, width)] = number
+            label[line((rows, columns), points, width)] = number
     return label
 
 
@@ -81,10 +72,12 @@ def _plain(name: str) -> str:
 
 def _number(element: Element, name: str, path: Path) -> float:
     text = element.findtext(name)
+    if text is None:
+        raise UserError(f"{path}: {name} is missing, a number is expected")
     try:
         value = float(text)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {name} is {'missing' if text is None else repr(text)}, a number is expected") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {name} is {text!r}, a number is expected") from error
     if not math.isfinite(value):
         raise UserError(f"{path}: {name} is {text}, a finite number is expected")
     return value

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, extra
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,16 @@ def require(path: Path, what: str, page: str) -> Path:
     if not path.exists():
         raise UserError(f"{path} not found: {what}, from {page}")
     return path
+
+
+def read_xml(path: Path) -> Element:
+    """The root of an XML file. Raises UserError if it is missing, not well-formed, or has entities (annotations have none)."""
+    defused = extra("defusedxml")
+    try:
+        return extra("defusedxml.ElementTree").parse(path).getroot()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found") from error
+    except defused.DefusedXmlException as error:
+        raise UserError(f"{path}: XML with entities or a document type is not read ({type(error).__name__})") from error
+    except (OSError, ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that does not exist
+        raise UserError(f"{path}: not well-formed XML ({error})") from error

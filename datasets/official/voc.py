@@ -1,15 +1,12 @@
 """PASCAL VOC (Everingham et al.), with SBD's labels (Hariharan et al., ICCV 2011)."""
 
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
 
 from datasets.files import read_label, read_matlab
 from datasets.index import read_names
-from datasets.official.source import Source, require
+from datasets.official.source import Source, read_xml, require
 from errors import UserError
 
 VOC_CLASSES = (
@@ -65,10 +62,6 @@ def _object_tags(folder: Path, names: list[str]) -> dict[str, list[str]] | None:
         return None
     tags = {}
     for name in names:
-        path = folder / f"{name}.xml"
-        try:
-            objects = {element.findtext("name") for element in parse(path).getroot().iter("object")}
-        except (OSError, DefusedXmlException, ParseError) as error:
-            raise UserError(f"{path}: not a readable annotation ({error})") from error
+        objects = {element.findtext("name") for element in read_xml(folder / f"{name}.xml").iter("object")}
         tags[name] = [name for name in VOC_CLASSES[1:] if name in objects]
     return tags

@@ -1,4 +1,4 @@
-"""The command line: sets what config.py has, from YAML files (--config) and dotted flags (--section.key)."""
+"""The command line: fills the dataclasses of config.py from YAML files (--config) and dotted flags (--section.key)."""
 
 import difflib
 import math
@@ -16,17 +16,17 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Defaul
 from config import MethodConfig
 from errors import UserError
 
-# The restricted numbers, as an error calls them.
+# Restricted number type -> its description in error messages.
 NUMBERS = {
     "PositiveInt": "a whole number over 0",
-    "NonNegativeInt": "a whole number, 0 or more,",
+    "NonNegativeInt": "a whole number of at least 0",
     "PositiveFloat": "a number over 0",
-    "NonNegativeFloat": "a number, 0 or more,",
+    "NonNegativeFloat": "a number of at least 0",
     "ClosedUnitInterval": "a number from 0 to 1",
-    "Deviation": "a number, 0.01 or more,",
-    "ZeroOrDeviation": "0, or a number of 0.01 or more,",
+    "Deviation": "a number of at least 0.01",
+    "ZeroOrDeviation": "0 or a number of at least 0.01",
     "HueTurn": "a number from 0 to 0.5",
-    "WindowStride": "a number over 0, at most 1,",
+    "WindowStride": "a number over 0 and at most 1",
 }
 
 T = TypeVar("T")
@@ -44,20 +44,19 @@ def parse(
     methods: dict[str, type[MethodConfig]] | None = None,
     command: str = "",
 ) -> T:
-    """The `config_class` that the command line sets: --config FILE (any number, later ones win) and dotted flags. A flag wins
-    over the files wherever it stands.
+    """Returns the `config_class` filled from the command line: --config FILE (any number, later files win) and dotted flags.
 
-    A field called `preset` goes before everything else as configs/evaluate/NAME.yaml. A flag of a bool may stand alone,
-    for true. positional: fields without a default are arguments without a flag. methods: what a field called `method` may
-    be, by its `name`. command: the word before the flags, for the help.
-    Raises UserError naming the nearest right key for an unknown one, and what was expected for a wrong value.
+    Flags win over files, wherever the flags stand. If there is a field `preset`, configs/evaluate/NAME.yaml is read before all
+    other files. A bool flag alone means true. positional: fields without a default are positional arguments. methods: the
+    settings of each method by its name, for a field `method`. command: the subcommand, for the help.
+    Raises UserError with the nearest valid key for an unknown key, and with the expected kind of value for a wrong value.
     """
     argv = _files_first([_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)])
     parser = ArgumentParser(
         prog=_program(command), description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="YAML file of keys as below; may be given again, later ones win"
+        "--config", action=ActionConfigFile, help="YAML file with the keys below; may be given several times, later files win"
     )
     parser.add_class_arguments(config_class, as_positional=positional, skip={"method"} if methods else None)
     if methods:
@@ -76,30 +75,30 @@ def parse(
     ]
     try:
         namespace = parser.parse_args(argv)
-    except (ArgumentError, ValueError) as error:  # ValueError: what is no text in UTF-8, or no path
+    except (ArgumentError, ValueError) as error:  # ValueError: an argument that is not UTF-8, or not a path
         raise UserError(_one_line(str(error), keys)) from error
     if "preset" in entries and preset != namespace.preset:
-        raise UserError(f"preset: {namespace.preset} in a --config has no effect: give --preset {namespace.preset} as a flag")
+        raise UserError(f"preset: {namespace.preset} has no effect in a --config file: give --preset {namespace.preset}")
     for name, entry in entries.items():
         if is_dataclass(entry.type) and not isinstance(namespace[name], Namespace):
             raise UserError(f"configuration: {name} is a section of keys, not {namespace[name]!r}")
     if methods and namespace.method.name != method:
         raise UserError(
-            f"method.name {namespace.method.name}: name the method by --method.name, or in a --config under method:"
+            f"method.name {namespace.method.name}: name the method by --method.name, or under method: in a --config file"
         )
     values = vars(parser.instantiate(namespace))
     return _plain(config_class(**{name: values[name] for name in entries}))
 
 
 def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any]:
-    """The first word of the command line, one of `commands`, and its `config_class` as `parse` sets it from the rest.
+    """Returns the command, the first word of the command line, and its `config_class`, which `parse` fills from the rest.
 
-    --help alone lists the commands; COMMAND --help its options. Raises UserError for no or an unknown command.
+    --help alone lists the commands. COMMAND --help lists its flags. Raises UserError for a missing or unknown command.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
         lines = (f"  {command:<12}{(entry.__doc__ or '').splitlines()[0]}" for command, entry in commands.items())
-        print("\n".join([description, "commands (each with --help):", *lines]))
+        print("\n".join([description, "commands (COMMAND --help lists its flags):", *lines]))
         sys.exit(0)
     if name not in commands:
         near = difflib.get_close_matches(name, commands, 1)
@@ -108,23 +107,23 @@ def parse_command(commands: dict[str, type], description: str) -> tuple[str, Any
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's help with the description's own lines kept."""
+    """jsonargparse's help, with the line breaks of the description."""
 
 
 def _program(command: str) -> str:
-    """How the running program is called: python train.py, or python -m tools.scribbles COMMAND."""
+    """Returns the command line of the program: python train.py, or python -m tools.scribbles COMMAND."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     return " ".join(filter(None, ["python", f"-m {module.name}" if module else Path(sys.argv[0]).name, command]))
 
 
 def _underscored(argument: str) -> str:
-    """--skip-nonfinite=1 as --skip_nonfinite=1; anything but a flag as it is."""
+    """Returns a flag --skip-nonfinite=1 as --skip_nonfinite=1, and any other argument unchanged."""
     flag, equals, value = argument.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
 def _files_first(argv: list[str]) -> list[str]:
-    """The arguments with every --config FILE before all others, in their order."""
+    """Returns the arguments with every --config FILE first. The order is kept among files and among other arguments."""
     files: list[str] = []
     others: list[str] = []
     arguments = iter(argv)
@@ -137,8 +136,8 @@ def _files_first(argv: list[str]) -> list[str]:
 
 
 def _plain(value: Any, key: str = "") -> Any:
-    """`value` with jsonargparse's restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints.
-    Raises UserError, naming its key, for a number that is not finite."""
+    """Returns `value` with restricted numbers (PositiveInt ...) as plain int and float, for YAML and checkpoints.
+    Raises UserError with the key of a number that is not finite."""
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{name: _plain(part, f"{key}.{name}") for name, part in vars(value).items()})
     if isinstance(value, dict):
@@ -152,7 +151,7 @@ def _plain(value: Any, key: str = "") -> Any:
 
 
 def _flags(argv: list[str]) -> Iterator[tuple[str, str]]:
-    """Each flag with its value, as in --flag=value or --flag value; a flag that stands alone, with what follows it."""
+    """Yields each flag and its value, from --flag=value or --flag value. A flag without a value gets the next argument."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
@@ -160,13 +159,13 @@ def _flags(argv: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _preset_name(argv: list[str], default: str) -> str:
-    """What --preset says, or the default."""
+    """Returns the value of --preset, or the default."""
     return ([value for flag, value in _flags(argv) if flag == "--preset"] or [default])[-1]
 
 
 def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str:
-    """The method that the files and flags name, or the first of `methods`. Raises UserError for an unknown name, or for
-    different methods."""
+    """Returns the method that the files and flags name, or else the first of `methods`. Raises UserError for an unknown
+    name, or if files and flags name different methods."""
     named = {}
     for flag, value in _flags(argv):
         if flag == "--method.name":
@@ -175,7 +174,7 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
             try:
                 named[f"--config {value}"] = yaml.safe_load(Path(value).read_text(encoding="utf-8"))["method"]["name"]
             except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
-                continue  # the file does not name one; what else is wrong with it, the parser says
+                continue  # the file names no method; the parser reports a bad file
     for where, name in named.items():
         if not isinstance(name, str) or name not in methods:
             raise UserError(f"method.name {name}: choose {', '.join(methods)}")
@@ -186,7 +185,7 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
 
 
 def _preset_arguments(name: str) -> list[str]:
-    """The --config that a preset stands for."""
+    """Returns the --config of a preset. Raises UserError for an unknown preset."""
     file = EVALUATION_PRESETS / f"{name}.yaml"
     if not file.is_file():
         raise UserError(f"--preset {name}: choose {', '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")
@@ -194,8 +193,8 @@ def _preset_arguments(name: str) -> list[str]:
 
 
 def _one_line(message: str, keys: list[str]) -> str:
-    """jsonargparse's message in one line, with the nearest of `keys` where it complains of an unknown one, and the nearest of
-    the choices where it complains of a value."""
+    """Returns jsonargparse's message as one line. An unknown key gets the nearest of `keys`, a wrong choice the nearest
+    choice."""
     message = " ".join(message.split())
     number = re.search(r"key \"([\w.]+)\": .*?(" + "|".join(NUMBERS) + ")", message)
     if number:
@@ -207,7 +206,7 @@ def _one_line(message: str, keys: list[str]) -> str:
         return f"{number[1]}: {NUMBERS[number[2]]} is expected" + (f", not {given[1]}" if given else "")
     stray = re.fullmatch(r"[Uu]nrecognized arguments: (?!.*--)(\S+).*", message)
     if stray:
-        return f"{stray[1]}: belongs to no flag (one for yes or no stands alone, or is --flag=true or --flag=false)"
+        return f"{stray[1]}: no flag takes this value; a yes-or-no flag is --flag alone, --flag=true or --flag=false"
     choice = re.search(r"key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)
     if choice:
         key, value, choices = choice[1], choice[3], re.findall(r"[\w.]+", choice[2])

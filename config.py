@@ -1,4 +1,4 @@
-"""The settings: typed dataclasses with their defaults. command_line.py sets them."""
+"""The settings: typed dataclasses with their defaults. command_line.py fills them from files and flags."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,6 @@ from jsonargparse.typing import (
 
 from errors import UserError
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Crf = Literal["none", "torch", "pydensecrf"]
@@ -23,64 +22,64 @@ if TYPE_CHECKING:
     ZeroOrDeviation = float
     HueTurn = float
     WindowStride = float
-else:  # command_line.NUMBERS has their names for errors
-    # The standard deviation of a Gaussian. Under 0.01, no pixel has a neighbour.
+else:  # command_line.NUMBERS describes these types in error messages
+    # The standard deviation of a Gaussian. Under 0.01, the Gaussian reaches no other pixel.
     Deviation = restricted_number_type("Deviation", float, [(">=", 0.01)])
     ZeroOrDeviation = restricted_number_type("ZeroOrDeviation", float, [("==", 0), (">=", 0.01)], join="or")
     HueTurn = restricted_number_type("HueTurn", float, [(">=", 0), ("<=", 0.5)])
-    WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1, windows leave gaps
+    WindowStride = restricted_number_type("WindowStride", float, [(">", 0), ("<=", 1)])  # over 1 would leave gaps
 
 
 @dataclass
 class LabelledConfig:
-    """A second stream of images beside the training images, each with a label: for methods that learn from few labels."""
+    """Labelled images beside the training images, for methods that learn from few labels."""
 
     split: str | None = None
-    """list of labelled images: a name in the data set, or a path that ends in .txt; for methods that read them"""
+    """list of labelled images: a split of the data set, or a path that ends in .txt; only some methods read it"""
     labels: str = "SegmentationClass"
-    """their labels: a folder of root, or a path"""
+    """labels of data.labelled.split: a folder of data.root, or a path"""
 
 
 @dataclass
 class DataConfig:
-    """Where the images and labels are, and how training images are augmented."""
+    """Images and labels, and augmentation of the training images."""
 
     root: str = "data/demo"
-    """the data set, in one of the layouts of docs/data.md; data/demo is drawn when missing"""
+    """folder of the data set, in a layout of docs/data.md; data/demo is drawn if it is missing"""
     labels: str = "scribbles"
-    """training labels: a folder of root, or a path; palette or grey PNGs, 255 = unlabelled"""
+    """training labels: a folder of data.root, or a path; palette or grey PNGs of class ids, 255 = unlabelled"""
     truth: str = "SegmentationClass"
-    """dense masks for validation: a folder of root, or a path"""
+    """dense masks for validation: a folder of data.root, or a path"""
     train_split: str = "train"
-    """list of training images: a name in the data set, or a path that ends in .txt"""
+    """list of training images: a split of the data set, or a path that ends in .txt"""
     val_split: str = "val"
-    """list of validation images: a name in the data set, or a path that ends in .txt"""
+    """list of validation images: a split of the data set, or a path that ends in .txt"""
     superpixels: str = "superpixels"
-    """what tools.superpixels wrote: a folder of root, or a path"""
+    """superpixels that tools.superpixels made: a folder of data.root, or a path"""
     tags: Literal["labels", "file"] = "labels"
-    """the classes that a training image shows, for methods that ask: those of its labels, or those that tags.json lists"""
+    """source of a training image's tags (its classes), for methods that read tags: the image's labels, or tags.json"""
     crop: PositiveInt = 257
-    """side of the training crop in pixels; 8k + 1 fits the stride-8 feature map exactly"""
+    """side of the training crop, pixels; a side of 8k + 1 fits the stride-8 feature map exactly"""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
-    """range of the random scale"""
+    """range of the random scale factor"""
     rotation: NonNegativeFloat = 10.0
-    """largest random rotation, degrees either way"""
+    """largest random rotation, degrees in either direction"""
     rotation_probability: ClosedUnitInterval = 0.5
     """share of crops that are rotated"""
     flip: ClosedUnitInterval = 0.5
     """share of crops that are mirrored left-right"""
     blur: ClosedUnitInterval = 0.5
-    """share of crops that are blurred (Gaussian)"""
+    """share of crops that are blurred by a Gaussian"""
     blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.15, 1.15)
     """range of the blur's standard deviation, pixels"""
     jitter: ClosedUnitInterval = 0.0
-    """share of crops whose colours are jittered"""
+    """share of crops with jittered colours"""
     jitter_strength: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, HueTurn] = (0.5, 0.5, 0.5, 0.25)
-    """largest change of brightness, contrast and saturation (shares) and of the hue (turns, at most 0.5)"""
+    """largest relative change of brightness, contrast and saturation; largest turn of the hue (full turns, at most 0.5)"""
     grey: ClosedUnitInterval = 0.0
-    """share of crops that are made grey"""
+    """share of crops that are converted to grey"""
     photometric: tuple[Literal["main", "labelled"], ...] = ("main",)
-    """streams whose crops are blurred, jittered and made grey: the training images (main), those of labelled.split"""
+    """images to blur, jitter and convert to grey: main (the training images), labelled (data.labelled.split)"""
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
 
     def __post_init__(self):
@@ -91,65 +90,71 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The network."""
+    """The network and its first weights."""
 
-    backbone: Backbone = "resnet50"
-    """torchvision ResNet: of stride 8 (CC4S), or with a deep stem and stride 32 (BLPSeg)"""
+    backbone: str = "resnet50"
+    """the encoder: a torchvision ResNet (resnet18, 34, 50, 101, 152), or timm:NAME for a timm network; docs/encoders.md"""
     weights: str = "imagenet"
-    """where the backbone starts: none, imagenet, one of torchvision's names (IMAGENET1K_V1), or a state-dict file"""
+    """first weights of the backbone: none (random), imagenet, a name of torchvision (IMAGENET1K_V1) or timm (in1k), or a file
+    of a state dict (.pt, .pth, .safetensors)"""
+    maps: Literal["auto", "dilated", "fused"] = "auto"
+    """how CC4S's networks get a map of stride 8: the last stages dilated, or the encoder's maps fused. auto: dilated for
+    torchvision's ResNets, fused for timm's networks"""
+    decoder: Literal["none", "lowlevel", "unet"] = "none"
+    """finer maps for CC4S's networks: none (stride 8, as published), lowlevel (stride 4) or unet (full size)"""
 
 
 @dataclass
 class MethodConfig:
-    """What is trained. Each method's own dataclass, beside its code, adds its settings."""
+    """The method. Each method has its own dataclass beside its code, with more settings."""
 
     name: str
-    """which method; its own settings follow"""
+    """name of the method"""
 
 
 @dataclass
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
     batch_size: PositiveInt = 16
-    """images a step, over all processes and accumulated parts"""
+    """images per step, over all processes and accumulated parts"""
     accumulate: PositiveInt = 1
-    """split each process's share of a batch into this many forward passes"""
+    """number of forward passes that share a process's part of a batch"""
     epochs: PositiveFloat = 50.0
     """passes over the training split"""
     steps: PositiveInt | None = None
-    """optimizer steps; replaces epochs"""
+    """number of optimizer steps; replaces train.epochs"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW"""
+    """optimizer: SGD with momentum, or AdamW"""
     lr: PositiveFloat = 1e-3
-    """learning rate at the first step, but for lr_factor; it depends on the data and the network"""
+    """learning rate at the first step, before train.lr_factor; the best value depends on the data and the network"""
     lr_factor: PositiveFloat = 1.0
-    """the stage multiplies lr by this factor; a stage that goes on from a trained network may want a lower rate"""
+    """factor of the stage on train.lr; a stage that starts from a trained network may need a lower rate"""
     head_lr_factor: PositiveFloat = 1.0
-    """the rate of all weights outside the backbone is multiplied by this factor"""
+    """factor on the learning rate of all weights outside the backbone"""
     momentum: NonNegativeFloat = 0.9
     """momentum of SGD"""
     weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty (SGD) or decoupled decay (AdamW)"""
+    """L2 penalty (sgd) or decoupled weight decay (adamw)"""
     poly_power: NonNegativeFloat = 0.9
-    """learning rate at a step: lr * lr_factor * (1 - step / steps) ** poly_power"""
+    """exponent of the learning rate schedule, lr * lr_factor * (1 - step / steps) ** poly_power"""
     precision: Precision = "auto"
-    """autocast type; auto takes bf16 where the device computes in it, else fp32 (on CUDA as PyTorch has it, with
-    convolutions in TF32); fp16 needs CUDA and scales its loss"""
+    """type for autocast. auto: bf16 if the device has bf16 instructions, else fp32. fp32 on CUDA: PyTorch's default, with
+    convolutions in TF32. fp16: needs CUDA and scales the loss"""
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """device; auto: CUDA if there is a GPU, else the CPU"""
     workers: NonNegativeInt = 2
-    """processes that load data, for each process that trains"""
+    """loader workers of each training process"""
     loader_timeout: NonNegativeInt = 300
-    """seconds that a batch may take to load before the run stops, naming the files that hang; 0 waits for ever"""
+    """seconds to wait for a batch; then the run stops and names the files that the workers read; 0 waits forever"""
     seed: NonNegativeInt = 0
-    """random seed of weights, order and augmentation"""
+    """random seed of weights, image order and augmentation"""
     val_epochs: PositiveFloat = 1.0
-    """validate every so many epochs, and after the last step"""
+    """epochs between validations; the run also validates after the last step"""
     val_steps: PositiveInt | None = None
-    """validate every so many steps; replaces val_epochs"""
+    """steps between validations; replaces train.val_epochs"""
     inspect_steps: PositiveInt | None = None
-    """look inside every so many steps: gradients of the loss terms, the walk's figures; unset: with every validation"""
+    """steps between looks inside (gradients of the loss terms, figures of the method); unset: with every validation"""
     log_every: PositiveInt = 20
     """steps between lines in metrics.jsonl and TensorBoard"""
 
@@ -160,20 +165,20 @@ class Config:
 
     method: MethodConfig
     out: str = "runs/train"
-    """run folder: config.yaml, run.json, last.pt, best.pt, metrics.jsonl, pictures.png, report.html, TensorBoard events; a run
-    that stopped goes on"""
+    """run folder for config.yaml, run.json, last.pt, best.pt, metrics.jsonl, pictures.png, report.html and TensorBoard events;
+    a stopped run in this folder resumes"""
     init: str | None = None
-    """checkpoint to start from, an earlier stage's best.pt"""
+    """checkpoint with the first weights, such as an earlier stage's best.pt"""
     teacher: str | None = None
-    """checkpoint of a trained network that a method learns from; the network stays as it is"""
+    """checkpoint of a trained network that the method learns from; training does not change this network"""
     fresh: bool = False
-    """start over where OUT holds a run, deleting it and its pseudo-labels"""
+    """start over: delete the run in --out and its pseudo-labels"""
     skip_nonfinite: NonNegativeInt = 0
-    """steps whose loss is not finite that are left out before the run stops; over 0, every step waits for its loss"""
+    """number of non-finite steps to skip before stopping; over 0, every step waits for its loss"""
     deterministic: bool = False
-    """the same weights every time on the same machine, at some cost in speed on a GPU"""
+    """repeated runs on one machine end with the same weights; slower on a GPU"""
     compile: bool = False
-    """torch.compile the backbone; without a compiler it runs as it is"""
+    """compile the backbone with torch.compile; without a compiler, the backbone runs uncompiled"""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -181,66 +186,66 @@ class Config:
 
 @dataclass
 class InferenceConfig:
-    """How an image is predicted: averaged over scales, flips and windows."""
+    """Prediction of an image, averaged over scales, mirror images and windows."""
 
     scales: tuple[PositiveFloat, ...] = (1.0,)
-    """scales whose predictions are averaged"""
+    """scales of the image; the predictions at all scales are averaged"""
     average: Literal["probabilities", "logits"] = "probabilities"
-    """what is averaged; of logits (as BLPSeg's released evaluation does), the softmax follows"""
+    """average probabilities, or average logits and then take the softmax (as in BLPSeg's released evaluation)"""
     long_side: PositiveInt | None = None
-    """the longer side at scale 1, pixels; unset: the image's own"""
+    """longer side of the image at scale 1, pixels; unset: the image's own size"""
     window: PositiveInt | None = None
-    """side of the sliding window, pixels; unset: whole images"""
+    """side of the sliding window, pixels; unset: predict whole images"""
     window_stride: WindowStride = 2 / 3
-    """step between windows, as a share of their side"""
+    """step between windows, as a share of the window's side"""
     flip: bool = False
-    """average with the mirrored image"""
+    """predict the mirrored image, too, and average"""
     batch_pixels: PositiveInt = 1_000_000
-    """pixels that go through the network at once: up to 4 images of one size, their windows and mirror images"""
+    """most pixels in a forward pass, which takes up to 4 images of one size with their windows and mirror images"""
 
     def __post_init__(self):
         if not self.scales:
-            raise UserError("inference.scales is empty: give at least one, such as [1.0]")
+            raise UserError("inference.scales is empty: give at least one scale, such as [1.0]")
 
 
 @dataclass
 class CrfConfig:
-    """The dense CRF: mean-field steps and the two pairwise terms, CC4S's by default."""
+    """The dense CRF: mean-field steps and two pairwise terms, with CC4S's defaults."""
 
     iterations: NonNegativeInt = 10
-    """mean-field steps"""
+    """mean-field steps of the CRF"""
     gaussian_sxy: Deviation = 3.0
-    """standard deviation of the smoothness term, pixels"""
+    """standard deviation of the CRF's smoothness term, pixels"""
     gaussian_compat: NonNegativeFloat = 3.0
-    """weight of the smoothness term"""
+    """weight of the CRF's smoothness term"""
     bilateral_sxy: Deviation = 80.0
-    """standard deviation of the appearance term in place, pixels"""
+    """standard deviation of the CRF's appearance term in space, pixels"""
     bilateral_srgb: Deviation = 13.0
-    """standard deviation of the appearance term in colour, values of 0-255"""
+    """standard deviation of the CRF's appearance term in colour, where colours are 0 to 255"""
     bilateral_compat: NonNegativeFloat = 10.0
-    """weight of the appearance term"""
+    """weight of the CRF's appearance term"""
 
 
 @dataclass
 class RunConfig:
-    """Where a checkpoint is run."""
+    """Device and precision."""
 
     device: Device = "auto"
-    """auto takes CUDA where there is one"""
+    """device; auto: CUDA if there is a GPU, else the CPU"""
     precision: Precision = "auto"
-    """autocast type; auto takes bf16 where the device computes in it, else fp32; fp16 needs CUDA"""
+    """type for autocast. auto: bf16 if the device has bf16 instructions, else fp32. fp16: needs CUDA"""
 
 
 @dataclass
 class SplitConfig:
-    """The images to score and their truth."""
+    """The images to score and their dense masks."""
 
     root: str = "data/demo"
-    """the data set, in one of the layouts of docs/data.md; data/demo is drawn when missing"""
+    """folder of the data set, in a layout of docs/data.md; data/demo is drawn if it is missing"""
     labels: str = "SegmentationClass"
-    """dense masks: a folder of root, or a path; 255 does not count"""
+    """dense masks: a folder of data.root, or a path; pixels of 255 are ignored"""
     split: str = "val"
-    """list of images"""
+    """list of images to score: a split of the data set, or a path that ends in .txt"""
 
 
 @dataclass
@@ -248,23 +253,23 @@ class EvaluateConfig:
     """An evaluation."""
 
     checkpoint: str
-    """a run's best.pt"""
+    """checkpoint, such as a run's best.pt"""
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
-    """settings of inference, configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
     crf: Crf = "none"
-    """refine the averaged probabilities by a dense CRF, by the project's own code or by pydensecrf"""
+    """refine the averaged probabilities by a dense CRF: torch (the project's own code) or pydensecrf"""
     crf_per_scale: bool = False
-    """refine each scale's probabilities before they are averaged, as CC4S's released code does; not with average: logits"""
+    """refine the probabilities of each scale before averaging, as in CC4S's released code; not with averaged logits"""
     compare: str | None = None
-    """another evaluation's folder, to set the classes' scores beside in report.html"""
+    """folder of another evaluation; report.html compares the class scores"""
     scribbles: str = "scribbles"
-    """shown in report.html where an image has them: a folder of data.root, or a path"""
+    """scribbles to show in report.html if they exist: a folder of data.root, or a path"""
     save_masks: str | None = None
     """folder for the predicted masks, NAME.png in PASCAL VOC's colours"""
     workers: NonNegativeInt = 2
-    """processes that load images"""
+    """loader workers of each process"""
     data: SplitConfig = field(default_factory=SplitConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     crf_parameters: CrfConfig = field(default_factory=CrfConfig)
@@ -273,37 +278,37 @@ class EvaluateConfig:
 
 @dataclass
 class PredictConfig:
-    """Prediction of images, as masks or as pseudo-labels."""
+    """Prediction of masks or pseudo-labels."""
 
     checkpoint: str
-    """a run's best.pt"""
+    """checkpoint, such as a run's best.pt"""
     images: str
-    """an image, a folder of images, a text file of paths (one per line, relative to it), or (with --split) a data set's root"""
+    """an image, a folder of images, a text file of paths (one per line, relative to the file), or, with --split, a data set"""
     out: str
     """folder for the label PNGs, overlays, gallery.jpg, and predictions.json or pseudo_labels.json"""
     split: str | None = None
-    """predict the images of this split of the data set"""
+    """predict this split of the data set in --images"""
     pseudo_labels: bool = False
-    """keep what is certain: pixels whose probability is over the threshold; the rest is 255"""
+    """write pseudo-labels: the class where its probability is over the threshold, 255 elsewhere"""
     threshold: ClosedUnitInterval = 0.9
-    """probability over which a prediction is a pseudo-label"""
+    """a pixel gets a pseudo-label if its probability is over this threshold"""
     class_thresholds: dict[str, ClosedUnitInterval] = field(default_factory=dict)
-    """the same of some classes, by name, such as '{cat: 0.7}'"""
+    """thresholds of some classes by name, such as '{cat: 0.7}'; the others have --threshold"""
     classes: Literal["scribbled", "tags", "all"] = "scribbled"
-    """which classes an image may have. scribbled: with --scribbles, those scribbled in it; if nothing is scribbled, all. tags:
-    the first class and those that the data set's tags.json gives it (needs --split). all: any"""
+    """classes that an image may have. scribbled: the classes of the image's scribbles (all classes without a scribble). tags:
+    class 0 and the image's classes in tags.json (needs --split). all: any class"""
     crf: Crf = "none"
-    """refine the probabilities by a dense CRF"""
+    """refine the probabilities by a dense CRF: torch (the project's own code) or pydensecrf"""
     probabilities: bool = False
-    """write them too: OUT/probabilities/NAME.npz, float16"""
+    """also write the probabilities, OUT/probabilities/NAME.npz, float16"""
     shard: str = "1/1"
-    """part of the images, i/n: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
+    """part i/n of the images to predict: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
     scribbles: str | None = None
-    """folder of label PNGs that win over the pseudo-labels where they are not 255"""
+    """folder of scribbles (label PNGs); a scribble replaces the pseudo-label where it is not 255"""
     truth: str = "SegmentationClass"
-    """dense masks that pseudo-labels are compared with where they exist: a folder of the data set, or a path (--split)"""
+    """dense masks to compare pseudo-labels with, if they exist (needs --split): a folder of the data set, or a path"""
     preset: str = "fast"
-    """settings of inference, configs/evaluate/NAME.yaml"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     crf_parameters: CrfConfig = field(default_factory=CrfConfig)
     run: RunConfig = field(default_factory=RunConfig)

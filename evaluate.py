@@ -4,8 +4,8 @@
 
     torchrun --nproc_per_node 4 evaluate.py --checkpoint ...
 
-Prints a table and writes OUT/metrics.json (fractions of 1, the confusion matrix, the conditions) and OUT/report.html, a
-page with the classes' scores, the best and the worst images, errors and entropy. --save_masks DIR writes the predicted masks.
+Prints a table. Writes OUT/metrics.json (scores as fractions of 1, the confusion matrix, the conditions) and OUT/report.html
+(scores by class, the best and the worst images, errors, entropy). --save_masks DIR also writes the predicted masks.
 """
 
 import json
@@ -36,12 +36,12 @@ from engine.report import Shown, evaluation_report
 from errors import UserError, run
 from methods.base import Method
 
-PICTURES = 4  # images of each kind in the report
-LOADER_TIMEOUT = 300  # seconds that an image may take to load
+PICTURES = 4  # images in a section of the report
+LOADER_TIMEOUT = 300  # seconds to wait for an image
 
 
 def main() -> None:
-    """The command line above; raises UserError for a checkpoint of other classes, or data that cannot be scored."""
+    """Runs the command above. Raises UserError for a checkpoint with other classes, or for data that cannot be scored."""
     config = parse(EvaluateConfig, __doc__)
     with distributed.joined(config.run.device) as process:
         config.run.precision = distributed.pick_precision(process.device, config.run.precision)
@@ -49,19 +49,19 @@ def main() -> None:
 
 
 def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
-    """Scores the checkpoint on this process's share of the split; the main process prints and writes what all have found."""
+    """Scores the checkpoint on this process's share of the split. The main process prints and writes the scores of all."""
     compared = None
     if config.compare is not None:
         compared = evaluation_name(Path(config.compare)), read_evaluation(Path(config.compare))
     if config.crf_per_scale and config.crf == "none":
-        raise UserError("--crf_per_scale requires --crf torch or pydensecrf")
+        raise UserError("--crf_per_scale requires --crf torch or --crf pydensecrf")
     if config.crf_per_scale and config.inference.average == "logits":
-        raise UserError("--crf_per_scale refines probabilities: give --inference.average probabilities")
+        raise UserError("--crf_per_scale cannot refine logits: give --inference.average probabilities")
     check_parameters(config.crf, config.crf_parameters)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    if (out / "last.pt").exists():  # its report.html would be replaced
+    if (out / "last.pt").exists():  # the evaluation would overwrite report.html of the run
         raise UserError(f"{out} is a training run: choose another --out (OUT of evaluate.sh), such as {out / 'evaluation'}")
     if config.save_masks is not None and Path(config.save_masks).resolve() == truth_folder(config).resolve():
         raise UserError(f"--save_masks {config.save_masks} holds the dense masks: choose another folder")
@@ -77,13 +77,13 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
-    scored_under = conditions(config, len(index), process)  # a training may replace the checkpoint meanwhile
+    scored_under = conditions(config, len(index), process)  # now, since a training may replace the checkpoint
     distributed.place(method, process.device)
     matrix, boundaries, shown = score(method, dataset, config, process)
     if not process.is_main:
         return
     if not matrix.counts.sum():
-        raise UserError(f"{config.data.labels}: no labelled pixel in split {config.data.split}, nothing to score")
+        raise UserError(f"{config.data.labels}: no labelled pixel in split {config.data.split}: choose other --data.labels")
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
     out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
 def score(
     method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
 ) -> tuple[ConfusionMatrix, BoundaryScores, dict[str, list[Shown]]]:
-    """Counts over the whole split, summed over the processes, and its best, its worst and some other images, which only the
-    main process gets."""
+    """Returns the counts over the whole split, summed over the processes, and its best, its worst and some other images. Only
+    the main process gets the images."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     spread = evenly(len(dataset), PICTURES)
     best: list[Shown] = []
@@ -133,7 +133,7 @@ def score(
             matrix.counts += own.counts
             boundaries.update(prediction, item["label"])
             miou = own.scores(dataset.index.classes)["miou"]
-            if math.isnan(miou):  # nothing labelled
+            if math.isnan(miou):  # no labelled pixel
                 continue
             is_worst = len(worst) < PICTURES or miou < worst[-1].miou
             is_best = len(best) < PICTURES or miou > best[-1].miou
@@ -163,7 +163,7 @@ def show(
     probabilities: torch.Tensor,
     prediction: torch.Tensor,
 ) -> Shown:
-    """An item's image with what was predicted of it, as small as the report shows it."""
+    """Returns the image, maps and entropy of an item, reduced to the size in the report."""
     name = dataset.index.names[position]
     scribbles = shown_label(resolve_folder(Path(config.data.root), config.scribbles) / f"{name}.png")
     return Shown(
@@ -178,18 +178,17 @@ def show(
 
 
 def truth_folder(config: EvaluateConfig) -> Path:
-    """Where the dense masks are."""
+    """Returns the folder of the dense masks."""
     return resolve_folder(Path(config.data.root), config.data.labels)
 
 
 def evaluation_name(folder: Path) -> str:
-    """What an evaluation is called after: its run where it lies in one (RUN/evaluation), else its own folder."""
+    """Returns the name of an evaluation: the run's name for RUN/evaluation, else the name of the folder."""
     return folder.parent.name if folder.name == "evaluation" else folder.name
 
 
 def conditions(config: EvaluateConfig, images: int, process: distributed.Process) -> dict:
-    """What the scores depend on: settings, the checkpoint's hash, the command, the code's commit, the libraries' versions, the
-    device."""
+    """Returns what the scores depend on: settings, checkpoint hash, command, commit, library versions, device."""
     found = {
         "images": images,
         "checkpoint_sha256": file_sha256(config.checkpoint),

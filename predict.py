@@ -1,12 +1,12 @@
-"""Predicts images: label PNGs in the palette's colours with overlays and a gallery, or pseudo-labels for the next stage.
+"""Predicts images. Writes label PNGs with overlays and a gallery, or pseudo-labels for the next stage.
 
     python predict.py --checkpoint runs/ss/best.pt --images photos/ --out predictions/
     python predict.py --checkpoint runs/ss/best.pt --images DATA_ROOT --split train --pseudo_labels --threshold 0.9 \\
         --scribbles DATA_ROOT/scribbles --out runs/ss/pseudo_labels
 
-Beside the PNGs, predictions.json or pseudo_labels.json says from which checkpoint, threshold and command they come, and
-shares.json how much of the pixels is labelled as what and, where dense masks exist, how right pseudo-labels are. Images that
-are done already are skipped; one that cannot be read is listed at the end (exit code 1) and does not stop the rest.
+predictions.json or pseudo_labels.json records the checkpoint, the settings and the command. shares.json has the share of
+labelled pixels by class and, if dense masks exist, the quality of the pseudo-labels. Finished images are skipped. Unreadable
+images are listed at the end (exit code 1).
 """
 
 import json
@@ -39,11 +39,11 @@ from engine.provenance import claim, file_sha256, lines_sha256
 from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
-GALLERY = 24  # pictures
+GALLERY = 24  # most pictures in gallery.jpg
 
 
 def main() -> int:
-    """The command line above; returns the exit code. Raises UserError for bad input, or an OUT that holds something else."""
+    """Runs the command above and returns the exit code. Raises UserError for bad input, or if OUT holds other files."""
     config = parse(PredictConfig, __doc__)
     device = distributed.pick_device(config.run.device)
     config.run.precision = distributed.pick_precision(device, config.run.precision)
@@ -90,7 +90,7 @@ def main() -> int:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            failures.append(f"{images[name]}: too little memory for it: predict it to another --out with {LESS_MEMORY}")
+            failures.append(f"{images[name]}: too little memory: predict this image to another --out with {LESS_MEMORY}")
     if not config.pseudo_labels:
         draw_gallery(images, out)
     print(
@@ -101,15 +101,15 @@ def main() -> int:
     with distributed.leaving_together() as process:
         for counted in (counts, compared):
             distributed.sum_over_processes(torch.from_numpy(counted))
-        if process.is_main and config.shard == "1/1" and counts.sum():  # not of a part
+        if process.is_main and config.shard == "1/1" and counts.sum():  # not for a part of the images
             write_shares(out / SHARES, counts, compared, method.classes)
     return int(bool(failures))
 
 
 def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
-    """What the predictions depend on."""
+    """Returns the settings and hashes that the predictions depend on."""
     settings = asdict(config)
-    for elsewhere in ("run", "out", "shard", "preset", "truth"):  # the preset is in the inference settings
+    for elsewhere in ("run", "out", "shard", "preset", "truth"):  # config.inference has the preset's settings
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
@@ -121,14 +121,14 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
         settings["names_sha256"] = lines_sha256(images)
     else:
         del settings["threshold"], settings["class_thresholds"]
-        if Path(config.images).suffix == ".txt":  # unlike a folder's names, a list's may come to stand for other pictures
+        if Path(config.images).suffix == ".txt":  # a changed list may give other pictures the same names
             settings["paths_sha256"] = lines_sha256(images.values())
     return settings
 
 
 def compare(label: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class of the mask (row) and each label (column, the last: unlabelled), (C, C + 1) int64; both (H, W)
-    uint8. What the mask gives no class does not count."""
+    """Returns pixel counts, (C, C + 1) int64: the class in the mask is the row, the label is the column (the last: unlabelled).
+    label, mask: (H, W) uint8. Pixels without a class in the mask do not count."""
     counted = mask < num_classes
     columns = np.where(label == UNLABELLED, num_classes, label)[counted].astype(np.int64)
     pairs = mask[counted].astype(np.int64) * (num_classes + 1) + columns
@@ -136,9 +136,9 @@ def compare(label: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray
 
 
 def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Writes how much of the pixels is labelled and as what, and how far that agrees with the masks, as JSON.
+    """Writes the share of labelled pixels, in all and by class, and the agreement with the masks, as JSON.
 
-    counts: pixels of each id, (256,). compared: what `compare` counts, all 0 where there is no mask.
+    counts: (256,), pixels of each class id. compared: the sum of `compare` over the images, all 0 without masks.
     """
     shares = counts / counts.sum()
     found: dict[str, Any] = {
@@ -147,13 +147,13 @@ def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: 
     }
     if compared.any():
         found |= label_quality(compared, classes)
-        print(f"against the masks: mIoU {100 * found['miou']:.2f}, unlabelled pixels counted as missed; by class in {file}")
+        print(f"against the masks: mIoU {100 * found['miou']:.2f} (unlabelled pixels count as missed); by class in {file}")
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndarray:
-    """What the probability of each class has to be over, (C,) float32. Raises UserError for a name that is none."""
+    """Returns the threshold of each class, (C,) float32. Raises UserError for an unknown class name."""
     unknown = sorted(set(config.class_thresholds) - set(classes))
     if unknown:
         raise UserError(f"--class_thresholds: {unknown[0]} is not one of the classes ({', '.join(classes)})")
@@ -161,16 +161,16 @@ def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndar
 
 
 def tagged_classes(config: PredictConfig, index: Index | None) -> dict[str, np.ndarray]:
-    """Name -> which classes its tags allow, (C,) bool; empty without --classes tags. Raises UserError if there are no tags."""
+    """Returns image name -> classes allowed by its tags, (C,) bool; empty without --classes tags. Raises UserError without tags."""
     if config.classes != "tags":
         return {}
     if index is None or index.tags is None:
-        raise UserError("--classes tags: needs --split, and a tags.json in the data set")
+        raise UserError("--classes tags needs --split, and a tags.json in the data set")
     return {name: np.r_[True, tags] for name, tags in zip(index.names, index.tags, strict=True)}
 
 
 def scribbled_classes(scribble: np.ndarray, num_classes: int) -> np.ndarray | None:
-    """Which classes a scribble (H, W) uint8 holds, (C,) bool; None where it labels nothing, which excludes no class."""
+    """Returns the classes in a scribble (H, W) uint8 as (C,) bool. Returns None for an empty scribble: it excludes no class."""
     scribbled = present_ids(scribble)[:num_classes]
     return scribbled if scribbled.any() else None
 
@@ -184,7 +184,7 @@ def predict(
     tagged: np.ndarray | None,
     device: torch.device,
 ) -> None:
-    """Writes what is asked for of one image, its label last. Raises UserError if it or its scribble cannot be read."""
+    """Predicts one image and writes its files, the label last. Raises UserError if the image or its scribble is unreadable."""
     out = Path(config.out)
     image = read_image(path)
     scribble = (
@@ -195,7 +195,7 @@ def predict(
         allowed = scribbled_classes(scribble, len(method.classes))
     if image[..., 0].size > method.large_image and not (config.inference.window or config.inference.long_side):
         tqdm.write(
-            f"note: {path} goes through the network whole, which may take very long: --inference.window 465 or "
+            f"note: {path} goes through the network whole and may take very long; --inference.window 465 or "
             "--inference.long_side 512 is faster",
             file=sys.stderr,
         )
@@ -221,7 +221,7 @@ def predict(
 
 
 def draw_gallery(images: dict[str, Path], out: Path) -> None:
-    """OUT/gallery.jpg: overlays spread over what is done."""
+    """Writes OUT/gallery.jpg with overlays spread evenly over the finished images."""
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
         tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
@@ -230,16 +230,16 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
 
 
 def find_images(images: Path, out: Path) -> dict[str, Path]:
-    """Name -> path: of the one image, of those that a text file lists (paths, one per line, relative to the file's folder), or
-    of those in the folder and below it, but not in `out`. Raises UserError if there is none, or two have one name."""
+    """Returns name -> path of one image, of the images in a text file (one path per line, relative to the file's folder), or of
+    all images below a folder but not in `out`. Raises UserError if there is no image, or if two images have the same name."""
     if images.suffix == ".txt" and images.is_file():
         listed = [images.parent / line for line in read_lines(images)]
         if not listed:
-            raise UserError(f"--images {images}: no image in it; write one path per line")
+            raise UserError(f"--images {images}: the list is empty: write one path per line")
         found: dict[str, Path] = {}
         for path in listed:
             if path.stem in found:
-                raise UserError(f"--images {images}: {found[path.stem]} and {path} would have one name in --out")
+                raise UserError(f"--images {images}: {found[path.stem]} and {path} would have the same name in --out: rename one")
             found[path.stem] = path
         return found
     if images.is_file() and images.suffix.lower() not in IMAGE_SUFFIXES:
@@ -248,7 +248,7 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
         return {images.stem: images}
     found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}
     if not found:
-        raise UserError(f"--images {images}: no such file, nor a folder with {', '.join(IMAGE_SUFFIXES)} images")
+        raise UserError(f"--images {images}: no such file, and no folder with {', '.join(IMAGE_SUFFIXES)} images")
     others = Counter(
         path.suffix.lower() or path.name
         for path in images.rglob("*")
@@ -256,13 +256,13 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
     )
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        print(f"note: --images {images}: files that are not images were passed over ({kinds})", file=sys.stderr)
+        print(f"note: --images {images}: files that are not images were skipped ({kinds})", file=sys.stderr)
     return found
 
 
 def pseudo_label(label: np.ndarray, certainty: np.ndarray, thresholds: np.ndarray, scribble: np.ndarray | None) -> np.ndarray:
-    """The most likely class where its probability is over its threshold, 255 elsewhere; a scribble's own label always wins
-    (CC4S, stage 2).
+    """Returns pseudo-labels (CC4S, stage 2): the most likely class where its probability is over its threshold, 255 elsewhere.
+    The scribble replaces the pseudo-label where the scribble is not 255.
 
     label: (H, W) uint8, the most likely classes. certainty: (H, W) float, their probabilities. thresholds: (C,) float.
     scribble: (H, W) uint8, 255 = unlabelled. Returns (H, W) uint8.

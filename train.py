@@ -1,11 +1,11 @@
-"""Trains one stage: build -> loop -> validate -> save.
+"""Trains one stage: builds the run, trains, validates and saves.
 
     python train.py --config configs/cc4s/ur.yaml --data.root DIR --data.labels scribbles --out runs/ur
     torchrun --nproc_per_node 4 train.py --config ...
 
 Writes OUT/config.yaml, run.json, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
 report.html and TensorBoard events. The next stage takes --init OUT/best.pt. If a run is interrupted, the same command
-resumes from OUT/last.pt and ends with the same weights.
+resumes from OUT/last.pt and ends with the same weights (on a GPU with --deterministic).
 """
 
 import contextlib
@@ -40,8 +40,7 @@ from methods.base import Method
 
 
 def main() -> int:
-    """The command line above; returns the exit code. Raises UserError for what is wrong with it, Failure for what goes wrong on
-    the way."""
+    """Runs the command above and returns the exit code. Raises UserError for a wrong command, Failure for an error later."""
     config = parse(Config, __doc__, methods=SETTINGS)
     with distributed.joined(config.train.device) as process:
         config.train.precision = distributed.pick_precision(process.device, config.train.precision)
@@ -49,11 +48,11 @@ def main() -> int:
 
 
 def train(config: Config, process: distributed.Process) -> int:
-    """Runs the stage that `config` describes on this process, from the start or from where OUT's run stopped. Returns the exit
-    code: 128 and a signal's number where one ended it."""
+    """Runs the stage of `config` on this process, from the start or from OUT/last.pt. Returns the exit code: 0, or 128 plus the
+    number of the signal that stopped the run."""
     run = prepare(config, process)
     settings, progress, log = config.train, run.progress, run.log
-    stop = 0  # the signal that asks for it
+    stop = 0  # number of the signal that asks to stop, or 0
     with StopRequest() as request, contextlib.closing(log) if log else contextlib.nullcontext(), run.loaders.explain_failures():
         if not progress.validated:  # the run stopped between a step and its validation
             validate_and_keep(run)
@@ -67,7 +66,7 @@ def train(config: Config, process: distributed.Process) -> int:
             to_validate = done % run.validate_every == 0 or done == run.steps
             to_inspect = done % settings.inspect_steps == 0 if settings.inspect_steps else to_validate
             stop = distributed.max_over_processes(request.signal or 0)
-            if to_log or to_validate or stop:  # elsewhere the losses stay on the device, and nothing waits for them
+            if to_log or to_validate or stop:  # at other steps the losses stay on the device: no waiting
                 run.finite.check()
             if to_validate or stop:
                 require_finite_weights(run.method, done)
@@ -94,9 +93,9 @@ def train(config: Config, process: distributed.Process) -> int:
 
 
 def take_step(run: Run, step: int) -> dict[str, torch.Tensor]:
-    """One optimizer step; returns its loss terms. With `skip_nonfinite`, a step whose loss is not finite changes nothing."""
+    """Takes one optimizer step and returns its loss terms. With `skip_nonfinite`, a non-finite step changes no weight."""
     method = run.method
-    # All that is random in a step depends on its number, so a run that resumes needs no other state.
+    # The seed, the step and the rank decide all random numbers of a step, so a resumed run needs no random state.
     seed_everything(run.config.train.seed, step, run.process.rank)
     method.train()
     method.begin_step(step, run.epoch(step))
@@ -124,7 +123,7 @@ def forward_backward(
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    """The losses of a step by name, the mean over its parts, with their gradients in the weights."""
+    """Returns the losses of a step by name, as means over its parts, and adds their gradients to the weights."""
     losses: dict[str, torch.Tensor] = {}
     for part in range(settings.accumulate):
         batch = to_device(next(batches), device)
@@ -140,7 +139,7 @@ def forward_backward(
 
 
 def log_losses(run: Run, rate: float, losses: dict[str, torch.Tensor]) -> None:
-    """Writes down the loss terms, means over the processes."""
+    """Logs the loss terms, as means over the processes."""
     means = distributed.mean_over_processes(torch.stack(list(losses.values()))).tolist()
     if run.log:
         step = run.progress.step
@@ -148,25 +147,25 @@ def log_losses(run: Run, rate: float, losses: dict[str, torch.Tensor]) -> None:
 
 
 def write_inspection(run: Run) -> None:
-    """Looks inside the run, and writes down what is found."""
-    seed_everything(run.config.train.seed, 0, run.process.rank)  # as in the first step, at every look
+    """Looks inside the run and logs the figures."""
+    seed_everything(run.config.train.seed, 0, run.process.rank)  # every look repeats the first step
     figures = look_inside(run.method, run.inspected, run.process, run.config.train.precision, run.scaler.get_scale())
     if run.log:
         run.log.figures(run.progress.step, run.epoch(run.progress.step), figures)
 
 
 def validate_and_keep(run: Run) -> None:
-    """Validates; the main process writes down the scores, best.pt, the pictures and last.pt."""
+    """Validates. The main process logs the scores and writes best.pt, the pictures, the report and last.pt."""
     log, progress, step = run.log, run.progress, run.progress.step
     distributed.share_buffers(run.method)
     if log:
-        save(run)  # a validation may take longer than what stops the run will wait
+        save(run)  # the run may be killed during a long validation
     scores = validate(run.method, run.loaders, run.classes, run.config.train.precision, run.process)
     progress.validated = True
     if not log:
         return
     log.scores(step, run.epoch(step), scores)
-    # A split without one labelled pixel has no mIoU: the newest is kept then.
+    # The mIoU of a split without labelled pixels is NaN. `not <=` then keeps the newest weights.
     if not scores["miou"] <= progress.best:
         progress.best = scores["miou"]
         save_checkpoint(run.out / "best.pt", run.method, run.config, run.classes, step=step, scores=scores)
@@ -177,7 +176,7 @@ def validate_and_keep(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """The main process writes last.pt: all that the run needs to resume."""
+    """Writes last.pt, with everything that a resumed run needs. Only the main process calls this."""
     if run.log:
         run.log.flush()
     state = {name: part.state_dict() for name, part in run.stateful.items()} | asdict(run.progress)
@@ -185,8 +184,8 @@ def save(run: Run) -> None:
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Seeds what is random in a step: numpy and torch on every device by all three numbers; python, which draws the view, by
-    the first two alone, so that all processes draw the same view."""
+    """Seeds the random numbers of a step: numpy and torch (all devices) by seed, step and rank; python by seed and step alone.
+    Python draws the view, and all processes must draw the same view."""
     random.seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
     own = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     np.random.seed(own)
@@ -195,7 +194,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 @torch.inference_mode()
 def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precision: str, process: distributed.Process) -> dict:
-    """Scores on the whole split at one scale, as `ConfusionMatrix.scores` gives them; each process takes its share."""
+    """Returns `ConfusionMatrix.scores` of the whole validation split at one scale. Each process predicts its share."""
     method.eval()
     matrix = ConfusionMatrix(len(classes))
     positions, images = loaders.validation()
@@ -208,7 +207,7 @@ def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precisi
 
 @torch.inference_mode()
 def draw_shown(method: Method, shown: list[tuple], device: torch.device) -> Image.Image:
-    """The picture grid: image, label, prediction, truth."""
+    """Returns the picture grid with the columns image, label, prediction and truth."""
     rows = []
     for _, image, label, truth in shown:
         probabilities = predict_image(method.predict, image, InferenceConfig(), device)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What each part of BLPSeg adds, on any data set: cross-entropy alone, + the balanced loss, + local aggregation, + self-training.
-# Every run is evaluated; ends with the table. Started again, it goes on where it was.
+# Ablation of BLPSeg on any data set: cross-entropy alone, + the balanced loss, + local aggregation, + self-training.
+# The script evaluates every run and prints a table at the end. If the script is started again, it resumes.
 #
 #     DATA_ROOT=/data/acdc OUT_ROOT=runs/blpseg_acdc sh benchmarks/blpseg_ablation.sh --config configs/blpseg/acdc.yaml --train.seed 0
 set -eu

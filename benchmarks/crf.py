@@ -1,9 +1,9 @@
-"""The dense CRF in torch against pydensecrf: seconds an image and how far they are apart.
+"""Compares the dense CRF in torch with pydensecrf: seconds per image and the difference of the results.
 
     python -m benchmarks.crf PHOTOS [--device cuda]
 
-Ten mean-field steps with CC4S's parameters on photos resized to 500x375, with probabilities of smooth random regions. Runs
-alternate between the two; medians. pydensecrf runs on one CPU core whatever the device; without it, torch is measured alone.
+A run is ten mean-field steps with CC4S's parameters, on photos resized to 500x375 and probabilities of smooth random regions.
+Runs alternate between the libraries; medians count. pydensecrf uses one CPU core. Without pydensecrf, torch is measured alone.
 """
 
 import statistics
@@ -32,16 +32,16 @@ HEIGHT, WIDTH, PHOTOS, ROUNDS = 375, 500, 3, 3
 
 @dataclass
 class CrfBenchmarkConfig:
-    """What is refined, and where."""
+    """The photos and the device."""
 
     photos: str
     """a folder of images, such as a data set's JPEGImages"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where torch's runs"""
+    """device of the CRF in torch"""
 
 
 def main() -> None:
-    """The command line above: prints the table and the rows as JSON. Raises UserError for a folder without images."""
+    """Runs the command line above and prints a table and JSON. Raises UserError for a folder without images."""
     config = parse(CrfBenchmarkConfig, __doc__, positional=True)
     device = distributed.pick_device(config.device)
     libraries = ["torch"] + ["pydensecrf"] * (find_spec("pydensecrf") is not None)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(classes: int, photos: list, device: torch.device, libraries: Sequence[str]) -> dict:
-    """Median seconds of each, and how far apart the marginals of two are."""
+    """Median seconds of each library. With two libraries, also the difference between their marginals."""
     seconds: dict[str, list[float]] = {library: [] for library in libraries}
     difference, same = 0.0, []
     for number, photo in enumerate(photos):
@@ -82,7 +82,7 @@ def measure(classes: int, photos: list, device: torch.device, libraries: Sequenc
         ours, theirs = (marginals[library] for library in (libraries[0], libraries[-1]))
         difference = max(difference, (ours - theirs).abs().max().item())
         same.append((ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean().item())
-    medians = {library: statistics.median(times[1:]) for library, times in seconds.items()}  # the first warms up
+    medians = {library: statistics.median(times[1:]) for library, times in seconds.items()}  # the first run is a warm-up
     found = {"classes": classes, **medians}
     return found if len(libraries) == 1 else found | {"difference": difference, "same": statistics.mean(same)}
 

@@ -1,10 +1,10 @@
-"""evaluate.py's `fast` preset against a loop over windows: images a second.
+"""Compares evaluate.py with preset `fast` to a plain loop over windows: images per second.
 
     python -m benchmarks.evaluation CHECKPOINT DATA_ROOT [--images 386] [--window 192]
 
-The loop is what the released codes do, at one scale: each window of the training crop, two thirds of it apart, goes through the
-network alone, in float32, its probabilities are averaged on the CPU, and the images are read in between. Both score the same
-images; rounds alternate between them and the median counts.
+The loop does what the released codes do, at one scale. A window of the training crop moves by two thirds of its side. Each
+window goes through the network alone, in float32. The CPU averages the probabilities and reads the images. Both methods score
+the same images. Rounds alternate between the two methods, and the median counts.
 """
 
 import statistics
@@ -33,23 +33,23 @@ from methods.base import Method
 
 @dataclass
 class BenchmarkConfig:
-    """What is evaluated."""
+    """The checkpoint, the data and the number of rounds."""
 
     checkpoint: str
-    """a run's best.pt"""
+    """best.pt of a run"""
     root: str
     """the data set; its val split is scored"""
     images: PositiveInt = 386
-    """how many of the split"""
+    """number of images of the split"""
     window: PositiveInt = 192
-    """side of the loop's windows, pixels"""
+    """side of the windows of the loop, in pixels"""
     rounds: PositiveInt = 3
-    """times that each scores them, in turns"""
+    """rounds; in each round both methods score the images"""
     run: RunConfig = field(default_factory=RunConfig)
 
 
 def main() -> None:
-    """The command line above: prints a table and its rows as JSON."""
+    """Runs the command line above and prints a table and JSON."""
     config = parse(BenchmarkConfig, __doc__, positional=True)
     index = open_index(config.root, "val", "SegmentationClass")
     index = replace(index, **{part: getattr(index, part)[: config.images] for part in ("names", "images", "labels")})
@@ -84,7 +84,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def score_by_windows(method: Method, dataset: SegmentationDataset, window: int, device: torch.device) -> ConfusionMatrix:
-    """The loop."""
+    """Scores the images in the plain loop, one window at a time."""
     matrix = ConfusionMatrix(len(dataset.index.classes))
     for position in range(len(dataset)):
         item = dataset[position]

@@ -1,5 +1,5 @@
-"""Training images a second on one core: read, augmented, cut and put into batches, as a loader worker does it before it hands
-them over; without superpixels.
+"""Measures how many training images per second one core prepares: it reads, augments and crops them and makes batches, as a
+loader worker does. Superpixels and the transfer to the main process are not measured.
 
 python -m benchmarks.loading DATA_ROOT [--labels SegmentationClass] [--crop 465]
 """
@@ -25,18 +25,18 @@ BATCH, BATCHES, ROUNDS = 16, 6, 5
 
 @dataclass
 class LoadingConfig:
-    """What is loaded."""
+    """The data to load."""
 
     root: str
     """the data set; its train split is read"""
     labels: str = "SegmentationClass"
-    """training labels"""
+    """folder of the training labels"""
     crop: PositiveInt = 465
-    """side of the crops, pixels"""
+    """side of the crops, in pixels"""
 
 
 def main() -> None:
-    """The command line above: prints the median and the rounds as JSON."""
+    """Runs the command line above and prints the median, and all rounds as JSON."""
     config = parse(LoadingConfig, __doc__, positional=True)
     torch.set_num_threads(1)
     augment = augmentation(DataConfig(crop=config.crop))
@@ -48,7 +48,7 @@ def main() -> None:
         for keys in order:
             collate([dataset[key] for key in keys])
         rates.append(BATCH * BATCHES / (time.process_time() - start))
-    rates = rates[1:]  # the first warms up
+    rates = rates[1:]  # the first round is a warm-up
     print(f"{statistics.median(rates):.0f} images a second of one core's time, crop {config.crop}")
     print(as_json([{"images_per_second": round(rate, 1)} for rate in rates], torch.device("cpu"), crop=config.crop))
 

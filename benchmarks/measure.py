@@ -1,4 +1,4 @@
-"""Time and memory of one piece of work, in a process of its own."""
+"""Measures time and memory of one piece of work in a separate process."""
 
 import json
 import multiprocessing
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def alone(work: Callable[..., dict], *arguments: object) -> dict:
-    """What `work(*arguments)` returns in a new process, whose memory nothing else has touched."""
+    """Runs `work(*arguments)` in a new process, which has fresh memory, and returns the result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def repeat(step: Callable[[], object], times: int, warm: int, device: torch.device) -> dict:
-    """`seconds` of each of `times` steps after `warm` others, and `memory`: the most bytes held over what was held before
-    (allocated on a GPU, the resident set on a CPU)."""
+    """Runs `warm` steps, then `times` timed steps. Returns `seconds` of each timed step and `memory`: peak bytes minus bytes
+    before the first step (allocated memory on a GPU, the resident set on a CPU)."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -44,9 +44,9 @@ def repeat(step: Callable[[], object], times: int, warm: int, device: torch.devi
 
 
 def step_times(command: list[str], steps: int, environment: dict[str, str] | None = None) -> list[float]:
-    """Seconds from the start of a training command until the losses of each of its first steps were written; it is ended then.
+    """Starts a training command, and returns the seconds until the losses of each of the first `steps` steps are written.
 
-    command: train.py with its flags, without --out. Raises RuntimeError where it ends before by itself.
+    command: train.py with its flags, without --out. The training is then stopped. Raises RuntimeError if it ends earlier.
     """
     with tempfile.TemporaryDirectory() as out:
         command = [*command, "--train.log_every", "1", "--out", out]
@@ -66,13 +66,13 @@ def step_times(command: list[str], steps: int, environment: dict[str, str] | Non
             if process.poll() is not None and len(times) < steps:
                 raise RuntimeError(process.communicate()[1].decode())
             time.sleep(0.01)
-        process.terminate()  # which torchrun passes on
+        process.terminate()  # torchrun passes the signal on
         process.communicate()
         return times
 
 
 def conditions(device: torch.device) -> dict:
-    """What a measurement was made on."""
+    """The hardware, versions and settings of a measurement."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
     under = {"device": name, "threads": torch.get_num_threads(), **circumstances()}
     if device.type == "cuda":  # PyTorch's defaults: convolutions in TF32, matrix products in float32
@@ -82,7 +82,7 @@ def conditions(device: torch.device) -> dict:
 
 
 def as_json(rows: list[dict], device: torch.device, **more: object) -> str:
-    """The rows with what they were measured on."""
+    """The rows and the conditions of the measurement as JSON."""
     return json.dumps({"conditions": conditions(device) | more, "rows": rows}, indent=1)
 
 

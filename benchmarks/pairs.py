@@ -1,9 +1,9 @@
-"""What compares all pairs of N positions: the eigenspace loss, the walk and the local aggregation alone, forward and backward,
-over N: seconds and memory.
+"""Measures the parts that compare all pairs of N positions: the eigenspace loss, the walk and the local aggregation. Each part
+runs alone, forward and backward, for several N. The results are seconds and memory.
 
     python -m benchmarks.pairs [--device cuda] [--out pairs.json] [--plot docs/performance.png]
 
-Each measurement is a process of its own, as in `benchmarks.steps`. The textbook is run as far as its matrices fit into
+Each measurement has its own process, as in `benchmarks.steps`. The textbook version runs while its N x N matrices fit into
 `limit` bytes. --out is written after every measurement.
 """
 
@@ -27,33 +27,33 @@ from losses.eigenspace import eigenspace_consistency
 from models.local_aggregation import local_aggregation
 from ops.walk import walk
 
-WIDTH, VALUES = 64, 512  # of queries and keys; of the walk's values
-PATCH, CLASSES, SIGMA = 256, 21, 6.0  # of the local aggregation
-MATRICES = {"eigenspace": 8, "walk": 3, "aggregation": 6}  # N x N matrices that the textbook holds of an image, about
+WIDTH, VALUES = 64, 512  # channels of queries and keys; channels of the walk's values
+PATCH, CLASSES, SIGMA = 256, 21, 6.0  # settings of the local aggregation
+MATRICES = {"eigenspace": 8, "walk": 3, "aggregation": 6}  # approximate number of N x N matrices per image (textbook)
 
 
 @dataclass
 class PairsConfig:
-    """What is measured."""
+    """The device, the sizes and the outputs."""
 
     device: Device = "cpu"
-    """where"""
+    """device"""
     sides: tuple[PositiveInt, ...] = (20, 30, 40, 59, 80, 96, 120)
-    """sides of the map: N = 400 to 14,400; 59 is a crop of 465 at stride 8 (CC4S), 96 one of 384 at stride 4 (BLPSeg)"""
+    """sides of the map: N = 400 to 14,400; 59 is a crop of 465 at stride 8 (CC4S), 96 is a crop of 384 at stride 4 (BLPSeg)"""
     batch: PositiveInt = 4
-    """images"""
+    """images per batch"""
     repeats: PositiveInt = 3
-    """timed runs of each, after one to warm up"""
+    """timed runs of each part, after one warm-up run"""
     limit: PositiveFloat = 2e9
-    """bytes of all N x N matrices of the textbook beyond which it is not run"""
+    """largest total size of the N x N matrices in the textbook version, in bytes"""
     out: str | None = None
-    """JSON file for the rows and conditions"""
+    """JSON file for the rows and the conditions"""
     plot: str | None = None
-    """picture of time and memory over N"""
+    """image file for the plot of time and memory over N"""
 
 
 def main() -> None:
-    """The command line above."""
+    """Runs the command line above."""
     config = parse(PairsConfig, __doc__)
     rows, device = [], distributed.pick_device(config.device)
     settings = {name: getattr(config, name) for name in ("batch", "repeats", "limit")}
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure(config: PairsConfig, side: int, what: str, way: str) -> dict:
-    """Seconds and memory of forward and backward passes of one loss in one way."""
+    """Seconds and memory of the forward and backward passes of one part in one version."""
     device = distributed.pick_device(config.device)
     generator = torch.Generator().manual_seed(0)
 
@@ -129,7 +129,7 @@ FORWARD: dict[tuple[str, str], Callable[..., torch.Tensor]] = {
 
 
 def draw(rows: list[dict], path: str) -> None:
-    """Time and memory over N, both axes logarithmic."""
+    """Plots time and memory over N on logarithmic axes."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     colours = {"eigenspace": "tab:blue", "walk": "tab:orange", "aggregation": "tab:green"}
     for panel, quantity, unit, name in ((panels[0], "seconds", 1, "seconds"), (panels[1], "memory", 1e6, "MB")):

@@ -1,4 +1,4 @@
-"""Table and plot of benchmarks/robustness.sh: validation mIoU of each method against how much of the scribbles is left.
+"""Table and plot of benchmarks/robustness.sh: validation mIoU of each method over the amount of scribbles that is left.
 
     python -m benchmarks.plot_robustness FOLDER
 
@@ -26,14 +26,14 @@ SERIES = {
 
 @dataclass
 class PlotConfig:
-    """Where the study is."""
+    """The folder of the study."""
 
     folder: str
     """the OUT_ROOT of benchmarks/robustness.sh"""
 
 
 def main() -> None:
-    """The command line above. Raises UserError if a run of the study is missing."""
+    """Runs the command line above. Raises UserError if a run of the study is missing."""
     folder = Path(parse(PlotConfig, __doc__, positional=True).folder)
     labels = list(dict.fromkeys(name for series in SERIES.values() for name in series.values()))
     miou = {
@@ -54,7 +54,7 @@ def main() -> None:
         axis.set_xticks(list(series))
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0].invert_xaxis()  # both panels lose scribbles from left to right
+    axes[0].invert_xaxis()  # in both panels, scribbles decrease from left to right
     axes[0].set_ylabel("validation mIoU, %")
     axes[0].legend()
     figure.savefig(folder / "robustness.png", dpi=110)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# How much scribble a method needs (the robustness study of CC4S): baseline and UR, each on the scribbles as they are, on the
-# middle half and the middle pixel of every stroke, and with three and five tenths of the strokes dropped. Ends with a table
-# and a plot. Started again, it goes on where it was, and evaluates finished runs again.
+# The robustness study of CC4S: how much scribble does a method need? It trains baseline and UR on all scribbles, on the middle
+# half and the middle pixel of every stroke, and with each stroke dropped with probability 0.3 and 0.5. It ends with a table and
+# a plot. If the script is started again, it resumes, and it evaluates finished runs again.
 #
 #     DATA_ROOT=/data/acdc OUT_ROOT=runs/robustness sh benchmarks/robustness.sh --config configs/cc4s/acdc.yaml --train.seed 0
 set -eu

@@ -1,11 +1,11 @@
-"""Seconds of a training step over processes: train.py under torchrun, the same batch shared out.
+"""Seconds per training step for several numbers of processes. torchrun starts train.py; the processes share one batch.
 
     python -m benchmarks.scaling                                             # CPU: one core, two by threads, two by processes
     python -m benchmarks.scaling --layouts "[1x8, 2x8, 4x8]" --stage ss \\
         --flags "--model.backbone resnet50 --data.crop 465 --train.batch_size 16"      # on a machine with four GPUs
 
-A layout is PROCESSESxTHREADS, the threads those of each process. Runs alternate between the layouts; the median run of each
-counts, by the mean of its steps.
+A layout is PROCESSESxTHREADS, with THREADS threads in each process. Runs alternate between the layouts. The time of a run is
+the mean over its steps. The time of a layout is the median over its runs.
 """
 
 import shlex
@@ -21,27 +21,27 @@ from datasets.drawing.demo import draw_if_missing
 from engine import distributed
 from errors import UserError, run
 
-WARM = 3  # steps before those that count
+WARM = 3  # warm-up steps, not timed
 
 
 @dataclass
 class ScalingConfig:
-    """What is trained, on what."""
+    """The layouts and the training."""
 
     layouts: tuple[str, ...] = ("1x1", "1x2", "2x1")
-    """processes x threads of each"""
+    """PROCESSESxTHREADS"""
     stage: str = "ur"
-    """of configs/cc4s"""
+    """file name in configs/cc4s"""
     flags: str = ""
-    """further flags of train.py"""
+    """more flags for train.py"""
     steps: PositiveInt = 12
-    """timed steps a run"""
+    """timed steps per run"""
     runs: PositiveInt = 3
-    """times each"""
+    """runs per layout"""
 
 
 def main() -> None:
-    """The command line above."""
+    """Runs the command line above."""
     config = parse(ScalingConfig, __doc__)
     draw_if_missing("data/demo")
     measured: dict[str, list[float]] = {layout: [] for layout in config.layouts}
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def seconds_a_step(config: ScalingConfig, layout: str) -> float:
-    """The mean of one run's timed steps. Raises UserError for a layout of another form."""
+    """Mean seconds of the timed steps of one run. Raises UserError for a layout in a wrong form."""
     processes, _, threads = layout.partition("x")
     if not (processes.isdecimal() and threads.isdecimal() and int(processes) and int(threads)):
         raise UserError(f"layout {layout!r}: write it PROCESSESxTHREADS, as 2x1")

@@ -1,18 +1,18 @@
 #!/bin/sh
-# How near scribbles come to masks, on any data set: every stage of CC4S on scribbles, and UR's network with plain cross-entropy on
-# the dense masks. Each run is evaluated. Ends with the table. The controls are as many further steps of the same start without
-# the new part: ur_more for SS, ss_more for stage 2, ur_stage2_more for SS's loss in stage 2.
+# How close do scribbles come to masks, on any data set? It trains every stage of CC4S on scribbles, and UR's network with plain
+# cross-entropy on dense masks. It evaluates each run and ends with a table. A control has the same start and the same number of
+# steps, but not the new part: ur_more for SS, ss_more for stage 2, ur_stage2_more for the loss of SS in stage 2.
 #
 #     DATA_ROOT=/data/acdc PRESET=multi_scale OUT_ROOT=runs/acdc_seed0 sh benchmarks/scribbles_vs_masks.sh --config configs/cc4s/acdc.yaml --train.seed 0
 #
-# PRESET: the scales of the pseudo-labels (train_seg_UR_stage2.sh). TRAIN_MASKS: masks of the training images, where
-# SegmentationClass does not have them all (PASCAL VOC with SBD: SegmentationClassAug).
+# PRESET: the scales for the pseudo-labels (train_seg_UR_stage2.sh). TRAIN_MASKS: masks of the training images, needed if
+# SegmentationClass does not have all of them (PASCAL VOC with SBD: SegmentationClassAug).
 set -eu
 cd "$(dirname "$0")/.."
 if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 : "${DATA_ROOT:?the data set, in VOC layout}" "${OUT_ROOT:?the folder for the runs}"
 export DATA_ROOT
-unset INIT PSEUDO_LABELS SAVE # of other work
+unset INIT PSEUDO_LABELS SAVE # they may be set for other work
 
 stage() { # SCRIPT NAME [flags]
     local script=$1 name=$2

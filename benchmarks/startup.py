@@ -1,8 +1,8 @@
-"""Seconds from the command to the first step done, by stage, and what of them is importing.
+"""Seconds from the start of a command to the end of the first training step, for each stage, and seconds of the imports.
 
     python -m benchmarks.startup [--runs 3] [--stages "[baseline, ur]"]
 
-Each run is `train.py` on the demo data (drawn before) with a ResNet-18, until the first line stands in metrics.jsonl.
+Each run is `train.py` with a ResNet-18 on the demo data, which exist already. A run ends at the first line in metrics.jsonl.
 """
 
 import statistics
@@ -23,16 +23,16 @@ from errors import run
 
 @dataclass
 class StartupConfig:
-    """What is started."""
+    """The stages and the number of runs."""
 
     runs: PositiveInt = 3
-    """times each"""
+    """runs per stage"""
     stages: tuple[str, ...] = ("baseline", "ur", "ss")
-    """of configs/cc4s"""
+    """file names in configs/cc4s"""
 
 
 def main() -> None:
-    """The command line above."""
+    """Runs the command line above."""
     config = parse(StartupConfig, __doc__)
     draw_if_missing("data/demo")
     parts = {"import train": partial(time_of, [sys.executable, "-c", "import train"])}
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def time_of(command: list[str]) -> list[float]:
-    """Seconds of a command in this repository, as the one of a list, as in `step_times`."""
+    """Runs a command in this repository. Returns a list of one number, the seconds, like `step_times`."""
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
     return [time.perf_counter() - start]

@@ -1,18 +1,18 @@
-"""Training steps: seconds and peak memory of every stage, against the formulas written plainly and against the bare network.
+"""Seconds and peak memory of a training step of every stage, compared with the plain formulas and with the bare network.
 
     python -m benchmarks.steps                                            # CPU: ResNet-18, crop 465, 2 images
     python -m benchmarks.steps --device cuda --backbone resnet50 --batch 16 --out steps_cuda.json
 
-Three ways through a step of the same images, weights and optimizer:
+Three versions of a step, with the same images, weights and optimizer:
 
 textbook  `benchmarks/textbook.py`: every N x N matrix in full, float32, channels first
-fast      what train.py does (without the scaling of the loss that fp16 needs)
-floor     the network's own forward and backward pass as train.py runs it (precision, layout), and for SS one forward pass
-          of the features without gradient: what no loss can be cheaper than
+fast      the step of train.py (without the scaling of the loss that fp16 needs)
+floor     the lower limit: the forward and backward pass of the network alone, with train.py's precision and memory layout; SS
+          also has one forward pass of the features without gradient
 
-Each measurement is a process of its own: WARM steps, then STEPS timed ones; rounds alternate between the three, and the median
-step of all rounds counts. Memory is the peak over what the process held when the batch was ready: resident set on a CPU,
-allocated on a GPU. What does not fit on the GPU has no row. --out is written after every measurement.
+Each measurement has its own process: WARM steps, then STEPS timed steps. Rounds alternate between the versions. The median step
+of all rounds counts. Memory is the peak minus the memory when the batch is ready: the resident set on a CPU, allocated bytes on
+a GPU. A version that does not fit on the GPU has no row. --out is written after every measurement.
 """
 
 import statistics
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks import textbook
 from benchmarks.measure import ROOT, alone, as_json, repeat
 from command_line import parse
-from config import Backbone, Device, ModelConfig, Precision, TrainConfig
+from config import Device, ModelConfig, Precision, TrainConfig
 from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.preparation import build_optimizer
@@ -40,43 +40,48 @@ from methods.cc4s import CC4SConfig
 
 Stage = Literal["baseline", "ur", "ss", "ss_stage2"]
 STAGES: tuple[Stage, ...] = ("baseline", "ur", "ss", "ss_stage2")
-WAYS = ("textbook", "fast", "floor")
+Way = Literal["textbook", "fast", "floor"]
+WAYS: tuple[Way, ...] = ("textbook", "fast", "floor")
 SUPERPIXELS, WARM = 800, 1
 
 
 @dataclass
 class StepsConfig:
-    """What is measured."""
+    """The network, the batch and the number of rounds."""
 
     device: Device = "cpu"
-    """where"""
-    backbone: Backbone = "resnet18"
-    """of the network"""
+    """device"""
+    backbone: str = "resnet18"
+    """encoder of the network"""
     crop: PositiveInt = 465
-    """side of the images, pixels"""
+    """side of the images, in pixels"""
     batch: PositiveInt = 2
-    """images a step"""
+    """images per step"""
     classes: PositiveInt = 21
-    """of the data set"""
+    """number of classes"""
     precision: Precision = "auto"
-    """of fast and floor; textbook is fp32"""
+    """precision of fast and floor; textbook always has fp32"""
     stages: tuple[Stage, ...] = STAGES
     """stages to measure"""
+    ways: tuple[Way, ...] = WAYS
+    """versions to measure; the textbook's has no decoder"""
+    decoder: Literal["none", "lowlevel", "unet"] = "none"
+    """decoder of the network"""
     rounds: PositiveInt = 3
-    """times that the three ways take turns"""
+    """rounds; each round runs the three versions"""
     steps: PositiveInt = 2
-    """timed steps a round"""
+    """timed steps per round"""
     out: str | None = None
-    """JSON file for the rows and conditions"""
+    """JSON file for the rows and the conditions"""
 
 
 def main() -> None:
-    """The command line above."""
+    """Runs the command line above."""
     config = parse(StepsConfig, __doc__)
-    measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in WAYS}
-    turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in WAYS)]
+    measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in config.ways}
+    turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in config.ways)]
     device = distributed.pick_device(config.device)
-    settings = {name: getattr(config, name) for name in ("backbone", "crop", "batch", "classes", "rounds", "steps")}
+    settings = {name: getattr(config, name) for name in ("backbone", "decoder", "crop", "batch", "classes", "rounds", "steps")}
     settings["precision"] = distributed.pick_precision(device, config.precision)
     for turn in tqdm(turns, unit="run", leave=False):
         stage, way = turn
@@ -95,7 +100,7 @@ def main() -> None:
 
 
 def medians(measured: dict[tuple[str, str], list[dict]]) -> list[dict]:
-    """Median seconds and memory of each stage and way that has been measured."""
+    """Median seconds and memory of each stage and version with measurements."""
     return [
         {
             "stage": stage,
@@ -109,7 +114,7 @@ def medians(measured: dict[tuple[str, str], list[dict]]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table of a stage a line; "-" where a way has no row."""
+    """A Markdown table with one line per stage; "-" for a version without a row."""
     found = {(row["stage"], row["way"]): row for row in rows}
 
     def cell(stage: str, way: str, quantity: str, unit: float, over: str | None = None) -> str:
@@ -133,15 +138,17 @@ def table(rows: list[dict]) -> str:
 
 
 def measure(config: StepsConfig, stage: str, way: str) -> dict:
-    """One process's share: seconds of each timed step, and peak memory in bytes."""
+    """Measures one version in this process: seconds of each timed step, and peak memory in bytes."""
     device = distributed.pick_device(config.device)
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
     settings = yaml.safe_load((ROOT / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
-    method_config = CC4SConfig(**settings["method"] | {"view": "flip"})  # the textbook's, and the dearer one
-    method = build_method(method_config, ModelConfig(backbone=config.backbone, weights="none"), config.classes).to(device)
+    method_config = CC4SConfig(**settings["method"] | {"view": "flip"})  # the textbook's only view, and the slower one
+    method = build_method(method_config, ModelConfig(config.backbone, "none", decoder=config.decoder), config.classes).to(
+        device
+    )
     if stage != "baseline":
-        torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # 0 at the start of training, which would hide half of the walk
+        torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # training starts with 0, which switches the walk off
     batch = make_batch(config.batch, config.crop, config.classes)
     if way != "textbook":
         method.to(memory_format=torch.channels_last)
@@ -169,19 +176,20 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
 
 
 def floor(method: Method, config: CC4SConfig, images: torch.Tensor) -> torch.Tensor:
-    """The network without walk and losses; the mean of its logits at stride 8 stands in for a loss."""
+    """Runs the network without walk and losses. The mean of the logits at stride 8 replaces the loss."""
     network = method.network
     if config.network == "baseline":
         return network.coarse(images).float().mean()
-    logits = network.head(network.features(images))
-    if config.consistency:  # after the pass with gradient, whose activations are held then, as in a real step
+    encoded, finer = network.encode(images)
+    logits = network.head(network.reduce(encoded), finer, images)
+    if config.consistency:  # as in a real step, the activations of the pass with gradient are still in memory
         with torch.no_grad():
             network.features(images.flip(-1))
     return logits.float().mean()
 
 
 def make_batch(images: int, crop: int, classes: int) -> Batch:
-    """As `collate` gives it: random images, labels on 3% of the pixels, a grid of superpixels with edges between neighbours."""
+    """A batch as `collate` makes it: random images, 3% labelled pixels, a grid of superpixels with edges between neighbours."""
     generator = torch.Generator().manual_seed(0)
     side = round(SUPERPIXELS**0.5)
     place = torch.arange(crop) * side // crop

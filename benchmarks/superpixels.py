@@ -1,9 +1,9 @@
-"""Preparing superpixels: seconds of one core for an image, in parts.
+"""Measures the preparation of superpixels: seconds per image on one core, for each part.
 
     python -m benchmarks.superpixels DATA_ROOT/JPEGImages
 
-What `tools.superpixels` does for each training image: SLIC, the graph (adjacent superpixels and the likeness of their
-histograms), and everything, with reading, boundaries and writing. Medians over photos of about 500x375.
+The parts are those of `tools.superpixels`: SLIC; the graph (adjacent superpixels and the similarity of their histograms); and
+everything, which includes reading, boundaries and writing. The results are medians over the photos.
 """
 
 import statistics
@@ -27,21 +27,21 @@ from tools.superpixels import SuperpixelConfig, prepare, segment, similarities
 
 @dataclass
 class BenchmarkConfig:
-    """What is prepared."""
+    """The photos."""
 
     photos: str
     """a folder of images"""
     count: PositiveInt = 24
-    """how many of them"""
+    """number of images"""
 
 
 def main() -> None:
-    """The command line above: prints the table and the rows as JSON. Raises UserError for a folder without images."""
+    """Runs the command line above and prints a table and JSON. Raises UserError for a folder without images."""
     config = parse(BenchmarkConfig, __doc__, positional=True)
     files = list(images_below(Path(config.photos)).values())[: config.count]
     if not files:
         raise UserError(f"{config.photos}: no images in it")
-    cv2.setNumThreads(1)  # as the tool does in each of its processes
+    cv2.setNumThreads(1)  # the tool does the same in each process
     settings = SuperpixelConfig(root="")
     seconds: dict[str, list[float]] = {"SLIC": [], "graph": [], "everything": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""CC4S's and BLPSeg's formulas as the papers write them, with every matrix in full: what the fast paths are measured against.
+"""The formulas of CC4S and BLPSeg as the papers write them, with full matrices, to compare the fast paths with.
 
-Plain float32, channels first. The transition matrix P is held for the backward pass, the flip of the view's energies is two
-products with an N x N permutation matrix, the Laplacian is dense.
+Plain float32, channels first. The transition matrix P stays in memory for the backward pass. Two products with an N x N
+permutation matrix flip the energies of the view. The Laplacian is dense.
 """
 
 import torch
@@ -13,7 +13,7 @@ from models.cc4s import BaselineNet, RandomWalkNet
 
 
 def walk(network: RandomWalkNet, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """features (B, D, h, w) -> gamma P V + x, the same shape, and the energies E (B, N, N)."""
+    """features x (B, D, h, w) -> gamma P V + x of the same shape, and the energies E (B, N, N)."""
     module = network.walk
     query, key, value = (conv(features).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
     energy = query.mT @ key
@@ -23,14 +23,14 @@ def walk(network: RandomWalkNet, features: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def mirror_matrix(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(N, N) int64 permutation of the positions of a height x width map that mirrors them left-right."""
+    """The (N, N) int64 permutation matrix that mirrors the positions of a height x width map left-right."""
     order = torch.arange(height * width, device=device).view(height, width).flip(1).flatten()
     return F.one_hot(order)
 
 
 def eigenspace_consistency(energy: torch.Tensor, view_energy: torch.Tensor, trace_weight: float = 0.01) -> torch.Tensor:
-    """KL(S(E') || S(E)) + trace_weight |tr S(E) - tr S(E')| of energies (B, N, N), as released: softmax over the queries,
-    mean over all entries."""
+    """KL(S(E') || S(E)) + trace_weight |tr S(E) - tr S(E')| of energies (B, N, N). As in the released code, the softmax is over
+    the queries, and the mean is over all entries."""
     transition, view_transition = energy.softmax(dim=1), view_energy.softmax(dim=1)
     divergence = F.kl_div(energy.log_softmax(dim=1), view_transition, reduction="none").mean()
     traces = [matrix.diagonal(dim1=1, dim2=2).sum(dim=1) for matrix in (transition, view_transition)]
@@ -38,7 +38,7 @@ def eigenspace_consistency(energy: torch.Tensor, view_energy: torch.Tensor, trac
 
 
 def soft_entropy(logits: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
-    """Mean of -sum_c p_c log p_c over the pixels off the boundary."""
+    """Mean of -sum_c p_c log p_c over the pixels that are not on a boundary."""
     probabilities = logits.softmax(dim=1)
     entropy = -(probabilities * logits.log_softmax(dim=1)).sum(dim=1)
     return (entropy * ~boundary).sum() / (~boundary).sum()
@@ -47,7 +47,7 @@ def soft_entropy(logits: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
 def colour_constraint(
     logits: torch.Tensor, superpixel: torch.Tensor, edges: torch.Tensor, edge_weights: torch.Tensor
 ) -> torch.Tensor:
-    """(2 / ||W||) tr(Y^T L Y) with the dense Laplacians of the images' superpixels, ||W|| over all of them."""
+    """(2 / ||W||) tr(Y^T L Y) with a dense Laplacian of each image's superpixels. ||W|| is the sum over all images."""
     traces, norms = [], []
     for probabilities, ids in zip(logits.softmax(dim=1).flatten(2).mT, superpixel.flatten(1).long(), strict=True):
         inside = ids >= 0
@@ -67,7 +67,7 @@ def colour_constraint(
 
 
 def losses(network: BaselineNet | RandomWalkNet, config: CC4SConfig, batch: Batch) -> dict[str, torch.Tensor]:
-    """Named, weighted losses of a batch, as `methods.cc4s.CC4S.forward` gives them."""
+    """Named, weighted losses of a batch, like those of `methods.cc4s.CC4S.forward`."""
     images = batch["image"]
     found: dict[str, torch.Tensor] = {}
     if isinstance(network, BaselineNet):
@@ -93,9 +93,9 @@ def losses(network: BaselineNet | RandomWalkNet, config: CC4SConfig, batch: Batc
 
 
 def local_aggregation(logits: torch.Tensor, features: torch.Tensor, sigma: float) -> torch.Tensor:
-    """BLPSeg's LAM: softmax of f^T f over the source positions, times the Gaussian, divided by its sum over them.
+    """BLPSeg's LAM: softmax of f^T f over the source positions, times the Gaussian, divided by the sum over these positions.
 
-    Without the 1e-7 that the released code adds to that sum. logits: (B, C, h, w); features: (B, D, h, w).
+    The released code adds 1e-7 to this sum; this function does not. logits: (B, C, h, w); features: (B, D, h, w).
     """
     height, width = features.shape[-2:]
     rows, columns = torch.arange(height, device=features.device), torch.arange(width, device=features.device)

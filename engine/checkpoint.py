@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from config import Backbone, Config, ModelConfig
+from config import Config, ModelConfig
 from engine.published import convert, load_file
 from errors import Failure, UserError
 from methods import SETTINGS, build_method
@@ -83,8 +82,6 @@ def model_of(content: dict, path: str | Path) -> Method:
         method_config, model_config = SETTINGS[settings["name"]](**settings), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: written by another version of this project ({error})") from error
-    if model_config.backbone not in get_args(Backbone):
-        raise UserError(f"{path}: holds a backbone that is not built here ({model_config.backbone})")
     method = build_method(method_config, model_config, len(content["classes"]))
     load_weights(method, content, path, tuple(content["classes"]))
     method.classes = tuple(content["classes"])

@@ -30,7 +30,7 @@ from engine.run_folder import Log, origin, read_unfinished, start
 from errors import UserError
 from methods import build_method
 from methods.base import Method
-from models.resnet import load_backbone
+from models.pretrained import load_encoder
 
 PICTURES = 6  # rows of the picture grid, half of them training images
 Shown = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]  # caption, image, label, truth
@@ -120,7 +120,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     elif config.init is not None:
         load_weights(method, read_checkpoint(config.init), config.init, classes)
     else:
-        load_backbone(method.network.backbone, config.model.backbone, config.model.weights)
+        load_encoder(method.network.backbone, config.model.backbone, config.model.weights)
     method.begin_training(teacher)
     if unfinished:
         load_weights(method, unfinished, out / "last.pt", classes)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Backbone, Config, MethodConfig, ModelConfig
+from config import Config, MethodConfig, ModelConfig
 from datasets import CLASS_LISTS
 from errors import UserError
 from methods import METHODS
@@ -27,7 +27,7 @@ OTHERS = {
 }
 
 # Blocks of layer3, and whether they are bottlenecks, -> name.
-DEPTHS: dict[tuple[int, bool], Backbone] = {
+DEPTHS = {
     (2, False): "resnet18",
     (6, False): "resnet34",
     (6, True): "resnet50",
@@ -92,7 +92,7 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     return {"config": config, "classes": classes, "method": ours}
 
 
-def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> Backbone:
+def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> str:
     """The name of the ResNet under `prefix`."""
     blocks = len({key.split(".")[1] for key in (k.removeprefix(prefix) for k in state) if key.startswith("layer3.")})
     depth = DEPTHS.get((blocks, f"{prefix}layer3.0.conv3.weight" in state))

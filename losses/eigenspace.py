@@ -1,4 +1,4 @@
-"""Consistency of the random walk's transition matrices on the neural eigenspace, in memory linear in N."""
+"""Consistency of the transition matrices of the random walk on the neural eigenspace, with memory linear in N."""
 
 import torch
 
@@ -14,17 +14,17 @@ def eigenspace_consistency(
     kl: str = "entries",
     trace_weight: float = 0.01,
 ) -> torch.Tensor:
-    """KL(S(E') || S(E)) + trace_weight * |tr S(E) - tr S(E')|, E = Q K^T (CC4S, self-supervision on the neural
-    eigenspace; the released code's axis and means are the defaults).
+    """KL(S(E') || S(E)) + trace_weight * |tr S(E) - tr S(E')|, where E = Q K^T and E' is the same product of the view (CC4S,
+    self-supervision on the neural eigenspace). The defaults of axis and kl are those of the released code.
 
-    query, key: (B, N, d) of the image, with gradient. view_query, view_key: (B, N, d) of the view, whose row i is
-    the same place as the image's row i; treated as constants.
+    query, key: (B, N, d) of the image, with gradient. view_query, view_key: (B, N, d) of the view, treated as constants. Row i
+    of the view and row i of the image show the same place.
     axis: S is the softmax of E over the "query" axis (columns sum to 1) or over the "key" axis (rows sum to 1).
-    kl: the divergence is a mean over all N^2 "entries" of S, or over its N distributions ("rows").
-    Returns a scalar >= 0 in nats, the mean over the batch. N x N matrices are made a block at a time: see
-    `_EigenspaceConsistency`.
+    kl: the divergence is a mean over all N^2 "entries" of S, or over the N distributions of S ("rows").
+    Returns a scalar >= 0 in nats, the mean over the batch. Raises ValueError for an unknown axis or kl. The N x N matrices are
+    made in blocks: see `_EigenspaceConsistency`.
     """
-    if axis == "key":  # the softmax over keys of Q K^T is that over queries of K Q^T, transposed
+    if axis == "key":  # softmax of Q K^T over keys = transposed softmax of K Q^T over queries
         query, key, view_query, view_key = key, query, view_key, view_query
     elif axis != "query":
         raise ValueError(f"axis is {axis!r}: choose query or key")
@@ -32,7 +32,7 @@ def eigenspace_consistency(
         raise ValueError(f"kl is {kl!r}: choose entries or rows")
     positions = query.shape[1]
     kl_weight = 1.0 / positions**2 if kl == "entries" else 1.0 / positions
-    # At least float32: the energies are not scaled, and bfloat16 would round one of 100 to the nearest half.
+    # At least float32: the energies are not scaled, and bfloat16 rounds numbers near 100 to multiples of 0.5.
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         return _EigenspaceConsistency.apply(
@@ -41,26 +41,26 @@ def eigenspace_consistency(
 
 
 class _EigenspaceConsistency(torch.autograd.Function):
-    """The loss and its gradients, a block of columns j of S_ij = exp(q_i.k_j - l_j), l_j = logsumexp_i(q_i.k_j) at a time.
+    """The loss and its gradients, one block of columns j at a time: S_ij = exp(q_i.k_j - l_j), l_j = logsumexp_i(q_i.k_j).
 
-    With d = dLoss/dE for the columns of a block, dLoss/dk_j = sum_i d_ij q_i is final within the block and
-    dLoss/dq_i = sum_j d_ij k_j adds up over blocks, so nothing has to be kept or computed again for backward:
-    KL gives d_ij = w (p_ij - p'_ij), and the trace gives +-w_t p_jj (delta_ij - p_ij). The trace's sign is known
-    only after the last block, so its gradients are kept apart until then.
+    Let d = dLoss/dE for the columns of a block. dLoss/dk_j = sum_i d_ij q_i is complete within the block. dLoss/dq_i =
+    sum_j d_ij k_j is summed over the blocks. So forward computes the gradients, and backward needs no N x N matrix.
+    The KL term gives d_ij = w (p_ij - p'_ij). The trace term gives d_ij = +-w_t p_jj (delta_ij - p_ij). The sign of the trace
+    term is known only after the last block, so the gradients of the two terms are kept apart until then.
     """
 
     @staticmethod
     def forward(ctx, query, key, view_query, view_key, kl_weight, trace_weight):
-        """query, key, view_query, view_key: (B, N, d) floating point; the weights multiply the two terms. Returns a scalar."""
+        """query, key, view_query, view_key: (B, N, d) floating point. The weights multiply the two terms. Returns a scalar."""
         batch = len(query)
         divergence = query.new_zeros(batch)
         trace_difference = query.new_zeros(batch)
         kl_grad_query, trace_grad_query = torch.zeros_like(query), torch.zeros_like(query)
         kl_grad_key, trace_grad_key = torch.empty_like(key), torch.empty_like(key)
         for images, columns in blocks(key):
-            # Rows of these (b, columns, N) matrices are columns j of S: the distributions over i.
-            # In place (log_p, p and slope are one matrix) and dropped before the next block: on a GPU they are what this loss
-            # adds to a step's memory.
+            # Row j of these (b, columns, N) matrices is column j of S: a distribution over i. On a GPU these matrices are the
+            # memory that this loss adds to a step. So log_p, p and slope share one matrix, and all are deleted before the next
+            # block.
             log_p = torch.log_softmax(key[images, columns] @ query[images].mT, dim=-1)
             view_log_p = torch.log_softmax(view_key[images, columns] @ view_query[images].mT, dim=-1)
             view_p = view_log_p.exp()

@@ -6,13 +6,12 @@ from losses.partial_cross_entropy import IGNORE_INDEX
 
 
 def label_preference(logits: torch.Tensor, scribble_logits: torch.Tensor, label: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Cross-entropy of labelled pixels, each weighted (1 - p_scribble p_seg)^gamma: what people like to label and the network
-    knows counts less. The weighted mean of each image, averaged over images (BLPSeg, BLP loss).
+    """Cross-entropy of labelled pixels with weights (1 - p_scribble p_seg)^gamma, averaged per image, then over images (BLPSeg,
+    BLP loss). A pixel counts less if people like to label such pixels and the network already knows the class.
 
     logits: (B, C, H, W). scribble_logits: (B, C + 1, H, W), the last class "unlabelled". label: (B, H, W) int64 in [0, C), or
-    255 where unlabelled. p are the softmaxes' values of the label's class; no gradient goes through the weights.
-    Returns a scalar in nats; an image without labels counts as 0, with zero gradient. gamma 0 is the cross-entropy, its
-    mean taken of each image and then of all.
+    255 where unlabelled. p_seg and p_scribble are the probabilities of the label's class. The weights have no gradient.
+    gamma: >= 0; with 0 all weights are 1. Returns a scalar in nats. An image without labels counts as 0, with zero gradient.
     """
     labelled = label != IGNORE_INDEX
     index = torch.where(labelled, label, 0).unsqueeze(1)
@@ -25,5 +24,5 @@ def label_preference(logits: torch.Tensor, scribble_logits: torch.Tensor, label:
 
 
 def _log_probability(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """log softmax at each pixel's class: logits (B, C, H, W), index (B, 1, H, W) -> (B, H, W)."""
+    """Log-softmax of each pixel's class `index`: logits (B, C, H, W), index (B, 1, H, W) -> (B, H, W)."""
     return (logits.gather(1, index) - logits.logsumexp(dim=1, keepdim=True)).squeeze(1)

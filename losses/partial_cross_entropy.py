@@ -3,15 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-IGNORE_INDEX = 255  # of a pixel without a label
+IGNORE_INDEX = 255  # the label of an unlabelled pixel
 
 
 def partial_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels (CC4S, partial cross-entropy).
 
     logits: (B, C, H, W) raw scores. label: (B, H, W) int64 in [0, C), or 255 where unlabelled.
-    Returns a scalar in nats; 0, with zero gradient, where no pixel is labelled.
+    Returns a scalar in nats; 0 with zero gradient if no pixel is labelled.
     """
-    # Summed here: a sum within cross_entropy has no deterministic form on a GPU.
+    # The sum is taken here, because the sum inside cross_entropy is not deterministic on a GPU.
     entropy = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     return entropy.sum() / (label != IGNORE_INDEX).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Entropy of the predictions, softened at superpixel boundaries."""
+"""Entropy of the predictions; pixels at superpixel boundaries do not count."""
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +7,8 @@ import torch.nn.functional as F
 def soft_entropy(logits: torch.Tensor, boundary: torch.Tensor) -> torch.Tensor:
     """Mean entropy of the predictions away from superpixel boundaries (CC4S, soft entropy loss).
 
-    logits: (B, C, H, W) raw scores. boundary: (B, H, W) bool, True where the entropy is not counted.
-    Returns a scalar in nats, in [0, log C]; 0, with zero gradient, where every pixel is boundary.
+    logits: (B, C, H, W) raw scores. boundary: (B, H, W) bool, True at pixels that do not count.
+    Returns a scalar in nats, in [0, log C]; 0 with zero gradient if every pixel is boundary.
     """
     log_probabilities = F.log_softmax(logits, dim=1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)

@@ -1,5 +1,5 @@
-"""BLPSeg (IEEE TIP 2023): a head that learns which pixels people label balances the loss of the head that segments; local
-aggregation; the network's own certain predictions as labels later on."""
+"""BLPSeg (IEEE TIP 2023): a scribble head learns which pixels people label and balances the loss of the segmentation head.
+Local aggregation smooths the logits. Later, the network's own certain predictions become labels (self-training)."""
 
 from dataclasses import dataclass
 
@@ -21,22 +21,22 @@ from ops.resizing import upsample
 
 @dataclass
 class BLPSegConfig(MethodConfig):
-    """BLPSeg: what balances its loss, and when it begins to label by itself."""
+    """BLPSeg: its network, the balance of its loss, and its self-training."""
 
     name: str = "blpseg"
     """the method (methods/__init__.py lists them); --method.name NAME --help shows the settings of another"""
     gamma: NonNegativeFloat = 2.0
-    """pixels weigh (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy, its mean taken of each image and then of all"""
+    """a pixel has the weight (1 - p_scribble p_seg)^gamma; 0 is plain cross-entropy, averaged per image first"""
     sigma: ZeroOrDeviation = 6.0
-    """standard deviation of the local aggregation's Gaussian, in steps of 4 pixels; 0 disables the module"""
+    """standard deviation of the Gaussian in the local aggregation, in steps of 4 pixels; 0 disables the module"""
     width: PositiveInt = 256
-    """channels of decoder, heads and patch embedding"""
+    """channels of the decoder, the heads and the patch embedding"""
     unlabelled_weight: NonNegativeFloat = 0.02
     """weight of an unlabelled pixel in the scribble head's loss"""
     self_training_from: NonNegativeInt | None = 10_000
-    """step from which the network's own certain predictions are labels too; null: never"""
+    """step at which self-training begins: certain predictions become labels, too; null: never"""
     threshold: ClosedUnitInterval = 0.9
-    """probability over which a prediction is such a label"""
+    """a prediction becomes a label if its probability is higher"""
 
 
 # Published name of a weight -> ours, by prefix.
@@ -56,14 +56,16 @@ class BLPSeg(Method):
         )
     }
     reads = frozenset({"label", "tags"})
-    fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
+    fewest_images = 2  # batch norm over the pooled features needs two images
     preset = "blpseg"
-    large_image = 1_000_000  # as many positions at stride 4 as the walk has of 4 million pixels
+    large_image = 1_000_000  # at stride 4, as many positions as 4 million pixels have at stride 8
 
     network: BLPSegNet
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
+        if (model.maps, model.decoder) != (ModelConfig.maps, ModelConfig.decoder):
+            raise UserError("--model.maps and --model.decoder are for CC4S: BLPSeg has a decoder of its own")
         self.config = config
         self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
         self.num_classes = num_classes
@@ -73,9 +75,8 @@ class BLPSeg(Method):
         start = self.config.self_training_from
         if start is not None and start >= steps:
             raise UserError(
-                f"method.self_training_from is {start}, but training ends after {steps} steps: give an earlier step (as "
-                "configs/blpseg/demo.yaml and its like do for small data), more --train.epochs or --train.steps, or null to do "
-                "without self-training"
+                f"method.self_training_from is {start}, but training ends after {steps} steps: give an earlier step (see "
+                "configs/blpseg/demo.yaml), more --train.epochs or --train.steps, or null for no self-training"
             )
 
     def begin_step(self, step: int, epoch: float) -> None:
@@ -102,9 +103,9 @@ class BLPSeg(Method):
         return pixelwise({"label_preference": balanced, "scribble": scribble}, logits, images.shape[-2:], align_corners=False)
 
     def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Once the network labels by itself, `self_training/precision/ID` and `self_training/coverage/ID` by class: the share
-        of its labels that are right, and the share of the class's pixels that have its label. Scribbles count as labels; what
-        has no mask does not count."""
+        """During self-training, `self_training/precision/ID` and `self_training/coverage/ID` for each class: the share of the
+        class's labels that are right, and the share of the class's pixels with this label. Scribbles count as labels. Pixels
+        without a mask do not count."""
         if not self.self_training:
             return {}
         images, truth = batch["image"], batch["truth"].long()
@@ -129,9 +130,9 @@ class BLPSeg(Method):
 def self_training_labels(
     logits: torch.Tensor, label: torch.Tensor, outside: torch.Tensor, tags: torch.Tensor, threshold: float
 ) -> torch.Tensor:
-    """The labels, and at unlabelled pixels the most likely class where its probability is over `threshold` (BLPSeg).
+    """The labels. An unlabelled pixel gets its most likely class if the probability is over `threshold` (BLPSeg).
 
-    logits: (B, C, H, W). label: (B, H, W) int64, 255 = unlabelled. outside: (B, H, W) bool, where there is no image.
+    logits: (B, C, H, W). label: (B, H, W) int64, 255 = unlabelled. outside: (B, H, W) bool, True outside the image.
     tags: (B, C - 1), 0 at classes that the image does not show; class 0 is always possible. Returns (B, H, W) int64.
     """
     possible = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)[:, :, None, None]

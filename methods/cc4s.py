@@ -41,17 +41,19 @@ class CC4SConfig(MethodConfig):
     """ASPP head without the walk, or the random-walk network"""
     shrink: PositiveInt = 1
     """the random walk runs on a map this many times smaller"""
+    scaled_energies: bool = False
+    """divide the walk's energies by the square root of the queries' width, as attention does; not in the published networks"""
     soft_entropy: NonNegativeFloat = 0.0
     """weight of the soft entropy"""
     consistency: NonNegativeFloat = 0.0
-    """weight of the consistency between the image and a view of it; of the eigenspace with kl: entries, the weight at the
-    published crop (465): elsewhere it is multiplied by N / 3481, N being the positions of the walk"""
+    """weight of the consistency between the image and a view. For the eigenspace with kl entries, this is the weight at the
+    published crop (465), where the walk has 3481 positions; at N positions it is multiplied by N / 3481"""
     consistency_on: Literal["eigenspace", "x", "z"] = "eigenspace"
-    """compare transition matrices, or features before (x) or after (z) the walk by mean squared error"""
+    """what to compare: transition matrices (eigenspace), or features before (x) or after (z) the walk, by mean squared error"""
     view: Literal["flip", "crop", "random"] = "random"
-    """the view: mirrored, the top or the bottom rows, or either at random"""
+    """the view: the mirror image (flip), the top or bottom rows (crop), or one of them at random"""
     transition_axis: Literal["query", "key"] = "query"
-    """axis of the softmax that makes S(E) of the energy"""
+    """axis of the softmax that turns the energy E into S(E)"""
     kl: Literal["entries", "rows"] = "entries"
     """the divergence is a mean over all N^2 entries (as released), or over N distributions"""
     trace: NonNegativeFloat = 0.01
@@ -93,10 +95,10 @@ class CC4S(Method):
         if config.network == "baseline":
             if config.consistency:
                 raise UserError("method.consistency needs the walk: set --method.network random_walk")
-            self.network = BaselineNet(model.backbone, num_classes)
-            self.fewest_images = 2  # batch norm has nothing to normalise over in one image's pooled features
+            self.network = BaselineNet(model, num_classes)
+            self.fewest_images = 2  # batch norm over the pooled features needs two images
         else:
-            self.network = RandomWalkNet(model.backbone, num_classes, config.shrink)
+            self.network = RandomWalkNet(model, num_classes, config.shrink, config.scaled_energies)
         wanted: dict[Reads, float] = {"label": True, "boundary": config.soft_entropy, "superpixel": config.colour}
         self.reads = frozenset(name for name, weight in wanted.items() if weight)
         terms = {
@@ -110,9 +112,10 @@ class CC4S(Method):
         losses = {}
         images = batch["image"]
         if self.config.consistency:
-            features = self.network.features(images)
+            encoded, finer = self.network.encode(images)
+            features = self.network.reduce(encoded)
             walked, query, key = self.network.walk(features)
-            logits = self.network.head(walked)
+            logits = self.network.head(walked, finer, images)
             compared = {"eigenspace": (query, key), "x": (features,), "z": (walked,)}[self.config.consistency_on]
             losses["consistency"] = self.config.consistency * self._consistency(images, compared)
         else:
@@ -126,8 +129,8 @@ class CC4S(Method):
         return self.network(images)
 
     def _consistency(self, images: torch.Tensor, compared: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Of the image's maps `compared` with a view's, whose forward pass has no gradient and leaves the running
-        statistics alone."""
+        """The consistency of the image's maps `compared` with the maps of a view. The view's forward pass has no gradient and
+        leaves the running statistics alone."""
         config, network = self.config, self.network
         view = self._draw_view(images)
         with torch.no_grad(), running_statistics_untouched(network):
@@ -145,7 +148,7 @@ class CC4S(Method):
         )
         if config.kl == "rows":
             return loss
-        # A mean over N^2 entries falls as 1 / N, so one weight would be 20 times as strong at N = 169 as at the published size.
+        # A mean over N^2 entries falls as 1 / N: the same weight would be 20 times as strong at N = 169 as at N = 3481.
         positions = compared[0].shape[-2] * compared[0].shape[-1]
         return loss * (positions / PUBLISHED_POSITIONS)
 
@@ -156,8 +159,8 @@ class CC4S(Method):
         return super().parts() | {"query_key": [*walk.query_conv.parameters(), *walk.key_conv.parameters()]}
 
     def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """`walk/gamma`; `walk/energy_deviation`, the standard deviation of an image's energies; `walk/spread`, over how many
-        positions a row of the transition matrix spreads. Means over the images."""
+        """`walk/gamma`; `walk/energy_deviation`, the standard deviation of an image's energies; `walk/spread`, the number of
+        positions over which a row of the transition matrix spreads. Means over the images."""
         if self.config.network == "baseline":
             return {}
         query, key = self.network.walk.query_key(self.network.features(batch["image"]))
@@ -176,7 +179,7 @@ class CC4S(Method):
         return (flip_view if kind == "flip" else crop_view)(images, self._compared_shrink())
 
     def _compared_shrink(self) -> int:
-        """Energies are compared on the walk's own map, features on the whole one."""
+        """Energies are compared on the shrunken map of the walk, features on the whole map."""
         return self.network.walk.shrink if self.config.consistency_on == "eigenspace" else 1
 
 
@@ -191,7 +194,7 @@ def _soft_entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torc
 
 
 def _colour(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """On these images' part of the batch's graph."""
+    """The colour constraint on the graphs of these images."""
     superpixel, ids, edges = batch["superpixel"][some], batch["superpixel_starts"], batch["edge_starts"]
     first, own = ids[some.start], slice(edges[some.start], edges[some.stop])
     superpixel = torch.where(superpixel < 0, superpixel, superpixel - first)

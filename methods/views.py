@@ -1,4 +1,4 @@
-"""Views of a batch whose feature positions match the image's own, one to one."""
+"""Views of a batch. Each position of a view's feature map matches one position of the image's feature map."""
 
 import random
 from collections.abc import Callable
@@ -15,9 +15,10 @@ KEPT_ROWS = 49 / 59
 
 @dataclass(frozen=True)
 class View:
-    """A view, and the rows of the image's and of the view's maps that show the same places in the same order.
+    """A view, and how to pick the matching positions.
 
-    images: (B, 3, H', W'). of_image, of_view: (B, D, h, w) map of the image's, of the view's -> (B, N, D).
+    images: (B, 3, H', W'), the view. of_image, of_view: a feature map (B, D, h, w) of the image or of the view -> (B, N, D). In
+    both, row n shows the same place.
     """
 
     images: torch.Tensor
@@ -26,8 +27,8 @@ class View:
 
 
 def require_grid(side: int, shrink: int, kind: str) -> None:
-    """Raises UserError if the positions of an image of `side` pixels and of its view ("flip" or "crop") do not meet: with
-    `shrink` > 1 the side must be 8 k + 1 for a flip, 8 k shrink + 1 for a crop."""
+    """Raises UserError if the positions of an image of `side` pixels and of its view ("flip" or "crop") do not match. With
+    `shrink` > 1 the side must be 8 k + 1 for a flip and 8 k shrink + 1 for a crop."""
     step = STRIDE * (shrink if kind == "crop" else 1)
     if shrink > 1 and (side - 1) % step:
         fitting = (side - 1) // step * step + 1
@@ -37,9 +38,9 @@ def require_grid(side: int, shrink: int, kind: str) -> None:
 def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
     """The images mirrored left-right.
 
-    Feature column i looks at pixel 8 i, so only a width of 8 k + 1 mirrors its columns onto themselves: what is beyond
-    (at most 7 pixels) is cut off before, and a column that looks past the last pixel is not compared.
-    shrink: the maps compared are that many times smaller; raises UserError if the width is not 8 k + 1 then.
+    Feature column i looks at pixel 8 i. Only a width of 8 k + 1 mirrors the columns onto themselves, so up to 7 pixels are cut
+    off first. A column that looks past the last pixel is not compared.
+    shrink: the compared maps are that many times smaller. Raises UserError if the width does not fit then.
     """
     require_grid(images.shape[-1], shrink, "flip")
     columns = (images.shape[-1] - 1) // STRIDE + 1
@@ -52,19 +53,18 @@ def flip_view(images: torch.Tensor, shrink: int = 1) -> View:
 
 
 def crop_view(images: torch.Tensor, shrink: int = 1) -> View:
-    """The top or the bottom of the images, at random: `KEPT_ROWS` of the feature map's rows, and all its columns (CC4S's
-    released "translation").
+    """The top or the bottom of the images, at random: `KEPT_ROWS` of the feature map's rows, and all columns (the "translation"
+    of the released CC4S).
 
-    The window is cut on the stride's grid. shrink: the maps compared hold every `shrink`-th feature row. Raises UserError if
-    the height does not fit: with `shrink` above 1 it must be 8 k shrink + 1 pixels, else the window's positions would lie
-    between the image's.
+    The window lies on the grid of the stride. shrink: the compared maps hold every `shrink`-th feature row. Raises UserError if
+    the height does not fit. With `shrink` above 1 the height must be 8 k shrink + 1 pixels.
     """
     require_grid(images.shape[-2], shrink, "crop")
     step = STRIDE * shrink
     rows = (images.shape[-2] - 1) // step + 1
     kept = max(1, round(KEPT_ROWS * rows))
     top = random.choice((0, rows - kept))
-    # The last row needs its own pixel only, as the image's last does; a full cell would make one row more.
+    # The last row needs one pixel only, as the last row of the image does. A full cell would add another row.
     window = images[..., top * step : (top + kept - 1) * step + 1, :]
     return View(window, lambda image_map: _positions(image_map[..., top : top + kept, :]), _positions)
 

@@ -1,31 +1,34 @@
 """The network of BLPSeg: UPerNet on a deep-stem ResNet, a segmentation and a scribble head, local aggregation."""
 
+import math
+
 import torch
 from torch import nn
 
+from models.encoder import build_encoder
 from models.local_aggregation import PatchEmbedding, local_aggregation
-from models.resnet import channels, deep_stem_resnet
+from models.resnet import RESNETS, deep_stem_resnet
 from models.upernet import PyramidPooling, UPerNetDecoder
-from ops.resizing import upsample
+from ops.resizing import resize, upsample
 
 
 class BLPSegNet(nn.Module):
-    """Deep-stem ResNet (stride 32) -> pyramid pooling -> UPerNet decoder (stride 4) -> two heads of three 1x1 convolutions
-    (BLPSeg, IEEE TIP 2023).
+    """Encoder (as published, a deep-stem ResNet) -> pyramid pooling -> UPerNet decoder (stride 4) -> two heads of three 1x1
+    convolutions (BLPSeg, IEEE TIP 2023).
 
-    Decoder, heads and patch embedding are `width` channels wide (256 as published). Where `sigma` (in positions of stride 4) is
-    over 0, the segmentation head's logits (C) are smoothed by local aggregation. The scribble head (C + 1, its last class
-    "unlabelled") learns which pixels people label, and leaves the decoder alone.
-    forward: images (B, 3, H, W) -> segmentation logits (B, C, H, W) at the input's size.
+    Decoder, heads and patch embedding have `width` channels (256 as published). Local aggregation smooths the logits of the
+    segmentation head (C classes) if `sigma` (in positions of stride 4) is over 0. The scribble head (C + 1 classes, the last
+    "unlabelled") learns which pixels people label. Its gradient does not reach the decoder.
+    forward: images (B, 3, H, W) -> segmentation logits (B, C, H, W).
     """
 
     def __init__(self, backbone: str, num_classes: int, sigma: float, width: int):
         super().__init__()
         self.sigma = sigma
-        self.backbone = deep_stem_resnet(backbone)
-        first, second, third, last = (channels(getattr(self.backbone, f"layer{n}")) for n in range(1, 5))
+        self.backbone = deep_stem_resnet(backbone) if backbone in RESNETS else build_encoder(backbone, 4)
+        *below, last = self.backbone.widths
         self.ppm = PyramidPooling(last, width)
-        self.decoder = UPerNetDecoder([first, second, third], width)
+        self.decoder = UPerNetDecoder(below, width)
         self.seg_head = _head(width, num_classes)
         self.scribble_head = _head(width, num_classes + 1)
         if sigma:
@@ -37,7 +40,9 @@ class BLPSegNet(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4))."""
         *maps, last = self.backbone(images)
-        return self.decoder(maps, self.ppm(last))
+        features = self.decoder(maps, self.ppm(last))
+        grid = [math.ceil(side / 4) for side in images.shape[-2:]]  # an encoder's finest map may be coarser
+        return features if list(features.shape[-2:]) == grid else resize(features, grid, align_corners=False)
 
     def segment(self, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Images and their `features` -> (B, C, h, w) segmentation logits at stride 4, float32 at least."""

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the size (or divides it by `stride`), batch norm, ReLU."""
+    """Convolution without bias, batch norm, ReLU. The convolution keeps the size, or divides the size by `stride`."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
@@ -16,9 +16,9 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, stri
 
 @contextmanager
 def running_statistics_untouched(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norms in training mode leave their running statistics as they are: they update throw-away copies.
+    """A context in which batch norms in training mode update throw-away copies instead of their running statistics.
 
-    Without any (`track_running_stats` off), SyncBatchNorm takes no bfloat16 on a GPU.
+    Copies, because SyncBatchNorm without statistics (`track_running_stats` off) refuses bfloat16 on a GPU.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]

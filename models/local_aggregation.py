@@ -1,4 +1,4 @@
-"""The local aggregation module (LAM) of BLPSeg: logits averaged over near positions that look alike."""
+"""The local aggregation module (LAM) of BLPSeg: averages logits over nearby positions of similar appearance."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ STRIDE = 4
 
 
 class PatchEmbedding(nn.Module):
-    """What a position looks like: a 4x4 patch of the image through a convolution, layer norm over channels, 1x1 convolution."""
+    """The appearance of a position: a convolution of its 4x4 image patch, layer norm over channels, a 1x1 convolution."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -19,7 +19,7 @@ class PatchEmbedding(nn.Module):
         self.conv = nn.Conv2d(width, width, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4)); what a patch sees beyond the border is 0."""
+        """(B, 3, H, W) -> (B, width, ceil(H/4), ceil(W/4)). Patches are padded with 0 beyond the border."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
         patches = self.proj(images)
@@ -27,19 +27,19 @@ class PatchEmbedding(nn.Module):
 
 
 def local_aggregation(logits: torch.Tensor, features: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Mean of the logits at all positions a, weighted for position b by exp(f_a . f_b - |a - b|^2 / (2 sigma^2)) (BLPSeg, LAM).
+    """The weighted mean of the logits over all positions a. The weights for position b are
+    exp(f_a . f_b - |a - b|^2 / (2 sigma^2)) (BLPSeg, LAM).
 
     logits: (B, C, h, w). features: (B, D, h, w), f. sigma in positions. Returns (B, C, h, w), the logits' dtype.
 
-    This is the paper's softmax of f f^T times a Gaussian, divided by its sum over a: what the softmax divides by falls out.
-    And |a - b|^2 = |a|^2 + |b|^2 - 2 a . b, of which |b|^2 falls out too, so positions are three more channels of f and the
-    whole is the random walk of CC4S with other queries and keys, which holds its N x N matrix a block at a time. A window
-    of a few sigma would not do: energies are unbounded, and a far position whose energy is d^2 / (2 sigma^2) larger counts
-    as much.
+    The paper multiplies the softmax of f f^T by a Gaussian and divides by the sum over a. The softmax denominator cancels.
+    |a - b|^2 is |a|^2 + |b|^2 - 2 a . b, and |b|^2 cancels, too. So positions become three more channels of f, and `walk`
+    computes the result with its N x N matrix in blocks. A window of a few sigma would be wrong: energies are unbounded, and a
+    far position counts if its energy is larger by d^2 / (2 sigma^2).
     """
     dtype = torch.promote_types(features.dtype, torch.float32)
     height, width = features.shape[-2:]
-    # Counted from the middle, so that the squares stay small beside the energies that they are added to.
+    # Coordinates start in the middle: their squares stay small beside the energies.
     rows = (torch.arange(height, device=features.device, dtype=dtype) - (height - 1) / 2) / sigma
     columns = (torch.arange(width, device=features.device, dtype=dtype) - (width - 1) / 2) / sigma
     place = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(features), 2, height, width)

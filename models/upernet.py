@@ -1,4 +1,4 @@
-"""UPerNet: a pyramid of pooled features on top of a backbone's last stage, and a top-down decoder to stride 4."""
+"""UPerNet: pyramid pooling of an encoder's last map, and a top-down decoder to stride 4."""
 
 import torch
 from torch import nn
@@ -8,8 +8,8 @@ from ops.resizing import resize
 
 
 class MeanOfParts(nn.Module):
-    """nn.AdaptiveAvgPool2d as two products with small matrices, which export at any size and whose gradient is
-    deterministic on a GPU; torch's has neither."""
+    """nn.AdaptiveAvgPool2d as two products with small matrices. Unlike torch's, the products export at any size, and their
+    gradient is deterministic on a GPU."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -23,7 +23,8 @@ class MeanOfParts(nn.Module):
             return (rows @ features.to(dtype) @ columns.mT).to(features.dtype)
 
     def _parts(self, length: int, device: torch.device) -> torch.Tensor:
-        """(size, length): each part's weights, equal and of sum 1; parts overlap by a place where `length` does not divide."""
+        """(size, length): the equal weights of each part, with sum 1. Parts overlap by one place if `size` does not divide
+        `length`."""
         part, place = (torch.arange(count, device=device) for count in (self.size, length))
         start, end = part * length // self.size, -(-(part + 1) * length // self.size)
         inside = (place >= start[:, None]) & (place < end[:, None])
@@ -31,8 +32,8 @@ class MeanOfParts(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """The features beside their means over 1x1, 2x2, 3x3 and 6x6 parts of the map, brought to `outputs` channels (Zhao et al.,
-    PSPNet, CVPR 2017)."""
+    """The features, concatenated with their means over 1x1, 2x2, 3x3 and 6x6 parts of the map, then a 1x1 convolution to
+    `outputs` channels (Zhao et al., PSPNet, CVPR 2017)."""
 
     SIZES = (1, 2, 3, 6)
 
@@ -52,18 +53,18 @@ class PyramidPooling(nn.Module):
 
 
 class UPerNetDecoder(nn.Module):
-    """Feature pyramid over a backbone's first stages, its top the pooled last one; all levels fused at the finest (Xiao et al.,
+    """A feature pyramid over an encoder's maps, the pooled last map on top. All levels are fused at the finest (Xiao et al.,
     UPerNet, ECCV 2018)."""
 
     def __init__(self, inputs: list[int], width: int):
-        """inputs: the widths of the stages below the top, finest first."""
+        """inputs: widths of the maps below the top, finest first."""
         super().__init__()
         self.lateral_convs = nn.ModuleList(conv_bn_relu(channels, width, 1) for channels in inputs)
         self.fpn_convs = nn.ModuleList(conv_bn_relu(width, width, 3) for _ in inputs)
         self.fpn_bottleneck = conv_bn_relu((len(inputs) + 1) * width, width, 3)
 
     def forward(self, maps: list[torch.Tensor], top: torch.Tensor) -> torch.Tensor:
-        """maps: the stages, finest first; top: (B, width, h, w). Returns (B, width) at the size of the finest."""
+        """maps: below the top, finest first. top: (B, width, h, w). Returns (B, width) at the size of the finest map."""
         levels = [top]
         for conv, features in zip(reversed(self.lateral_convs), reversed(maps), strict=True):
             levels.append(conv(features) + resize(levels[-1], features.shape[-2:], align_corners=False))

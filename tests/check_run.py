@@ -1,4 +1,4 @@
-"""Checks run folders against the stage contract: python tests/check_run.py RUN..., exit 1 at what is missing or not finite."""
+"""python tests/check_run.py RUN... checks run folders. Exit code 1 means that a file is missing or a number is not finite."""
 
 import json
 import math
@@ -9,7 +9,7 @@ FILES = ("config.yaml", "run.json", "last.pt", "best.pt", "metrics.jsonl", "pict
 
 
 def problems(run: Path) -> list[str]:
-    """What is wrong with a run folder, one line each."""
+    """The problems of a run folder, one line each."""
     found = [f"{run / name}: missing" for name in FILES if not (run / name).is_file()]
     if not list(run.glob("events*")):
         found.append(f"{run}: no TensorBoard events")

@@ -1,15 +1,17 @@
-"""What tests share: the real data and parity cases in $SEG_SHARED, and a tiny data set in VOC layout."""
+"""Fixtures for all tests: real data and parity cases from $SEG_SHARED, and a tiny data set in VOC layout."""
 
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-# On the CPU whatever the machine has: what is compared is exact, and processes may be more than GPUs. Before torch is imported.
+# Tests run on the CPU: some compare exactly, and some start more processes than there are GPUs. Set before torch is imported.
 if os.environ.get("SEG_TEST_CUDA"):  # for tests/test_cuda.py
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as be_deterministic, before any test calls cuBLAS
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as `be_deterministic`; before the first cuBLAS call
 else:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -27,20 +29,20 @@ WIDTH, HEIGHT = 96, 80  # of the tiny data set's pictures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that train come first: begun last, the longest would keep one process at work alone."""
+    """Puts slow tests first. If a long test started last, one worker would run alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
-def as_at_the_start() -> None:
-    """Networks have the same weights, and the smallest numbers are numbers, whichever tests came before in this process."""
+def same_torch_state() -> None:
+    """Resets the torch seed and the handling of denormal numbers, so that tests do not depend on earlier tests."""
     torch.manual_seed(0)
-    torch.set_flush_denormal(False)  # which `pick_device` sets
+    torch.set_flush_denormal(False)  # `pick_device` changes it
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and parity cases; tests that need it skip without."""
+    """The folder of real data and parity cases. Without the folder, tests that need it are skipped."""
     folder = os.environ.get("SEG_SHARED")
     if not folder:
         pytest.skip("SEG_SHARED is not set: no real data, no parity cases")
@@ -48,8 +50,23 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference(shared) -> Path:
+    """Published outputs."""
+    return shared / "reference"
+
+
+@pytest.fixture(scope="session")
+def fill(reference) -> ModuleType:
+    """The module that makes the weights and images of the parity cases."""
+    spec = importlib.util.spec_from_file_location("fill", reference / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Eight training and three validation pictures of the demo kind, smaller; read only."""
+    """A data set of eight training and three validation pictures, like the demo but smaller. Tests must not change it."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "WIDTH", WIDTH)
@@ -60,7 +77,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """A folder of untrained checkpoints: of the data's classes, and of three."""
+    """A folder of untrained checkpoints: one with the 7 classes of the data, one with 3 classes, and a broken file."""
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     for name, classes in (("seven.pt", demo.CLASSES), ("three.pt", ("a", "b", "c"))):
@@ -78,7 +95,7 @@ def root(tiny, tmp_path):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Runs an entry point's `main` with arguments in this process: (exit code, standard output, standard error)."""
+    """Calls `main` of an entry point with arguments. Returns (exit code, standard output, standard error)."""
 
     def call(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])

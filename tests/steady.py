@@ -1,7 +1,7 @@
-"""train.py with batch norm frozen and no dropout, so that a step depends on its images alone, not on which process has which.
+"""train.py with frozen batch norm and no dropout. A step then depends on its images alone, not on their order in processes.
 
-With STEADY_DIE=FILE, process 1 fails in the third step of the first attempt and leaves the time in FILE; with STEADY_STOP=1
-it is sent SIGTERM then.
+With STEADY_DIE=FILE, process 1 fails in the third step of the first attempt and writes the time into FILE. With STEADY_STOP=1,
+process 1 gets SIGTERM in that step.
 """
 
 import os
@@ -21,7 +21,7 @@ from methods.cc4s import CC4S
 
 
 def steady_method(*arguments: object) -> nn.Module:
-    """`build_method`'s, steadied."""
+    """Builds a method with frozen batch norm and no dropout."""
     method = build_method(*arguments)
     for module in method.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -37,9 +37,9 @@ def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def begin_step(self: CC4S, step: int, epoch: float) -> None:
-    """Fails, or is stopped, where it is asked to."""
-    here = os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if step == 2 and here:
+    """Fails or stops process 1 as the environment variables say."""
+    is_target = os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if step == 2 and is_target:
         if os.environ.get("STEADY_STOP"):
             os.kill(os.getpid(), signal.SIGTERM)
         if os.environ.get("STEADY_DIE"):

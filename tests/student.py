@@ -1,9 +1,9 @@
-"""A method for tests that uses every contract of methods/base.py: images with tags and without labels, a few labelled images
-beside them, a teacher, an average of the weights, and a loss term that begins late.
+"""A test method that uses every part of the interface in methods/base.py: images with tags but without labels, a few labelled
+images, a teacher, an average of the weights, and a loss term that starts late.
 
-    python tests/student.py --config FILE ...          train.py, with the method `student`
+    python tests/student.py --config FILE ...          train.py with the method `student`
 
-With STUDENT_KILL=N it kills itself before step N (from 0).
+With STUDENT_KILL=N the process kills itself before step N (counted from 0).
 """
 
 import os
@@ -42,7 +42,7 @@ class StudentConfig(MethodConfig):
 
 
 class Student(Method):
-    """Cross-entropy on the labelled images; tags and the teacher's predictions on the others."""
+    """Trains with cross-entropy on labelled images, and with tags and the teacher's predictions on unlabelled images."""
 
     settings = StudentConfig
     reads = frozenset({"tags", "labelled", "teacher"})
@@ -51,7 +51,7 @@ class Student(Method):
     def __init__(self, config: StudentConfig, model: ModelConfig, num_classes: int):
         super().__init__()
         self.config = config
-        self.network = RandomWalkNet(model.backbone, num_classes)
+        self.network = RandomWalkNet(model, num_classes)
         average = get_ema_multi_avg_fn(config.decay)
         self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
         self.imitates = False
@@ -62,7 +62,7 @@ class Student(Method):
 
     def begin_training(self, teacher: Method | None) -> None:
         super().begin_training(teacher)
-        self.average.update_parameters(self.network)  # the first time, a copy
+        self.average.update_parameters(self.network)  # the first update is a copy
 
     def begin_step(self, step: int, epoch: float) -> None:
         if os.environ.get("STUDENT_KILL") == str(step):
@@ -76,13 +76,13 @@ class Student(Method):
         assert "label" not in batch, "the training images have no labels"
         images, labelled = batch["image"], batch["labelled"]
         logits = self.network.coarse(torch.cat([images, labelled["image"]]))
-        unsure, sure = logits.split((len(images), len(labelled["image"])))
+        unlabelled_logits, labelled_logits = logits.split((len(images), len(labelled["image"])))
         with torch.no_grad():
-            taught = F.interpolate(self.teacher.predict(images), unsure.shape[-2:]).softmax(dim=1)
-        imitation = F.kl_div(unsure.log_softmax(dim=1), taught, reduction="batchmean")
-        tags = F.binary_cross_entropy_with_logits(unsure.mean(dim=(2, 3))[:, 1:], batch["tags"])
+            target = F.interpolate(self.teacher.predict(images), unlabelled_logits.shape[-2:]).softmax(dim=1)
+        imitation = F.kl_div(unlabelled_logits.log_softmax(dim=1), target, reduction="batchmean")
+        tags = F.binary_cross_entropy_with_logits(unlabelled_logits.mean(dim=(2, 3))[:, 1:], batch["tags"])
         return {
-            "cross_entropy": partial_cross_entropy(upsample(sure, labelled["label"].shape[-2:]), labelled["label"]),
+            "cross_entropy": partial_cross_entropy(upsample(labelled_logits, labelled["label"].shape[-2:]), labelled["label"]),
             "tags": 0.1 * tags,
             "teacher": float(self.imitates) * 0.01 * imitation,
         }
@@ -92,13 +92,13 @@ class Student(Method):
 
 
 def register() -> None:
-    """Adds the method to those that train.py knows."""
+    """Makes the method known to train.py."""
     methods.METHODS["student"] = Student
     methods.SETTINGS["student"] = StudentConfig
 
 
 def main() -> None:
-    """train.py with the method `student`; after the word `steady`, batch norm is frozen and nothing dropped (steady.py)."""
+    """Runs train.py with the method `student`. The first argument `steady` freezes batch norm and dropout (see steady.py)."""
     register()
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["steady"]:

@@ -1,4 +1,4 @@
-"""BLPSeg: its losses and local aggregation against naive ones, self-training, and what its parts leave alone."""
+"""BLPSeg: losses and local aggregation compared with plain loops, self-training, and which weights a loss trains."""
 
 import math
 
@@ -26,7 +26,7 @@ CLASSES = 3
 
 @pytest.fixture
 def case():
-    """Logits of both heads and labels of two classes on a fifth of two images' pixels; the third image has none."""
+    """Logits of both heads, and labels of two classes in the first two images. The third image has no label."""
     generator = torch.Generator().manual_seed(0)
     logits, scribble_logits = (
         torch.randn(3, c, 5, 6, generator=generator, dtype=torch.float64).requires_grad_() for c in (CLASSES, CLASSES + 1)
@@ -55,24 +55,24 @@ def naive_label_preference(logits, scribble_logits, label, gamma):
 
 
 @pytest.mark.parametrize("gamma", [0, 2])
-def test_label_preference_in_value_and_gradient(case, gamma):
+def test_label_preference_equals_a_loop_in_value_and_gradient(case, gamma):
     logits, scribble_logits, label, _ = case
     got, want = label_preference(*case[:3], gamma), naive_label_preference(logits, scribble_logits, label, gamma)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (got, want)))
-    assert not label_preference(logits.detach(), scribble_logits, label, gamma).requires_grad, "no gradient to the other head"
+    assert not label_preference(logits.detach(), scribble_logits, label, gamma).requires_grad, "no gradient to the scribble head"
 
 
-def test_known_pixels_that_people_like_count_less(case):
+def test_pixels_known_to_both_heads_count_less(case):
     logits, scribble_logits, label, _ = case
-    sure = torch.zeros_like(logits)
-    sure[0, 1, 1, 1] = 100  # known, and, below, liked: its share goes to the others
+    known = torch.zeros_like(logits)
+    known[0, 1, 1, 1] = 100  # known; `liked` makes its weight 0, so the others count more
     liked = scribble_logits.detach().clone()
     liked[0, 1, 1, 1] = 100
-    assert label_preference(sure, liked, label, 2) > label_preference(sure, torch.zeros_like(liked), label, 2)
+    assert label_preference(known, liked, label, 2) > label_preference(known, torch.zeros_like(liked), label, 2)
 
 
-def test_no_label_at_all_is_zero_with_zero_gradient(case):
+def test_losses_without_any_label_are_zero_with_zero_gradient(case):
     logits, scribble_logits, _, _ = case
     loss = label_preference(logits, scribble_logits, torch.full((3, 5, 6), 255), 2)
     assert loss == 0 and (torch.autograd.grad(loss, logits)[0] == 0).all()
@@ -80,7 +80,7 @@ def test_no_label_at_all_is_zero_with_zero_gradient(case):
     assert loss == 0 and (torch.autograd.grad(loss, scribble_logits)[0] == 0).all()
 
 
-def test_scribble_cross_entropy_in_value_and_gradient(case):
+def test_scribble_cross_entropy_equals_a_loop_in_value_and_gradient(case):
     _, scribble_logits, label, outside = case
     top = bottom = 0
     for place in (~outside).nonzero():
@@ -95,7 +95,7 @@ def test_scribble_cross_entropy_in_value_and_gradient(case):
 
 @pytest.mark.parametrize(("height", "width"), [(7, 9), (1, 5), (12, 4)])
 @pytest.mark.parametrize(("held", "dtype"), [(1, torch.float64), (10**9, torch.float64), (50, torch.float32)])
-def test_local_aggregation_is_the_dense_formula(monkeypatch, height, width, held, dtype):
+def test_local_aggregation_equals_the_dense_formula(monkeypatch, height, width, held, dtype):
     monkeypatch.setitem(pairs.HELD, "cpu", held)
     generator = torch.Generator().manual_seed(0)
     logits, features = (torch.randn(2, c, height, width, generator=generator).to(dtype).requires_grad_() for c in (CLASSES, 4))
@@ -113,7 +113,7 @@ def test_local_aggregation_holds_no_square_matrix_in_training():
 
 
 def test_local_aggregation_keeps_its_precision_under_autocast():
-    """Of features in bfloat16, positions and energies are not rounded to it."""
+    """The features are bfloat16, but positions and energies are not rounded to bfloat16."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, CLASSES, 12, 40, generator=generator)
     features = (2 * torch.randn(1, 8, 12, 40, generator=generator)).bfloat16()
@@ -130,19 +130,19 @@ def test_logits_are_float32_under_autocast():
         assert network.segment(images, network.features(images)).dtype == torch.float32
 
 
-def test_a_patch_sees_zeros_beyond_the_border():
+def test_patch_embedding_pads_the_border_with_zeros():
     images, embed = torch.randn(1, 3, 10, 5), PatchEmbedding(8)
     torch.testing.assert_close(embed(images), embed(F.pad(images, (0, 3, 0, 2))))
 
 
-def test_local_aggregation_of_large_energies_and_maps_stays_finite_and_a_mean():
+def test_local_aggregation_of_large_energies_stays_finite_and_in_range():
     logits = torch.rand(1, 1, 3, 400)
     features = torch.randn(1, 8, 3, 400) * 100
     got = local_aggregation(logits, features, 6.0)
     assert got.isfinite().all() and got.min() >= logits.min() - 1e-5 and got.max() <= logits.max() + 1e-5
 
 
-def test_a_far_position_counts_less():
+def test_local_aggregation_weights_positions_by_distance():
     logits = torch.zeros(1, 1, 1, 30)
     logits[..., 0] = 1
     got = local_aggregation(logits, torch.zeros(1, 2, 1, 30), 6.0)[0, 0, 0]
@@ -151,7 +151,7 @@ def test_a_far_position_counts_less():
 
 
 @pytest.mark.parametrize("size", [(64, 48), (65, 50), (33, 95)])
-def test_every_size_has_a_patch_for_each_position(size):
+def test_features_and_patches_have_the_same_size_for_every_image_size(size):
     method = build_method(BLPSegConfig(), MODEL, CLASSES).eval()
     images = torch.randn(1, 3, *size)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_losses_are_finite_and_reach_every_weight(config, half):
 
 
 @pytest.mark.parametrize("self_training_from", [None, 0])
-def test_a_batch_without_a_label_trains_on_nothing_but_what_it_is_sure_of(self_training_from):
+def test_a_batch_without_labels_has_no_label_preference_loss(self_training_from):
     method = build_method(BLPSegConfig(self_training_from=self_training_from, threshold=1), MODEL, CLASSES).train()
     method.begin_step(0, 0.0)
     losses = method(batch() | {"label": torch.full((2, 64, 64), 255)})
@@ -196,15 +196,15 @@ def test_a_batch_without_a_label_trains_on_nothing_but_what_it_is_sure_of(self_t
     assert all(p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_the_scribble_head_leaves_the_decoder_alone():
+def test_the_scribble_loss_trains_only_the_scribble_head():
     method = build_method(BLPSegConfig(), MODEL, CLASSES).train()
     method(batch())["scribble"].backward()
     reached = {name.split(".")[1] for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {"scribble_head"}
 
 
-def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
-    """And those of the formulas on whole logits; of three images, each labelled and cut off differently."""
+def test_losses_in_groups_of_images_equal_losses_of_the_whole_batch(monkeypatch):
+    """The losses also equal the formulas on full-size logits. The three images have different labels and outside pixels."""
     config = BLPSegConfig(gamma=1.3, sigma=3, unlabelled_weight=0.1, self_training_from=0, threshold=0.335)
     method = build_method(config, MODEL, CLASSES).eval().double()
     assert method.network.sigma == 3
@@ -216,13 +216,13 @@ def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
     given["label"][given["outside"]] = 255
     per_image = (2 * CLASSES + 1) * 64 * 64
     found = {}
-    for held in (1, 2 * per_image, 10**9):  # one, two and one, all
+    for held in (1, 2 * per_image, 10**9):  # groups of one image; of two and one; of all three
         monkeypatch.setitem(pixelwise.HELD, "cpu", held)
         losses = method(given)
         found[held] = [*losses.values(), *torch.autograd.grad(sum(losses.values()), list(method.parameters()))]
-    for several in zip(*found.values(), strict=True):
-        for one in several[1:]:
-            torch.testing.assert_close(one, several[0])
+    for values in zip(*found.values(), strict=True):
+        for value_of_group in values[1:]:
+            torch.testing.assert_close(value_of_group, values[0])
     features = method.network.features(given["image"])
     large = F.interpolate(method.network.scribble(features), (64, 64), mode="bilinear", align_corners=False)
     label = self_training_labels(method.predict(given["image"]), given["label"], given["outside"], given["tags"], 0.335)
@@ -233,7 +233,7 @@ def test_losses_of_a_few_images_at_a_time_are_those_of_all(monkeypatch):
     torch.testing.assert_close(losses["scribble"], want)
 
 
-def test_self_training_labels():
+def test_self_training_labels_follow_scribbles_tags_and_threshold():
     rows = {
         "a scribble wins": ([9.0, 0, 0], 2, False, 2),
         "certain": ([0, 9, 0], 255, False, 1),
@@ -248,18 +248,18 @@ def test_self_training_labels():
     assert dict(zip(rows, got.flatten().tolist(), strict=True)) == dict(zip(rows, want.tolist(), strict=True))
 
 
-def test_self_training_after_the_end_is_refused():
+def test_self_training_that_starts_after_the_last_step_is_refused():
     with pytest.raises(UserError, match="self_training_from is 600, but training ends after 600 steps"):
         build_method(BLPSegConfig(self_training_from=600), MODEL, CLASSES).check_settings(None, 600, 5.0)
     for start in (599, None):
         build_method(BLPSegConfig(self_training_from=start), MODEL, CLASSES).check_settings(None, 600, 5.0)
 
 
-def test_a_large_image_has_as_many_positions_as_one_of_cc4s():
+def test_large_image_limits_of_blpseg_and_cc4s_have_equal_positions():
     assert BLPSeg.large_image / PATCH**2 == CC4S.large_image / STRIDE**2
 
 
-def test_self_training_begins_at_its_step():
+def test_self_training_begins_at_the_configured_step():
     method = build_method(BLPSegConfig(self_training_from=5), MODEL, CLASSES)
     begun = []
     for step in (0, 4, 5, 6):

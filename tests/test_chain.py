@@ -1,4 +1,4 @@
-"""The user's way: every stage script in order on a small data set, and what the command lines say of mistakes."""
+"""Every stage script in order on a small data set, and the commands that the scripts run."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def script(name, *flags, shell="sh", cwd=None, **environment):
 
 @pytest.fixture(scope="session")
 def chain(tiny, tmp_path_factory):
-    """A folder with every stage run by its script, and the data they ran on."""
+    """A folder of runs: the scripts have trained and evaluated every stage."""
     out = tmp_path_factory.mktemp("runs")
     data = {"DATA_ROOT": tiny, "SUPERPIXELS": out / "superpixels"}
     stage2 = {"LABELS_FROM": out / "ss/best.pt", "THRESHOLD": 0.2, "PRESET": "multi_scale"}
@@ -89,8 +89,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
-    """In every shell and from another folder."""
+def test_scripts_pass_the_paths_of_the_user_to_the_commands(name, shell, tmp_path):
+    """In every shell, and when called from another folder."""
     for file in ("init", "ss.pt"):
         (tmp_path / file).touch()
     paths = {"DATA_ROOT": "d", "TRAIN_SPLIT": "t", "SCRIBBLES": "s", "SUPERPIXELS": "x", "PSEUDO_LABELS": "l", "MASKS": "m"}
@@ -102,7 +102,7 @@ def test_a_script_hands_on_the_paths_that_a_user_sets(name, shell, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_writes_the_masks_that_it_scores(chain, tiny, tmp_path):
+def test_evaluate_saves_masks_that_match_the_scores(chain, tiny, tmp_path):
     paths = {"CHECKPOINT": chain / "ur/best.pt", "DATA_ROOT": tiny, "OUT": tmp_path / "evaluation", "SAVE": tmp_path / "masks"}
     assert script("evaluate.sh", "--workers", "0", **paths).returncode == 0
     names = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()
@@ -119,16 +119,16 @@ def test_evaluate_writes_the_masks_that_it_scores(chain, tiny, tmp_path):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_quickstart_runs_the_chain_in_every_shell(shell, tmp_path):
-    """With stand-ins for what it calls, each of which says how."""
+    """Stand-ins replace the scripts that quickstart.sh calls. Each stand-in prints how it is called."""
     repository = tmp_path / "repository"
     (repository / "tools").mkdir(parents=True)
     (repository / ".venv/bin").mkdir(parents=True)
     (repository / ".venv/bin/activate").write_text("python() { echo python $*; }\n")
     shutil.copy(REPOSITORY / "quickstart.sh", repository)
     (repository / "tools/setup_venv.sh").write_text("echo setup\n")
-    said = 'echo "$(basename $0) INIT=${INIT:-} LABELS_FROM=${LABELS_FROM:-} OUT=$OUT $*"\n'
+    print_call = 'echo "$(basename $0) INIT=${INIT:-} LABELS_FROM=${LABELS_FROM:-} OUT=$OUT $*"\n'
     for name in [*COMMANDS]:
-        (repository / name).write_text(said)
+        (repository / name).write_text(print_call)
     done = subprocess.run(
         [shell, repository / "quickstart.sh", "--train.seed", "1"],
         env={"PATH": os.environ["PATH"], "OUT_ROOT": "r", "TRAIN_SPLIT": "other"}, cwd=tmp_path, capture_output=True, text=True,
@@ -148,7 +148,7 @@ def test_quickstart_runs_the_chain_in_every_shell(shell, tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_script_is_of_plain_sh(shell):
+def test_every_script_is_plain_sh(shell):
     scripts = [path for folder in (".", "tools", "benchmarks") for path in (REPOSITORY / folder).glob("*.sh")]
     assert len(scripts) >= 12
     for path in scripts:
@@ -158,8 +158,8 @@ def test_every_script_is_of_plain_sh(shell):
         assert not re.search(r"pipefail|\bsource |\[\[|\bbash\b|,,\}", path.read_text()), path
 
 
-def test_stage_2_is_the_released_chain(tmp_path):
-    """UR stage 2 starts from ImageNet and SS stage 2 from it, both on the labels of SS; INIT goes on from another network."""
+def test_stage_2_scripts_follow_the_released_chain(tmp_path):
+    """UR stage 2 starts from ImageNet, SS stage 2 from UR stage 2. Both use the labels of SS. INIT sets another start."""
     repository = tmp_path / "repository"
     (repository / "tools").mkdir(parents=True)
     for name in ("train_seg_UR_stage2.sh", "train_seg_SS_stage2.sh", "tools/stages.sh"):
@@ -190,7 +190,7 @@ def test_stage_2_is_the_released_chain(tmp_path):
         ("SS_stage2", "UR_stage2", "INIT"),
     ],
 )
-def test_a_script_says_which_stage_comes_first(name, first, variable, tmp_path):
+def test_a_script_names_the_stage_that_must_run_first(name, first, variable, tmp_path):
     (tmp_path / "ss.pt").touch()
     missing = {"LABELS_FROM": tmp_path / "ss.pt", variable: tmp_path / "best.pt"}
     done = script(f"train_seg_{name}.sh", LAUNCH="echo", **missing)
@@ -203,7 +203,7 @@ STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_writes_what_the_contract_says(chain, stage):
+def test_every_stage_writes_the_files_of_the_contract(chain, stage):
     assert problems(chain / stage) == []
     config = yaml.safe_load((chain / stage / "config.yaml").read_text())
     assert config["train"]["steps"] == 3
@@ -220,7 +220,7 @@ def test_a_stage_writes_what_the_contract_says(chain, stage):
     board = EventAccumulator(str(chain / stage)).Reload()
     assert board.Tags()["images"] == ["pictures"]
     for name in lines[0].keys() - {"step", "epoch"}:
-        assert [(one.step, one.value) for one in board.Scalars(name)] == [
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [
             (line["step"], pytest.approx(line[name])) for line in lines if name in line
         ]
     best = max(line["val_miou"] for line in lines if "val_miou" in line)
@@ -241,7 +241,7 @@ def test_evaluation_prints_and_writes_its_scores(chain, stage):
 
 
 @pytest.mark.slow
-def test_pseudo_labels_keep_every_scribble_and_say_where_they_come_from(chain, tiny):
+def test_pseudo_labels_keep_every_scribble_and_record_their_source(chain, tiny):
     folder = chain / "ss" / "pseudo_labels"
     record = json.loads((folder / "pseudo_labels.json").read_text())
     assert (
@@ -257,7 +257,7 @@ def test_pseudo_labels_keep_every_scribble_and_say_where_they_come_from(chain, t
     assert np.mean(labelled) == pytest.approx(json.loads((folder / "shares.json").read_text())["labelled_share"])
 
 
-def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
+def test_pseudo_labels_are_certain_pixels_and_scribbles():
     label, certainty = np.array([[0, 0, 1, 0, 1]], np.uint8), np.array([[0.95, 0.5, 0.95, 0.9, 0.6]])
     thresholds = np.array([0.9, 0.5])
     assert predict.pseudo_label(label, certainty, thresholds, None).tolist() == [[0, 255, 1, 255, 1]]
@@ -267,13 +267,13 @@ def test_pseudo_labels_are_the_certain_pixels_and_the_scribbles():
 
 @pytest.mark.slow
 def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
-    printed = cli(compare.main, chain)[1]  # the data that they were evaluated on
+    printed = cli(compare.main, chain)[1]  # reads the data root from the evaluations
     assert [line.split()[0] for line in printed.splitlines()[1:6]] == list(STAGES)
     assert "alike" not in printed
     width, _ = Image.open(chain / "comparison.png").size
     assert width > 8 * 192
     (tmp_path / "shown").mkdir()
-    for path in (tiny / "SegmentationClass").glob("*.png"):  # damaged, but only shown
+    for path in (tiny / "SegmentationClass").glob("*.png"):  # damaged, but compare only draws them
         (tmp_path / "shown" / path.name).write_bytes(b"no label")
     assert cli(compare.main, chain, "--scribbles", tmp_path / "shown", "--out", tmp_path / "grid.png")[0] == 0
 
@@ -286,7 +286,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     printed = cli(compare.main, tmp_path)[1]
     assert "not all evaluated alike: crf differ" in printed and "of another checkpoint" not in printed
     (tmp_path / "ur/best.pt").unlink()
-    (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # trained again, not evaluated again
+    (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # as if trained again but not evaluated again
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
     (tmp_path / "ss" / "evaluation/metrics.json").write_text(json.dumps({"conditions": scores["conditions"]}))
     code, printed, error = cli(compare.main, tmp_path)

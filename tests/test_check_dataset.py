@@ -1,4 +1,4 @@
-"""tools.check_dataset, the plain layout, and what training says of a data set before it starts."""
+"""tools.check_dataset, the plain layout, and the notes that training prints about a data set."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ from tools import check_dataset, scribbles, superpixels
 
 
 @pytest.fixture
-def look(tmp_path, cli):
-    """Runs tools.check_dataset on a data set: (exit code, problems, standard output)."""
+def check(tmp_path, cli):
+    """Runs tools.check_dataset on a data set. Returns (exit code, problems, standard output)."""
 
     def call(root, *flags):
         code, output, error = cli(check_dataset.main, root, "--sheet", tmp_path / "sheet.png", "--workers", "1", *flags)
@@ -34,7 +34,7 @@ def look(tmp_path, cli):
 
 @pytest.fixture
 def plain(root, tmp_path):
-    """The tiny data set in the plain layout, with names of all sorts; labels are scribbles in train, masks in val."""
+    """The tiny data set in the plain layout, with unusual file names. Labels are scribbles in train and masks in val."""
     folder = tmp_path / "plain"
     for split, count in (("train", 8), ("val", 3)):
         names = (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
@@ -51,8 +51,8 @@ def plain(root, tmp_path):
     return folder
 
 
-def test_a_sound_data_set_passes(root, look, tmp_path):
-    code, problems, output = look(root)
+def test_a_sound_data_set_passes(root, check, tmp_path):
+    code, problems, output = check(root)
     assert problems == [] and code == 0
     assert "8 images" in output and "3 images" in output and "100.00% of them as in the masks" in output
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -67,24 +67,24 @@ def append(path, *names):
     path.write_text(path.read_text() + "\n".join(names) + "\n")
 
 
-def disagree(root):
+def label_background_as_disc(root):
     for path in (root / "scribbles").glob("*.png"):
         label = read_label(path)
         label[label == 0] = 1
         overwrite(path, label)
 
 
-def all_black(root):
+def label_all_background(root):
     for path in (root / "scribbles").glob("*.png"):
         overwrite(path, np.zeros_like(read_label(path)))
 
 
-def nothing_labelled(root):
+def remove_all_labels(root):
     for path in (root / "scribbles").glob("*.png"):
         overwrite(path, np.full_like(read_label(path), 255))
 
 
-def coloured(root):
+def save_in_colour(root):
     for path in (root / "scribbles").glob("*.png"):
         overwrite(path, np.where((label := read_label(path))[..., None] == 255, 224, PALETTE[label]).astype(np.uint8))
 
@@ -99,7 +99,7 @@ DAMAGE = {
         ["demo_0009.png: not a readable label"],
     ),
     "other size": (lambda root: overwrite(root / "scribbles/demo_0001.png", np.zeros((9, 9), np.uint8)), ["is 9x9"]),
-    "outside id": (
+    "id outside the classes": (
         lambda root: overwrite(root / "scribbles/demo_0001.png", np.full((HEIGHT, WIDTH), 99, np.uint8)),
         ["label id 99 is outside"],
     ),
@@ -111,44 +111,44 @@ DAMAGE = {
         lambda root: overwrite(root / "scribbles/demo_0001.png", np.ones((HEIGHT, WIDTH, 4), np.uint8)),
         ["this is RGBA", "--convert"],
     ),
-    "leak": (lambda root: append(root / "ImageSets/Segmentation/train.txt", "demo_0009"), ["validation list"]),
-    "twice": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "demo_0009"), ["more than once"]),
-    "way out": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "../demo_0009"), ["leads out"]),
-    "disagreement": (disagree, ["agree with the masks"]),
-    "black": (all_black, ["background is the only class"]),
-    "unlabelled": (nothing_labelled, ["no pixel is labelled"]),
+    "image in both splits": (lambda root: append(root / "ImageSets/Segmentation/train.txt", "demo_0009"), ["validation list"]),
+    "image listed twice": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "demo_0009"), ["more than once"]),
+    "path out of the data set": (lambda root: append(root / "ImageSets/Segmentation/val.txt", "../demo_0009"), ["leads out"]),
+    "disagreement": (label_background_as_disc, ["agree with the masks"]),
+    "black": (label_all_background, ["background is the only class"]),
+    "unlabelled": (remove_all_labels, ["no pixel is labelled"]),
     "unseen class": (lambda root: append(root / "classes.txt", "unicorn"), ["no pixel is labelled unicorn"]),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_would_break_or_spoil_training_is_found(root, look, damage):
+def test_check_dataset_finds_each_kind_of_damage(root, check, damage):
     harm, messages = DAMAGE[damage]
     harm(root)
-    code, problems, output = look(root)
+    code, problems, output = check(root)
     assert code == 1
     for message in messages:
         assert any(message in problem for problem in problems), output
 
 
-def test_one_bad_entry_does_not_hide_the_rest(root, look):
+def test_one_bad_entry_does_not_hide_the_other_problems(root, check):
     append(root / "ImageSets/Segmentation/train.txt", "../way_out")
     (root / "JPEGImages/demo_0002.jpg").unlink()
     (root / "scribbles/demo_0003.png").unlink()
-    code, problems, output = look(root)
+    code, problems, output = check(root)
     assert code == 1 and len(problems) == 3, problems
     assert "train" in output and "7 images" in output
 
 
-def test_lists_may_have_suffixes_and_a_byte_order_mark(root):
+def test_a_split_list_may_have_suffixes_and_a_byte_order_mark(root):
     names = root / "ImageSets/Segmentation/val.txt"
     names.write_text("\ufeff" + "".join(f"{name}.jpg\n" for name in names.read_text().split()), encoding="utf-8")
     assert open_index(root, "val", "SegmentationClass").names[0] == "demo_0008"
 
 
-def test_coloured_labels_become_ids(root, look, tmp_path, cli):
+def test_convert_turns_coloured_labels_into_class_ids(root, check, tmp_path, cli):
     before = {path.name: read_label(path) for path in (root / "scribbles").glob("*.png")}
-    coloured(root)
+    save_in_colour(root)
     void = root / "scribbles/demo_0000.png"
     with Image.open(void) as image:
         picture = np.array(image)
@@ -158,45 +158,45 @@ def test_coloured_labels_become_ids(root, look, tmp_path, cli):
             picture = np.array(image)
         picture[(picture == 224).all(axis=2)] = (224, 224, 192)
         overwrite(path, picture)
-    code, problems, _ = look(root)
+    code, problems, _ = check(root)
     assert code == 1 and "--convert" in problems[0]
-    code, _, output = look(root, "--convert", tmp_path / "ids")
+    code, _, output = check(root, "--convert", tmp_path / "ids")
     assert code == 0 and "8 written" in output
     for path in (tmp_path / "ids").glob("*.png"):
         assert (read_label(path) == before[path.name]).all()
     (tmp_path / "colours.txt").write_text("0 0 0\n1 2 3\n")
-    code, _, _ = look(root, "--convert", tmp_path / "others", "--colours", tmp_path / "colours.txt")
-    assert code == 1 and not list((tmp_path / "others").glob("*.png")), "colours that are no class's"
+    code, _, _ = check(root, "--convert", tmp_path / "others", "--colours", tmp_path / "colours.txt")
+    assert code == 1 and not list((tmp_path / "others").glob("*.png")), "nothing is written if a colour has no class"
     for line, message in (("224 224 192", "by --void"), ("0 0 256", "from 0 to 255")):
         (tmp_path / "colours.txt").write_text(line)
         code, _, error = cli(check_dataset.main, root, "--convert", tmp_path / "none", "--colours", tmp_path / "colours.txt")
         assert code == 2 and message in error
 
 
-def test_the_unlabelled_colour_goes_before_the_classes(root, look, tmp_path):
+def test_the_void_colour_wins_over_a_class_with_the_same_colour(root, check, tmp_path):
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     picture[5] = 255
     for path in (root / "scribbles").glob("*.png"):
         overwrite(path, picture)
     (tmp_path / "colours.txt").write_text("0 0 0\n255 255 255\n")
     flags = ["--convert", tmp_path / "ids", "--colours", tmp_path / "colours.txt", "--void", "[0, 0, 0]"]
-    assert look(root, *flags)[0] == 0
+    assert check(root, *flags)[0] == 0
     label = read_label(tmp_path / "ids/demo_0000.png")
     assert (label[5] == 1).all() and (label[:5] == 255).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("harm", "message"), [
-    (all_black, "background is the only class in the images read"), (nothing_labelled, "no pixel is labelled"),
+    (label_all_background, "background is the only class in the images read"), (remove_all_labels, "no pixel is labelled"),
 ])  # fmt: skip
-def test_training_says_that_labels_are_empty(root, tmp_path, cli, harm, message):
+def test_training_prints_a_note_about_empty_labels(root, tmp_path, cli, harm, message):
     harm(root)
     code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
     assert code == 0 and f"note: {root}/scribbles: {message}" in output
 
 
 @pytest.mark.slow
-def test_a_mask_that_is_only_shown_does_not_stop_a_training(root, tmp_path, cli):
+def test_unreadable_masks_of_training_images_do_not_stop_training(root, tmp_path, cli):
     for path in (root / "SegmentationClass").glob("demo_000[0-7].png"):
         path.write_bytes(b"no picture")
     code, _, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
@@ -204,7 +204,7 @@ def test_a_mask_that_is_only_shown_does_not_stop_a_training(root, tmp_path, cli)
 
 
 @pytest.mark.slow
-def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
+def test_training_prints_notes_about_problems_in_the_split_lists(root, tmp_path, cli):
     append(root / "ImageSets/Segmentation/train.txt", "demo_0009", "demo_0001")
     code, output, _ = cli(train.main, *SMALL, "--train.steps", "1", "--data.root", root, "--out", tmp_path / "run")
     assert code == 0
@@ -213,7 +213,7 @@ def test_training_says_what_is_wrong_with_the_lists(root, tmp_path, cli):
 
 
 @pytest.mark.slow
-def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
+def test_the_plain_layout_works_with_every_command(plain, tmp_path, cli):
     config = [
         "--config",
         REPOSITORY / "configs/cc4s/ur.yaml",
@@ -238,7 +238,7 @@ def test_the_plain_layout_goes_through_every_step(plain, tmp_path, cli):
     assert cli(scribbles.main, "shrink", "--scribbles", plain / "labels", "--ratio", "0", "--out", tmp_path / "s")[0] == 0
 
 
-def test_the_plain_layout_takes_lists(plain):
+def test_a_split_of_the_plain_layout_may_be_a_list(plain):
     (plain / "some.txt").write_text("train/scène 3/été.JPG\nval/scène 0/été\n")
     index = open_index(plain, "some", "labels")
     assert index.names == ("train/scène 3/été", "val/scène 0/été") and index.images[0].suffix == ".JPG"
@@ -273,7 +273,7 @@ def test_the_plain_layout_takes_lists(plain):
         (lambda root: (root / "tags.json").write_text("[1, 2]"), "{image name: [class, ...]} is expected"),
     ],
 )
-def test_mistakes_in_the_plain_layout(plain, tmp_path, cli, harm, message):
+def test_mistakes_in_the_plain_layout_give_one_error_line(plain, tmp_path, cli, harm, message):
     harm(plain)
     config = [*SMALL, "--data.labels", "labels", "--data.truth", "labels"]
     code, _, error = cli(train.main, *config, "--data.root", plain, "--out", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The command line: files, flags, and what it says of mistakes."""
+"""The command line: config files, flags and error messages."""
 
 import subprocess
 import sys
@@ -16,15 +16,15 @@ from methods import SETTINGS
 CONFIGS = REPOSITORY / "configs"
 
 
-def of_train(arguments):
+def parse_train(arguments):
     """The configuration as train.py reads it."""
     return parse(Config, "", arguments, methods=SETTINGS)
 
 
-def test_flags_override_files_and_later_files_earlier_ones(tmp_path):
+def test_flags_override_files_and_later_files_override_earlier_files(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("train: {lr: 0.5, steps: 7}\n")
-    config = of_train(["--config", str(CONFIGS / "cc4s/ss.yaml"), "--config", str(file), "--train.lr", "0.25"])
+    config = parse_train(["--config", str(CONFIGS / "cc4s/ss.yaml"), "--config", str(file), "--train.lr", "0.25"])
     assert (config.train.lr, config.train.steps, config.method.consistency) == (0.25, 7, 30)
 
 
@@ -34,50 +34,50 @@ DATASETS = [path for path in sorted((CONFIGS / "cc4s").glob("*.yaml")) if path.s
 
 @pytest.mark.parametrize("stage", [CONFIGS / f"cc4s/{stage}.yaml" for stage in STAGES], ids=lambda path: path.stem)
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda path: path.stem)
-def test_every_stage_goes_with_every_dataset(stage, dataset):
-    """As the scripts are used: a dataset's config comes last, and leaves the stage's losses and labels alone."""
-    alone = of_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
-    both = of_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
+def test_every_stage_config_combines_with_every_dataset_config(stage, dataset):
+    """The dataset's config comes last, as in the scripts. It must not change the losses and labels of the stage."""
+    stage_only = parse_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
+    both = parse_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
     for section, values in yaml.safe_load(dataset.read_text()).items():
         for key, value in values.items():
-            told = getattr(getattr(both, section), key)
-            assert (list(told) if isinstance(told, tuple) else told) == value
-    assert (both.method, both.data.labels) == (alone.method, alone.data.labels)
+            parsed = getattr(getattr(both, section), key)
+            assert (list(parsed) if isinstance(parsed, tuple) else parsed) == value
+    assert (both.method, both.data.labels) == (stage_only.method, stage_only.data.labels)
 
 
-def test_every_file_names_its_method():
+def test_every_config_file_names_the_method_of_its_folder():
     files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "evaluate"]
     assert len(files) >= 16
     for path in files:
         assert yaml.safe_load(path.read_text())["method"]["name"] == path.parent.name
 
 
-def test_files_of_two_methods_do_not_go_together():
+def test_config_files_of_two_methods_are_refused():
     files = ["--config", "configs/blpseg/voc.yaml", "--config", "configs/cc4s/acdc.yaml"]
     wanted = "--config configs/blpseg/voc.yaml is for method blpseg, but --config configs/cc4s/acdc.yaml for cc4s"
     with pytest.raises(UserError, match=wanted):
-        of_train(files)
+        parse_train(files)
     with pytest.raises(UserError, match=r"acdc.yaml is for method cc4s, but --method.name for blpseg"):
-        of_train([*files[2:], "--method.name", "blpseg"])
+        parse_train([*files[2:], "--method.name", "blpseg"])
 
 
 @pytest.mark.parametrize("dataset", ["pascal_context", "acdc", "camvid", "demo"])
-def test_blpseg_goes_with_every_dataset(dataset):
+def test_the_blpseg_config_combines_with_every_dataset_config(dataset):
     first, last = (["--config", str(CONFIGS / f"blpseg/{name}.yaml")] for name in ("voc", dataset))
-    published, ours = of_train(first), of_train([*first, *last])
+    published, ours = parse_train(first), parse_train([*first, *last])
     assert type(ours.method) is SETTINGS["blpseg"] and ours.method.gamma == 2
     assert ours.method.self_training_from != published.method.self_training_from
     assert (ours.data.labels, ours.train.optimizer) == ("scribbles", "adamw")
 
 
-def test_the_published_schedules_of_blpseg():
+def test_the_blpseg_configs_have_the_published_schedules():
     """https://github.com/YudeWang/BLPSeg, experiment/blpseg-voc/config.py and blpseg-context/config.py."""
     voc = ["--config", str(CONFIGS / "blpseg/voc.yaml")]
     for flags, train, start in (
         (voc, (3e-5, 10, 40), 10_000),
         ([*voc, "--config", str(CONFIGS / "blpseg/pascal_context.yaml")], (2.4e-5, 8, 85), 20_000),
     ):
-        config = of_train(flags)
+        config = parse_train(flags)
         assert (config.train.lr, config.train.batch_size, config.train.epochs) == train
         assert (config.train.optimizer, config.train.weight_decay, config.train.poly_power) == ("adamw", 0.01, 0.9)
         assert (config.data.crop, config.data.scale, config.data.rotation, config.data.blur) == (384, (0.75, 1.25), 0, 0)
@@ -87,29 +87,29 @@ def test_the_published_schedules_of_blpseg():
         assert (method.self_training_from, method.threshold) == (start, 0.9)
 
 
-def test_the_published_sizes_of_other_data_sets():
+def test_other_dataset_configs_have_the_published_sizes():
     def with_ur(name):
-        return of_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"cc4s/{name}.yaml")])
+        return parse_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"cc4s/{name}.yaml")])
 
     context, cityscapes = with_ur("pascal_context"), with_ur("cityscapes")
     assert (context.model.backbone, context.data.crop, context.train.epochs) == ("resnet101", 465, 50)
     assert cityscapes.data.crop >= 720 and cityscapes.data.crop % 8 == 1
 
 
-def test_every_restricted_number_has_a_name_for_errors():
+def test_every_restricted_number_type_has_an_error_text():
     kinds = {name for name, kind in vars(settings).items() if isinstance(kind, type) and issubclass(kind, (int, float))}
     assert {"PositiveInt", "WindowStride"} <= kinds <= set(NUMBERS)
 
 
-def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
-    config = of_train(["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
+def test_parsed_values_are_plain_numbers(tmp_path):
+    config = parse_train(["--train.batch_size", "3", "--data.scale", "[0.5, 1]"])
     assert type(config.train.batch_size) is int and type(config.data.scale[1]) is float
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--data.crpo", "3"], "unknown key data.crpo: did you mean data.crop?"),
     (["--batch_size", "3"], "unknown key batch_size: did you mean train.batch_size?"),
-    (["--method.name", "blpseg", "--method.sigma", "1e-20"], "method.sigma: 0, or a number of 0.01 or more, is expected"),
+    (["--method.name", "blpseg", "--method.sigma", "1e-20"], "method.sigma: 0 or a number of at least 0.01 is expected"),
     (["--train.batch_size", "0"], "train.batch_size: a whole number over 0 is expected, not 0"),
     (["--train.steps", "0"], "train.steps: a whole number over 0 is expected, not 0"),
     (["--fresh", "yes", "--data.crpo", "3"], "did you mean data.crop?"),
@@ -117,9 +117,9 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--train.lr", "fast"], "train.lr: a number over 0 is expected, not fast"),
     (["--data.flip", "2"], "data.flip: a number from 0 to 1 is expected, not 2"),
     (["--data.scale", "[1, inf]"], "data.scale is inf: a finite number is expected"),
-    (["--fresh", "yes"], "yes: belongs to no flag"),
+    (["--fresh", "yes"], "yes: no flag takes this value"),
     (["--train.precision", "bfloat16"], "train.precision bfloat16: did you mean bf16? choose auto, fp32, bf16, fp16"),
-    (["--model.backbone", "vgg"], "model.backbone vgg: choose resnet18, "),
+    (["--method.view", "flap"], "method.view flap: did you mean flip? choose flip, crop, random"),
     (["--config", "no/such.yaml"], "no/such.yaml"),
     (["stray"], "stray"),
     (["--train.seed", "-1"], "train.seed"),
@@ -129,17 +129,17 @@ def test_values_are_plain_numbers_that_yaml_can_hold(tmp_path):
     (["--method.name", "blpseg", "--method.soft_entropy", "1"], "unknown key method.soft_entropy"),
     (["--method.gama", "1", "--method.name=blpseg"], "did you mean method.gamma?"),
 ])  # fmt: skip
-def test_mistakes_on_the_command_line_take_one_line(arguments, message):
+def test_mistakes_on_the_command_line_give_one_error_line(arguments, message):
     with pytest.raises(UserError) as caught:
-        of_train(arguments)
+        parse_train(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("argument", ['--method={"name": "blpseg"}', '--config={"method": {"name": "blpseg"}}'])
-def test_a_method_named_where_it_is_not_looked_for_is_told(argument):
+def test_a_method_name_inside_a_json_flag_is_refused(argument):
     with pytest.raises(UserError, match=r"method\.name blpseg: name the method by --method\.name"):
-        of_train([argument])
+        parse_train([argument])
 
 
 @pytest.mark.parametrize("content, message", [
@@ -151,16 +151,16 @@ def test_a_method_named_where_it_is_not_looked_for_is_told(argument):
     ("data: [1", "config"),
     (b"out: caf\xe9", "decode"),
 ])  # fmt: skip
-def test_mistakes_in_a_file_take_one_line(tmp_path, content, message):
+def test_mistakes_in_a_config_file_give_one_error_line(tmp_path, content, message):
     file = tmp_path / "config.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as caught:
-        of_train(["--config", str(file)])
+        parse_train(["--config", str(file)])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_preset_gives_way_to_flags():
+def test_flags_override_a_preset():
     config = parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset", "cc4s", "--inference.window", "97"])
     assert config.inference.window == 97
     assert config.inference.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -179,19 +179,19 @@ def test_a_preset_in_a_file_is_refused_rather_than_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--inference.scales", "[]"], ["--inference.window_stride", "1.5"]])
-def test_inference_that_would_leave_gaps_is_refused(flags):
+def test_inference_settings_that_leave_gaps_are_refused(flags):
     with pytest.raises(UserError, match=flags[0].removeprefix("--")):
         parse(EvaluateConfig, "", ["--checkpoint", "x", *flags])
 
 
-def test_a_switch_may_stand_alone_or_take_a_value():
+def test_a_boolean_flag_may_stand_alone_or_take_a_value():
     needed = ["--checkpoint", "x", "--images", "y", "--out", "z"]
     assert parse(PredictConfig, "", [*needed, "--pseudo_labels", "--threshold", "0.5"]).pseudo_labels
     assert not parse(PredictConfig, "", [*needed, "--pseudo_labels", "false"]).pseudo_labels
     assert not parse(PredictConfig, "", needed).pseudo_labels
 
 
-def test_help_says_how_a_command_is_called():
+def test_help_shows_how_to_call_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "tools.scribbles", "generate", "--help"], cwd=REPOSITORY, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The contracts of methods/base.py, by the method of tests/student.py: training, resuming, two processes, evaluation."""
+"""The interface of methods/base.py, tested with the method of tests/student.py: training, resuming, processes, evaluation."""
 
 import json
 import signal
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch):
+def register_student(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "student", student.Student)
     monkeypatch.setitem(methods.SETTINGS, "student", student.StudentConfig)
 
 
 @pytest.fixture
-def few(root):
-    """Two images with masks; six with tags alone, whose masks and scribbles do not exist."""
+def partly_labelled(root):
+    """A data set with masks for two images. The other six images have tags, but neither masks nor scribbles."""
     lists = root / "ImageSets/Segmentation"
     names = (lists / "train.txt").read_text().split()
     (lists / "labelled.txt").write_text("\n".join(names[:2]))
@@ -48,9 +48,9 @@ def few(root):
 
 
 @pytest.fixture
-def flags(few, checkpoints):
+def flags(partly_labelled, checkpoints):
     return [
-        "--method.name", "student", "--data.root", few, "--data.train_split", "unlabelled", "--data.labelled.split", "labelled",
+        "--method.name", "student", "--data.root", partly_labelled, "--data.train_split", "unlabelled", "--data.labelled.split", "labelled",
         "--data.tags", "file", "--teacher", checkpoints / "seven.pt", "--train.head_lr_factor", "10", "--data.jitter", "0.8",
         "--data.grey", "0.5",
     ]  # fmt: skip
@@ -60,7 +60,7 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_resumes_bit_for_bit_after_a_kill(flags, checkpoints, cli, tmp_path):
+def test_a_killed_student_run_resumes_bit_for_bit(flags, checkpoints, cli, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     command = [student.__file__, *LOOP, *flags]
     killed = launch(1, *command, "--out", run, STUDENT_KILL="3")
@@ -77,7 +77,7 @@ def test_it_resumes_bit_for_bit_after_a_kill(flags, checkpoints, cli, tmp_path):
 
     assert not any(key.startswith("teacher") for key in want["method"]), "a checkpoint does not hold the teacher"
     network, average = (want["method"][f"{name}classifier.1.weight"] for name in ("network.", "average.module."))
-    assert not torch.equal(network, average), "the average is behind the weights"
+    assert not torch.equal(network, average), "the average differs from the weights"
     losses = [line for line in metrics(whole) if "loss" in line]
     assert [line["teacher"] > 0 for line in losses] == [False, False, True, True]
     assert len({tuple(line) for line in losses}) == 1, "every step has the same terms"
@@ -95,7 +95,7 @@ def test_it_resumes_bit_for_bit_after_a_kill(flags, checkpoints, cli, tmp_path):
         hidden.rename(checkpoints_teacher)
 
 
-def test_two_processes_train_as_one(flags, tmp_path):
+def test_two_processes_train_like_one_process(flags, tmp_path):
     command = [student.__file__, "steady", *LOOP, *flags, "--train.batch_size", "4", "--train.lr", "0.001"]
     for processes in (1, 2):
         done = launch(processes, *command, "--out", tmp_path / str(processes))
@@ -103,7 +103,7 @@ def test_two_processes_train_as_one(flags, tmp_path):
     assert_same_training(tmp_path / "2", tmp_path / "1")
 
 
-def test_the_teacher_stays_as_it_is(flags, checkpoints, cli, tmp_path, monkeypatch):
+def test_training_does_not_change_the_teacher(flags, checkpoints, cli, tmp_path, monkeypatch):
     seen = []
     original = student.Student.after_step
 
@@ -122,8 +122,8 @@ def test_the_teacher_stays_as_it_is(flags, checkpoints, cli, tmp_path, monkeypat
         assert all(torch.equal(now, before) for now, before in zip(weights, given, strict=True))
 
 
-def test_the_average_starts_from_the_first_weights(flags, checkpoints, cli, tmp_path, monkeypatch):
-    """Not from those before the backbone or --init is loaded."""
+def test_the_weight_average_starts_from_the_loaded_weights(flags, checkpoints, cli, tmp_path, monkeypatch):
+    """The average must not start from the random weights before the backbone is loaded."""
     starts = []
     original = student.Student.begin_training
 
@@ -142,35 +142,35 @@ def test_the_average_starts_from_the_first_weights(flags, checkpoints, cli, tmp_
     assert all(torch.equal(average[key], value) for key, value in network.items())
 
 
-def test_labelled_images_are_drawn_by_seed_epoch_and_position(few):
-    data = DataConfig(root=str(few), crop=33, blur=1, jitter=1, grey=1)
-    index, split = open_index(few, "unlabelled"), open_index(few, "labelled", "SegmentationClass")
+def test_seed_epoch_and_position_decide_the_labelled_image(partly_labelled):
+    data = DataConfig(root=str(partly_labelled), crop=33, blur=1, jitter=1, grey=1)
+    index, split = open_index(partly_labelled, "unlabelled"), open_index(partly_labelled, "labelled", "SegmentationClass")
 
     def training(seed):
         labelled = SegmentationDataset(split, augmentation(data, "labelled"), seed=seed, stream=LABELLED_STREAM)
         return SegmentationDataset(index, augmentation(data), seed=seed, labelled=labelled)
 
     keys = [(epoch, position) for epoch in range(4) for position in range(6)]
-    one, again, other = training(0), training(0), training(1)
-    same = [torch.equal(one[key]["labelled"]["image"], again[key]["labelled"]["image"]) for key in keys]
-    differ = [not torch.equal(one[key]["labelled"]["image"], other[key]["labelled"]["image"]) for key in keys]
+    first, same_seed, other_seed = training(0), training(0), training(1)
+    same = [torch.equal(first[key]["labelled"]["image"], same_seed[key]["labelled"]["image"]) for key in keys]
+    differ = [not torch.equal(first[key]["labelled"]["image"], other_seed[key]["labelled"]["image"]) for key in keys]
     assert all(same) and all(differ)
-    drawn = [one.sources(key)[1] for key in keys]
+    drawn = [first.sources(key)[1] for key in keys]
     assert {position for _, position in drawn} == {0, 1} and {index.names for index, _ in drawn} == {split.names}
     for key in keys:
-        item = one[key]
+        item = first[key]
         assert "label" not in item and item["labelled"]["label"].shape == (33, 33)
         grey = [(image == image[:1]).all() for image in (item["image"], item["labelled"]["image"])]
-        assert grey == [True, False], "colours change in the main stream alone"
+        assert grey == [True, False], "only images of the main stream change their colours"
 
 
-def test_the_backbone_has_its_own_rate():
+def test_the_backbone_has_its_own_learning_rate():
     settings = TrainConfig(lr=0.1, lr_factor=0.5, head_lr_factor=10)
     method = methods.build_method(student.StudentConfig(), Config(CC4SConfig()).model, 3)
     first, second = build_optimizer(method, settings).param_groups
     assert (first["lr"], second["lr"]) == (0.05, 0.5)
     assert {*first["params"]} == {*method.network.backbone.parameters()}
-    assert {*second["params"]} == {*method.network.parameters()} - {*first["params"]}, "and none of the average's weights"
+    assert {*second["params"]} == {*method.network.parameters()} - {*first["params"]}, "the optimizer has no weight of the average"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_backbone_has_its_own_rate():
         (["--teacher", "three.pt"], "three.pt: trained on 3 classes"),
     ],
 )
-def test_what_the_contracts_miss_is_said_in_a_line(flags, checkpoints, cli, tmp_path, changes, wanted):
+def test_missing_or_wrong_inputs_of_a_method_give_one_error_line(flags, checkpoints, cli, tmp_path, changes, wanted):
     for flag, value in zip(changes[::2], changes[1::2], strict=True):
         place = flags.index(flag) if flag in flags else len(flags)
         new = [] if value is None else [flag, checkpoints / value if value == "three.pt" else value]

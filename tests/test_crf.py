@@ -1,4 +1,4 @@
-"""The dense CRF: the lattice against the exact Gaussian, mean field against pydensecrf."""
+"""The dense CRF: the lattice compared with the exact Gaussian, and mean field compared with pydensecrf."""
 
 import json
 
@@ -23,7 +23,7 @@ def blurred_noise(classes, height, width, seed):
 
 
 @pytest.mark.parametrize(("dims", "spread", "tolerance"), [(1, 8, 0.1), (2, 2, 0.2), (3, 0.8, 0.3)])
-def test_the_lattice_filters_by_a_gaussian(dims, spread, tolerance):
+def test_the_lattice_approximates_a_gaussian_filter(dims, spread, tolerance):
     generator = torch.Generator().manual_seed(0)
     features = spread * torch.randn(3000, dims, generator=generator)
     values = torch.rand(3000, 4, generator=generator)
@@ -33,7 +33,7 @@ def test_the_lattice_filters_by_a_gaussian(dims, spread, tolerance):
     filtered = lattice.filter(values) / lattice.filter(ones)
     expected = (exact @ values) / (exact @ ones)
     constant = expected - values.mean(dim=0)
-    assert (filtered - expected).norm() < tolerance * constant.norm(), "much nearer than the mean alone"
+    assert (filtered - expected).norm() < tolerance * constant.norm(), "the error is much smaller than that of a constant"
 
 
 def test_the_lattice_is_linear_and_symmetric():
@@ -43,11 +43,11 @@ def test_the_lattice_is_linear_and_symmetric():
     assert (kernel >= 0).all()
     values = torch.randn(500, 7, generator=generator)
     torch.testing.assert_close(lattice.filter(values), kernel @ values, rtol=1e-4, atol=1e-4)
-    # The blur's axes follow each other, so the lattice itself is symmetric but for their order.
+    # The lattice blurs along one axis after the other, so the kernel is symmetric except for the order of the axes.
     assert (kernel - kernel.T).abs().mean() < 0.05 * kernel.abs().mean()
 
 
-def test_a_confident_side_of_an_edge_wins_its_region():
+def test_the_crf_spreads_certain_labels_up_to_an_image_edge():
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 200
     probabilities = torch.full((2, 40, 60), 0.5)
@@ -58,7 +58,7 @@ def test_a_confident_side_of_an_edge_wins_its_region():
     torch.testing.assert_close(marginals.sum(dim=0), torch.ones(40, 60))
 
 
-def test_autocast_does_not_reach_it():
+def test_autocast_does_not_change_the_crf():
     image, _ = draw_picture(np.random.default_rng(0))
     probabilities = blurred_noise(3, *image.shape[:2], 0)
     expected = refine(probabilities, image, "torch", CrfConfig())
@@ -76,7 +76,7 @@ def test_autocast_does_not_reach_it():
         (7, CrfConfig(bilateral_sxy=3, bilateral_srgb=3)),
     ],
 )
-def test_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
+def test_the_crf_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
     pytest.importorskip("pydensecrf")
     image, _ = draw_picture(np.random.default_rng(classes))
     probabilities = blurred_noise(classes, *image.shape[:2], classes)
@@ -86,15 +86,15 @@ def test_agrees_with_pydensecrf_on_drawn_pictures(classes, parameters):
 def assert_agree(probabilities, image, parameters):
     ours, theirs = (refine(probabilities, image, library, parameters) for library in ("torch", "pydensecrf"))
     difference = (ours - theirs).abs()
-    # Ten steps enlarge the rounding of a pixel that is about to change its class: pydensecrf's own marginal there moves by 1e-4
-    # where its input moves by 1e-8. How many such pixels there are depends on the processor.
+    # Ten steps amplify rounding at a pixel that is about to change its class: if the input of pydensecrf changes by 1e-8, its
+    # marginal at such a pixel changes by 1e-4. The number of such pixels depends on the processor.
     assert (difference > 1e-4).double().mean() <= 1e-5
     assert difference.max() <= 1e-3 and difference.mean() <= 1e-7
     assert (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean() >= 0.9999
 
 
 @pytest.mark.parametrize(("classes", "sxy", "srgb"), [(21, 80, 13), (21, 32, 3), (2, 80, 3), (60, 32, 13)])
-def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
+def test_the_crf_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     pytest.importorskip("pydensecrf")
     file = sorted((shared / "data/voc_mini/JPEGImages").glob("*.jpg"))[classes]
     image = read_image(file)
@@ -102,8 +102,8 @@ def test_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters)
 
 
-def test_what_the_crf_makes_is_scored_and_predicted(checkpoints, tiny, tmp_path, cli, monkeypatch):
-    """With a CRF that turns everything into class 3: once on the mean of two scales, or on each."""
+def test_evaluate_and_predict_use_the_output_of_the_crf(checkpoints, tiny, tmp_path, cli, monkeypatch):
+    """A stand-in for the CRF returns class 3 everywhere. It runs once on the mean of two scales, or on each scale."""
     calls = []
 
     def to_class_3(probabilities, image, library, parameters):

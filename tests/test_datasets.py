@@ -28,7 +28,7 @@ from methods.blpseg import BLPSegConfig
 
 
 def still(crop, **changes):
-    """An augmentation that only crops, unless told otherwise."""
+    """An augmentation that only crops, except for `changes`."""
     settings = {"scale": (1.0, 1.0), "rotation": 0.0, "rotation_probability": 0.0, "flip": 0.0}
     return Augmentation(crop, **(settings | changes))
 
@@ -36,24 +36,24 @@ def still(crop, **changes):
 # The index
 
 
-def test_index_follows_the_split_and_its_classes(tiny):
+def test_the_index_has_the_images_and_classes_of_the_split(tiny):
     index = open_index(tiny, "val", "SegmentationClass")
     assert index.names == ("demo_0008", "demo_0009", "demo_0010")
     assert index.classes == CLASSES
     assert all(path.is_file() for path in (*index.images, *index.labels))
 
 
-def test_classes_are_vocs_without_a_file(root):
+def test_classes_default_to_the_voc_classes(root):
     (root / "classes.txt").unlink()
     assert open_index(root, "val").classes == VOC_CLASSES
 
 
-def test_labels_may_be_a_path(root, tmp_path):
+def test_the_label_folder_may_be_any_path(root, tmp_path):
     elsewhere = shutil.move(root / "scribbles", tmp_path / "pseudo")
     assert open_index(root, "train", elsewhere).labels[0].parent == tmp_path / "pseudo"
 
 
-def test_palette_is_vocs():
+def test_the_palette_is_the_voc_palette():
     assert PALETTE[[0, 1, 2, 3, 15, 20, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_palette_is_vocs():
     (lambda root: (root / "classes.txt").write_text("sky\nroad\nsky\n"), "sky is listed twice"),
     (lambda root: (root / "classes.txt").write_bytes(b"caf\xe9\nbar\n"), "UTF-8"),
 ])  # fmt: skip
-def test_what_is_missing_is_named(root, damage, message):
+def test_the_error_for_a_damaged_data_set_names_the_problem(root, damage, message):
     damage(root)
     with pytest.raises(UserError, match=message):
         open_index(root, "train", "scribbles")
@@ -89,7 +89,7 @@ def test_what_is_missing_is_named(root, damage, message):
     (lambda root: Image.new("L", (WIDTH, HEIGHT), 9).save(root / "scribbles/demo_0000.png"), "label id 9 is outside the 7"),
     (lambda root: Image.new("L", (100, HEIGHT)).save(root / "scribbles/demo_0000.png"), f"is 100x{HEIGHT}, its image"),
 ])  # fmt: skip
-def test_a_bad_file_is_named(root, damage, message):
+def test_the_error_for_a_bad_file_names_the_file(root, damage, message):
     damage(root)
     dataset = SegmentationDataset(open_index(root, "train", "scribbles"))
     with pytest.raises(UserError, match=message) as caught:
@@ -98,7 +98,7 @@ def test_a_bad_file_is_named(root, damage, message):
     assert "\n" not in str(caught.value)
 
 
-def test_labels_round_trip_with_their_palette(tmp_path):
+def test_written_labels_read_back_unchanged_in_palette_colours(tmp_path):
     label = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write_label(tmp_path / "label.png", label)
     assert (read_label(tmp_path / "label.png") == label).all()
@@ -106,12 +106,12 @@ def test_labels_round_trip_with_their_palette(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
-def test_a_damaged_image_is_refused_and_nothing_else_is_printed(tmp_path, capfd, suffix):
+def test_a_damaged_image_is_refused_without_messages_of_the_reader(tmp_path, capfd, suffix):
     picture = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
     whole = cv2.imencode(suffix, picture)[1].tobytes()
     file = tmp_path / f"image{suffix}"
     damages = [whole[:40], whole[: len(whole) // 2]]
-    if suffix == ".png":  # which has checksums
+    if suffix == ".png":  # PNG has checksums
         damages.append(whole[:200] + bytes(40) + whole[240:])
     for data in damages:
         file.write_bytes(data)
@@ -120,7 +120,7 @@ def test_a_damaged_image_is_refused_and_nothing_else_is_printed(tmp_path, capfd,
     assert capfd.readouterr() == ("", "")
 
 
-def test_suffixes_may_be_in_capitals(root):
+def test_image_suffixes_may_be_in_capitals(root):
     picture = root / "JPEGImages/demo_0001.jpg"
     picture.rename(picture.with_suffix(".JPG"))
     assert open_index(root, "train").images[1] == picture.with_suffix(".JPG")
@@ -129,8 +129,8 @@ def test_suffixes_may_be_in_capitals(root):
 # The transform
 
 
-def test_image_and_maps_move_together():
-    """An image whose colours are its labels keeps them so, away from the edges that interpolation blurs."""
+def test_the_augmentation_moves_image_and_maps_together():
+    """Each colour stands for a label. Colours and labels must still agree, except at edges, which interpolation blurs."""
     label = np.kron(np.array([[0, 1], [2, 3]]), np.ones((60, 80))).astype(np.uint8)
     image = np.repeat(label[..., None] * 60, 3, axis=2)
     augment = still(90, scale=(0.5, 2.0), rotation=30.0, rotation_probability=1.0, flip=0.5)
@@ -144,7 +144,7 @@ def test_image_and_maps_move_together():
         assert (maps["superpixel"][~inside] == NO_SUPERPIXEL).all()
 
 
-def test_scale_rotation_flip_and_blur_are_as_often_and_as_strong_as_said():
+def test_augmentations_have_the_configured_frequency_and_strength():
     augment = still(90, scale=(0.5, 2.0), rotation=10.0, rotation_probability=0.5, flip=0.25)
     scales, angles, mirrored = [], [], []
     for seed in range(1000):
@@ -170,7 +170,7 @@ def test_a_flip_alone_is_an_exact_mirror():
     assert (maps["label"] == image[:, ::-1, 0]).all()
 
 
-def test_each_map_has_its_own_padding_and_the_image_its_mean():
+def test_each_map_has_its_own_padding_and_the_image_the_mean_colour():
     image = np.full((10, 10, 3), 255, np.uint8)
     dtypes = {"label": np.uint8, "superpixel": np.uint16, "boundary": np.uint8}
     maps = {name: np.zeros((10, 10), dtype) for name, dtype in dtypes.items()}
@@ -202,7 +202,7 @@ def test_images_are_normalised_by_channel_and_stay_channels_last():
 
 @pytest.fixture
 def with_superpixels(tiny, tmp_path):
-    """A data set with two hand-made superpixels an image: left 0 and right 1, joined by one edge."""
+    """A data set with two hand-made superpixels per image, 0 on the left and 1 on the right, and one edge between them."""
     index, superpixels = open_index(tiny, "train", "scribbles"), Superpixels(tmp_path / "superpixels")
     halves = np.zeros((HEIGHT, WIDTH), np.uint16)
     halves[:, WIDTH // 2 :] = 1
@@ -217,7 +217,7 @@ def with_superpixels(tiny, tmp_path):
     return SegmentationDataset(index, still(65), superpixels)
 
 
-def test_a_batch_holds_the_contract(with_superpixels):
+def test_a_batch_has_the_documented_shapes_and_dtypes(with_superpixels):
     batch = to_device(collate([with_superpixels[(0, number)] for number in range(4)]), torch.device("cpu"))
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert batch["image"].shape == (4, 3, 65, 65) and batch["image"].dtype == torch.float32
@@ -229,8 +229,8 @@ def test_a_batch_holds_the_contract(with_superpixels):
     assert batch["superpixel_starts"] == [0, 2, 4, 6, 8] and batch["edge_starts"] == [0, 1, 2, 3, 4]
 
 
-def test_boundaries_are_where_the_map_says_and_outside(with_superpixels):
-    """The map made by hand has them at the last column of the left half."""
+def test_boundary_pixels_are_those_of_the_map_and_outside_the_image(with_superpixels):
+    """In the hand-made map, the boundary is the last column of the left half."""
     with_superpixels.augment = still(120)
     for number in range(8):
         item = with_superpixels[(0, number)]
@@ -241,14 +241,14 @@ def test_boundaries_are_where_the_map_says_and_outside(with_superpixels):
 
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
-def test_colour_jitter_changes_one_thing_within_its_strength(kind):
-    """By the formulas of each change, for a random image and the factor that the generator draws."""
+def test_each_colour_jitter_equals_its_formula(kind):
+    """Compares a random image with the formula of each change, for the factor that the generator draws."""
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     place = ["brightness", "contrast", "saturation", "hue"].index(kind)
     strength = tuple(0.4 * (number == place) for number in range(4))
     got = jittered(image, strength, np.random.default_rng(3)).astype(float)
     draws = np.random.default_rng(3)
-    factors = [draws.uniform(1 - one, 1 + one) for one in strength[:3]] + [draws.uniform(-strength[3], strength[3])]
+    factors = [draws.uniform(1 - limit, 1 + limit) for limit in strength[:3]] + [draws.uniform(-strength[3], strength[3])]
     grey = image @ [0.2989, 0.587, 0.114]
     if kind == "hue":
         for pixel, new in zip(image.reshape(-1, 3) / 255, got.reshape(-1, 3) / 255, strict=True):
@@ -262,14 +262,14 @@ def test_colour_jitter_changes_one_thing_within_its_strength(kind):
     np.testing.assert_allclose(got, wanted, atol=1.5)
 
 
-def test_what_lies_outside_the_image_is_told(tiny):
+def test_items_mark_pixels_outside_the_image(tiny):
     dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"), still(200))
     item = dataset[(0, 0)]
     assert torch.equal(item["outside"], item["label"] == UNLABELLED)
     assert not item.keys() & {"superpixel", "boundary"}
 
 
-def test_the_data_sets_own_tags_win_over_the_labels(root):
+def test_tags_of_the_data_set_win_over_tags_of_the_labels(root):
     names = open_index(root, "train", "scribbles").names
     (root / "tags.json").write_text(json.dumps({name: ["disc"] for name in names}))
     index = open_index(root, "train", "scribbles")
@@ -287,12 +287,12 @@ def test_a_split_may_be_a_file_anywhere(tiny, tmp_path):
         open_index(tiny, str(tmp_path / "none.txt"))
 
 
-def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
-    alone = Process(0, 1, torch.device("cpu"))
+def test_training_takes_tags_from_the_labels_or_from_the_file(root):
+    process = Process(0, 1, torch.device("cpu"))
 
     def training(tags):
         config = Config(BLPSegConfig(), data=DataConfig(root=str(root), tags=tags))
-        return open_training(config, build_method(config.method, ModelConfig("resnet18"), 7), alone)
+        return open_training(config, build_method(config.method, ModelConfig("resnet18"), 7), process)
 
     with pytest.raises(UserError, match=r"tags\.json is missing"):
         training("file")
@@ -304,7 +304,7 @@ def test_training_takes_its_tags_from_the_labels_or_from_the_file(root):
     assert [float(number in whole) for number in range(1, 7)] == item["tags"].tolist()
 
 
-def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(tiny):
+def test_tags_default_to_the_classes_labelled_in_the_whole_image(tiny):
     dataset = SegmentationDataset(open_index(tiny, "train", "scribbles"), still(33))
     for number in range(len(dataset)):
         label = read_label(dataset.index.labels[number])
@@ -312,7 +312,7 @@ def test_without_a_list_the_tags_are_the_classes_labelled_anywhere_in_the_image(
         assert dataset[(0, number)]["tags"].tolist() == present and sum(present) > 0
 
 
-def test_boundaries_may_come_without_the_graph(with_superpixels):
+def test_items_may_have_boundaries_without_the_superpixel_graph(with_superpixels):
     whole = with_superpixels[(0, 1)]
     with_superpixels.superpixels = Superpixels(with_superpixels.superpixels.folder, graph=False)
     item = with_superpixels[(0, 1)]
@@ -326,22 +326,22 @@ def test_superpixel_ids_are_distinct_across_a_batch(with_superpixels):
         assert set(superpixel.unique().tolist()) <= {-1, 2 * number, 2 * number + 1}
 
 
-def test_missing_superpixels_name_the_command(with_superpixels):
+def test_the_error_for_missing_superpixels_names_the_command(with_superpixels):
     with_superpixels.superpixels.edges("demo_0002").unlink()
     with pytest.raises(UserError, match=r"demo_0002 .*1 of 8 .*tools.superpixels"):
         with_superpixels.superpixels.check(with_superpixels.index.names)
 
 
-def test_an_item_depends_on_seed_epoch_and_position_alone(tiny):
+def test_an_item_depends_only_on_seed_epoch_and_position(tiny):
     index = open_index(tiny, "train", "scribbles")
     augment = still(65, scale=(0.5, 2.0), blur=1.0)
-    first, again, other = (SegmentationDataset(index, augment, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first[(3, 2)]["image"], again[(3, 2)]["image"])
+    first, same_seed, other_seed = (SegmentationDataset(index, augment, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first[(3, 2)]["image"], same_seed[(3, 2)]["image"])
     assert not torch.equal(first[(3, 2)]["image"], first[(4, 2)]["image"])
-    assert not torch.equal(first[(3, 2)]["image"], other[(3, 2)]["image"])
+    assert not torch.equal(first[(3, 2)]["image"], other_seed[(3, 2)]["image"])
 
 
-def test_training_order_is_full_batches_of_whole_epochs_shared_between_processes():
+def test_training_order_has_full_batches_shared_by_all_processes():
     batches = list(TrainingOrder(length=10, batch_size=4, steps=5, seed=0))
     assert [len(batch) for batch in batches] == [4] * 5
     draws = [draw for batch in batches for draw in batch]
@@ -359,19 +359,19 @@ def test_a_batch_may_be_larger_than_the_data_set():
 # The demo data
 
 
-def test_demo_is_the_same_for_the_same_seed(tmp_path):
+def test_the_same_seed_draws_the_same_demo(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         draw_demo(tmp_path / name, train=2, val=1, seed=seed)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     content = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in "abc"}
     assert content["a"] == content["b"] != content["c"]
-    draw_demo(tmp_path / "a", train=2, val=1)  # as another process may have drawn it meanwhile
+    draw_demo(tmp_path / "a", train=2, val=1)  # as if another process had drawn it meanwhile
     assert content["a"] == [(tmp_path / "a" / file).read_bytes() for file in files]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_colour_alone_does_not_solve_the_demo():
-    """The likeliest class of each of 4,096 colours, learned from dense masks."""
+    """Learns the most likely class of each of 4,096 colours from dense masks. This classifier must have a low mIoU."""
     pictures = [draw_picture(np.random.default_rng((0, number))) for number in range(30)]
     colours = [(image.astype(int) // 16) @ (256, 16, 1) for image, _ in pictures]
     counts, matrix = np.zeros((len(CLASSES), 4096)), np.zeros((len(CLASSES), len(CLASSES)))

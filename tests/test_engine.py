@@ -27,7 +27,7 @@ from methods.cc4s import CC4SConfig
 
 
 def network(images):
-    """Logits that depend on the neighbourhood and on where the window ends (zero padding)."""
+    """Logits that depend on neighbouring pixels and, through zero padding, on where the window ends."""
     kernel = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     return F.conv2d(images, kernel, padding=2)
 
@@ -37,7 +37,7 @@ def drawn(*shape):
 
 
 def naive(image, scales, window, stride, flip, long_side, average="probabilities"):
-    """The average that predict_probabilities promises, one window at a time."""
+    """Computes the result of predict_probabilities one window at a time."""
     image = normalise(image)
     height, width = image.shape[-2:]
     base = 1 if long_side is None else long_side / max(height, width)
@@ -84,7 +84,7 @@ def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_
     torch.testing.assert_close(got.sum(1), torch.ones(2, *size))
 
 
-def test_windows_are_batched_up_to_the_budget_and_nothing_else_changes():
+def test_the_pixel_budget_changes_only_how_windows_are_batched():
     image = drawn(1, 3, 40, 50)
     passes = []
 
@@ -102,7 +102,7 @@ def test_windows_are_batched_up_to_the_budget_and_nothing_else_changes():
     torch.testing.assert_close(results[0], results[2])
 
 
-def test_one_scale_of_a_whole_image_is_the_networks_own_softmax():
+def test_default_inference_equals_the_softmax_of_the_network():
     image = drawn(1, 3, 20, 30)
     torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(normalise(image)).softmax(1))
 
@@ -115,11 +115,11 @@ def recording(passes):
     return predict
 
 
-def test_images_of_one_size_in_a_group_are_predicted_together_up_to_the_budget():
+def test_images_of_one_size_in_a_group_are_predicted_together():
     passes = []
     sizes = [(20, 30), (20, 30), (20, 30), (30, 20), (20, 30), (20, 30)]
     items = [{"image": drawn(3, *size), "label": torch.full(size, number)} for number, size in enumerate(sizes)]
-    positions = [0, 1, 2, 3, 8, 12]  # groups of four of a split, so that the last two are apart
+    positions = [0, 1, 2, 3, 8, 12]  # a group has four positions, so the last two are in different groups
     darker = lambda probabilities, image: probabilities * image.float().mean()  # noqa: E731
     config = InferenceConfig(batch_pixels=2 * 20 * 30)
     results = list(predict_split(recording(passes), items, positions, config, torch.device("cpu"), "fp32", darker))
@@ -134,7 +134,7 @@ def test_images_of_one_size_in_a_group_are_predicted_together_up_to_the_budget()
 @pytest.mark.parametrize(
     "config", [InferenceConfig(scales=(0.5, 2.0)), InferenceConfig(window=64), InferenceConfig(long_side=60)]
 )
-def test_the_budget_holds_for_images_that_are_enlarged_or_padded(config):
+def test_the_pixel_budget_holds_for_enlarged_or_padded_images(config):
     passes = []
     config.batch_pixels = 2 * 64 * 64
     predict_probabilities(recording(passes), drawn(4, 3, 20, 30), config)
@@ -143,7 +143,7 @@ def test_the_budget_holds_for_images_that_are_enlarged_or_padded(config):
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 23])
-def test_processes_share_whole_groups(length):
+def test_each_process_gets_whole_groups_of_images(length):
     shares = [positions_of_process(length, distributed.Process(rank, 3, torch.device("cpu"))) for rank in range(3)]
     assert sorted(chain.from_iterable(shares)) == list(range(length))
     for share in shares:
@@ -186,7 +186,7 @@ def test_scores_equal_counting_by_hand():
 
 
 def naive_boundary(mask, width):
-    """Pixels of a mask that are within `width` of a pixel outside it or of the picture's edge, each way counted in steps."""
+    """Pixels of a mask at most `width` steps, also diagonal ones, from a pixel outside the mask or from the image edge."""
     inner = np.zeros_like(mask)
     for y, x in np.argwhere(mask):
         rows, columns = slice(y - width, y + width + 1), slice(x - width, x + width + 1)
@@ -214,7 +214,7 @@ def test_boundary_iou_equals_counting_by_hand():
     assert result["boundary_iou"] == pytest.approx((hit / either).mean())
 
 
-def test_nothing_labelled_has_no_score():
+def test_without_labelled_pixels_the_miou_is_nan():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.zeros(3, 3, dtype=torch.long), torch.full((3, 3), 255))
     assert math.isnan(matrix.scores(["a", "b"])["miou"])
@@ -238,7 +238,7 @@ def saved(tmp_path):
     return method, tmp_path / "best.pt"
 
 
-def test_load_model_predicts_as_the_saved_one(saved):
+def test_load_model_predicts_like_the_saved_model(saved):
     method, path = saved
     loaded = checkpoint.load_model(path)
     images = torch.randn(1, 3, 40, 48)
@@ -263,24 +263,24 @@ def test_a_checkpoint_of_other_classes_or_network_is_refused(saved):
     (lambda path: torch.save({"weights": 1}, path), "neither a checkpoint of this project"),
     (lambda path: torch.save({"config": print, "classes": [], "method": {}}, path), "not a readable checkpoint"),
 ])  # fmt: skip
-def test_files_that_are_no_checkpoint_take_one_line(tmp_path, write, message):
+def test_a_file_that_is_no_checkpoint_gives_one_error_line(tmp_path, write, message):
     write(tmp_path / "best.pt")
     with pytest.raises(UserError, match=message) as caught:
         checkpoint.load_model(tmp_path / "best.pt")
     assert "\n" not in str(caught.value)
 
 
-def test_automatic_precision_is_one_the_cpu_computes_in(monkeypatch):
+def test_automatic_precision_is_bf16_only_if_the_cpu_supports_bf16(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # as with any AVX-512
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # as on any CPU with AVX-512
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for supported, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
         assert distributed.pick_precision(cpu, "auto") == expected
-        assert distributed.pick_precision(cpu, "bf16") == "bf16", "what is asked for is done"
+        assert distributed.pick_precision(cpu, "bf16") == "bf16", "an explicit precision is not changed"
 
 
-def test_more_processes_than_gpus_take_one_line(monkeypatch):
+def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -288,7 +288,7 @@ def test_more_processes_than_gpus_take_one_line(monkeypatch):
         distributed.pick_device("auto")
 
 
-def test_numbers_below_the_normal_range_are_zero_in_every_thread_of_a_cpu():
+def test_denormal_numbers_become_zero_in_every_cpu_thread():
     program = """if True:
         import torch
         from engine.distributed import pick_device

@@ -220,7 +220,7 @@ def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
     (UserError("no such thing"), 2, "error: no such thing"),
     (UserError("Caught UserError in a worker.\nTraceback ...\nerrors.UserError: a.png is broken"), 2, "error: a.png is broken"),
     (Failure("it broke"), 1, "error: it broke"),
-    (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "error: a.pt: No space left on device: make room"),
+    (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "error: a.pt: No space left on device: free disk space"),
     (PermissionError(errno.EACCES, "Permission denied", "a.png"), 2, "error: a.png: Permission denied"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ])  # fmt: skip

@@ -1,6 +1,5 @@
 """The networks, the walk and the views against plain formulas."""
 
-from typing import get_args
 
 import pytest
 import torch
@@ -9,24 +8,25 @@ import torchvision
 from torch import nn
 from watching import largest_tensor
 
-from config import Backbone
+from config import ModelConfig
 from errors import UserError
 from methods.views import crop_view, flip_view
 from models.cc4s import BaselineNet, RandomWalkNet
+from models.pretrained import load_encoder
 from models.random_walk import RandomWalk
-from models.resnet import channels, deep_stem_resnet, load_backbone, stride8_resnet
+from models.resnet import RESNETS, channels, deep_stem_resnet, stride8_resnet
 from models.upernet import MeanOfParts
 from ops import pairs
 from ops.walk import walk
 
 
-@pytest.mark.parametrize("name", get_args(Backbone))
+@pytest.mark.parametrize("name", RESNETS)
 def test_backbones_are_stride_8_under_torchvisions_names(name):
     backbone = stride8_resnet(name).eval()
     theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in backbone.state_dict().items()} == theirs
     with torch.no_grad():
-        assert backbone(torch.zeros(1, 3, 65, 81)).shape == (1, channels(backbone.layer4), 9, 11)
+        assert backbone(torch.zeros(1, 3, 65, 81))[-1].shape == (1, channels(backbone.layer4), 9, 11)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -59,7 +59,7 @@ def naive_layer(blocks, features, dilations):
 @pytest.mark.parametrize("name, blocks", [("resnet18", 2), ("resnet34", 6)])
 def test_basic_blocks_dilate_their_second_convolution_alone(name, blocks):
     """In every block of layers 3 and 4, the first included."""
-    backbone = stride8_resnet(name, (4, 8, 16)).eval().double()
+    backbone = stride8_resnet(name, layer4_dilations=(4, 8, 16)).eval().double()
     features = torch.randn(1, 128, 40, 40, dtype=torch.float64)
     with torch.no_grad():
         want = naive_layer(backbone.layer3, features, [2] * blocks)
@@ -77,7 +77,7 @@ def test_local_weights_load_with_or_without_classifier(tmp_path):
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     backbone = stride8_resnet("resnet18")
-    load_backbone(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
+    load_encoder(backbone, "resnet18", str(tmp_path / "resnet18.pth"))
     assert torch.equal(backbone.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
 
 
@@ -86,7 +86,7 @@ def test_wrong_weights_are_refused_in_one_line(tmp_path, content):
     file = tmp_path / "weights.pth"
     file.write_bytes(content) if content else torch.save(torchvision.models.resnet34().state_dict(), file)
     with pytest.raises(UserError, match=r"weights\.pth") as caught:
-        load_backbone(stride8_resnet("resnet50"), "resnet50", str(file))
+        load_encoder(stride8_resnet("resnet50"), "resnet50", str(file))
     assert "\n" not in str(caught.value)
 
 
@@ -98,13 +98,13 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     with pytest.raises(UserError, match=r"could not download https://.*resnet18.*--model.weights FILE"):
-        load_backbone(stride8_resnet("resnet18"), "resnet18", "imagenet")
+        load_encoder(stride8_resnet("resnet18"), "resnet18", "imagenet")
     with pytest.raises(UserError, match="none, imagenet, IMAGENET1K_V1"):
-        load_backbone(stride8_resnet("resnet18"), "resnet18", "imgnet")
+        load_encoder(stride8_resnet("resnet18"), "resnet18", "imgnet")
     with pytest.raises(UserError, match=r"could not download https://.*gluon_resnet50_v1s.*--model.weights FILE"):
-        load_backbone(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
+        load_encoder(deep_stem_resnet("resnet50"), "resnet50", "imagenet")
     with pytest.raises(UserError, match="choose none or a path"):
-        load_backbone(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
+        load_encoder(deep_stem_resnet("resnet18"), "resnet18", "imagenet")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4), (6, 12), (7, 50)])
@@ -183,7 +183,7 @@ def test_random_walk_starts_as_the_identity_and_shrinks_its_energies(shrink):
     assert all(torch.equal(a, b) for a, b in zip((query, key), module.query_key(features), strict=True))
 
 
-@pytest.mark.parametrize("network", [BaselineNet("resnet18", 5), RandomWalkNet("resnet18", 5)])
+@pytest.mark.parametrize("network", [BaselineNet(ModelConfig("resnet18"), 5), RandomWalkNet(ModelConfig("resnet18"), 5)])
 def test_networks_answer_at_the_inputs_size(network):
     with torch.no_grad():
         assert network.eval()(torch.zeros(1, 3, 50, 67)).shape == (1, 5, 50, 67)
@@ -199,7 +199,7 @@ def pixels():
 
     def of(images, shrink=1):
         with torch.no_grad():
-            rows, columns = ((side - 1) // shrink + 1 for side in backbone(images).shape[-2:])
+            rows, columns = ((side - 1) // shrink + 1 for side in backbone(images)[-1].shape[-2:])
         looked_at = images[..., :: 8 * shrink, :: 8 * shrink]
         feature_map = torch.zeros(*images.shape[:2], rows, columns)
         feature_map[..., : looked_at.shape[-2], : looked_at.shape[-1]] = looked_at

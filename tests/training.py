@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, for tests that end them; importable, for a fork server to start them at once."""
+"""Training runs in separate processes, for tests that kill or stop them. A fork server imports this module once."""
 
 import os
 import signal
@@ -25,9 +25,9 @@ FLAGS = [*LOOP, *UR]
 
 
 def call(out: Path, root: Path, flags: tuple[str, ...] = UR, log: Path | None = None) -> None:
-    """train.py as a user's command; what it prints goes to `log`."""
+    """Runs train.py like a user's command. The output goes to the file `log`."""
     if log:
-        stream = open(log, "a")  # noqa: SIM115, the process ends with it
+        stream = open(log, "a")  # noqa: SIM115, open until the process ends
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     torch.set_num_threads(1)
@@ -44,8 +44,8 @@ def call_and_signal(
     signals: tuple[int, ...] = (signal.SIGKILL,),
     log: Path | None = None,
 ) -> None:
-    """train.py, sent signals when it comes to a place for the `time`-th time: `saving` (written, not yet named), `saved` (a
-    checkpoint is named), `validating` or `stepping`."""
+    """Runs train.py and sends it `signals` when it comes to `where` for the `time`-th time. `where` is `saving` (the file is
+    written but not yet renamed), `saved` (the checkpoint has its name), `validating` or `stepping`."""
     owner, name = {
         "saving": (engine.checkpoint.os, "fsync"),
         "saved": (train, "save_checkpoint"),

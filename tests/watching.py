@@ -1,4 +1,4 @@
-"""What a piece of code holds."""
+"""Measures the tensors that a piece of code makes."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def largest_tensor(function: Callable[[], object]) -> int:
-    """The number of entries of the largest tensor that an operation gives while `function` runs."""
+    """The number of entries of the largest tensor that an operation returns while `function` runs."""
     largest = 0
 
     class Watch(TorchDispatchMode):

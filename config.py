@@ -98,8 +98,8 @@ class ModelConfig:
     """first weights of the backbone: none (random), imagenet, a name of torchvision (IMAGENET1K_V1) or timm (in1k), or a file
     of a state dict (.pt, .pth, .safetensors)"""
     maps: Literal["auto", "dilated", "fused"] = "auto"
-    """how CC4S's networks get a map of stride 8: the last stages dilated, or the encoder's maps fused. auto: dilated for
-    torchvision's ResNets, fused for timm's networks"""
+    """how CC4S's networks make a map of stride 8. dilated: dilate the last stages. fused: fuse the encoder's maps. auto:
+    dilated for torchvision's ResNets, fused for timm's networks"""
     decoder: Literal["none", "lowlevel", "unet"] = "none"
     """finer maps for CC4S's networks: none (stride 8, as published), lowlevel (stride 4) or unet (full size)"""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 LESS_MEMORY = "--inference.window 465, a smaller --inference.batch_pixels, or --inference.long_side 512"
-FULL = (errno.ENOSPC, errno.EDQUOT)  # full disk
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # full disk
 
 
 class UserError(Exception):
@@ -42,7 +42,7 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _end(f"too little memory: train with smaller --data.crop or larger --train.accumulate, predict with {LESS_MEMORY}", 1)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             _end(f"{error.filename or 'writing'}: {error.strerror}: free disk space and run the same command again", 1)
         if error.filename is None:  # no file of the user: a bug keeps its traceback
             raise

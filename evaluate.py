@@ -21,14 +21,14 @@ from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import atomic_write, shown_label, write_label
-from datasets.index import evenly, resolve_folder
+from datasets.files import atomic_write, read_label_or_none, write_label
+from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, library_version, refine
 from engine.inference import most_likely, note_preset, predict_split
-from engine.loading import Watched, explain_failures, split_images
+from engine.loading import TrackedDataset, explain_failures, split_images
 from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
 from engine.pictures import shrunk
 from engine.provenance import circumstances, file_sha256
@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     distributed.wait_for_all()
 
     scored_under = conditions(config, len(index), process)  # now, since a training may replace the checkpoint
-    distributed.place(method, process.device)
+    distributed.move_to_device(method, process.device)
     matrix, boundaries, shown = score(method, dataset, config, process)
     if not process.is_main:
         return
@@ -101,11 +101,11 @@ def score(
     """Returns the counts over the whole split, summed over the processes, and its best, its worst and some other images. Only
     the main process gets the images."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
-    spread = evenly(len(dataset), PICTURES)
+    spread = spread_positions(len(dataset), PICTURES)
     best: list[Shown] = []
     worst: list[Shown] = []
     others: list[Shown] = []
-    watched = Watched(dataset, config.workers)
+    watched = TrackedDataset(dataset, config.workers)
     share, images = split_images(watched, process, config.workers, LOADER_TIMEOUT)
 
     def sharpen(probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ def show(
 ) -> Shown:
     """Returns the image, maps and entropy of an item, reduced to the size in the report."""
     name = dataset.index.names[position]
-    scribbles = shown_label(resolve_folder(Path(config.data.root), config.scribbles) / f"{name}.png")
+    scribbles = read_label_or_none(resolve_folder(Path(config.data.root), config.scribbles) / f"{name}.png")
     return Shown(
         name=name,
         miou=miou,

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from command_line import parse
 from config import PredictConfig
 from datasets import open_index
-from datasets.files import UNLABELLED, atomic_write, read_image, read_label, shown_label, write_label
+from datasets.files import UNLABELLED, atomic_write, read_image, read_label, read_label_or_none, write_label
 from datasets.folder_layout import images_below
-from datasets.index import IMAGE_SUFFIXES, Index, evenly, read_lines, resolve_folder
+from datasets.index import IMAGE_SUFFIXES, Index, read_lines, resolve_folder, spread_positions
 from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
@@ -35,7 +35,7 @@ from engine.crf import check_parameters, refine
 from engine.inference import note_preset, predict_image
 from engine.metrics import SHARES, label_quality
 from engine.pictures import contact_sheet, overlay
-from engine.provenance import claim, file_sha256, lines_sha256
+from engine.provenance import file_sha256, lines_sha256, open_output_folder
 from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
@@ -68,9 +68,9 @@ def main() -> int:
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
     record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
-    claim(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
+    open_output_folder(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
 
-    distributed.place(method, device)
+    distributed.move_to_device(method, device)
     names = distributed.items_of_shard(list(images), config.shard)
     counts = np.zeros(256, np.int64)
     failures: list[object] = []
@@ -82,7 +82,7 @@ def main() -> int:
                 predict(method, config, name, images[name], thresholds, tagged.get(name), device)
             label = read_label(out / f"{name}.png")
             counts += np.bincount(label.reshape(-1), minlength=256)
-            mask = shown_label(masks / f"{name}.png") if masks else None
+            mask = read_label_or_none(masks / f"{name}.png") if masks else None
             if mask is not None and mask.shape == label.shape:
                 compared += compare(label, mask, len(method.classes))
         except UserError as error:
@@ -98,7 +98,7 @@ def main() -> int:
     )
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    with distributed.leaving_together() as process:
+    with distributed.joined_until_all_finish() as process:
         for counted in (counts, compared):
             distributed.sum_over_processes(torch.from_numpy(counted))
         if process.is_main and config.shard == "1/1" and counts.sum():  # not for a part of the images
@@ -161,7 +161,7 @@ def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndar
 
 
 def tagged_classes(config: PredictConfig, index: Index | None) -> dict[str, np.ndarray]:
-    """Returns image name -> classes allowed by its tags, (C,) bool; empty without --classes tags. Raises UserError without tags."""
+    """Returns image name -> classes of its tags, (C,) bool; empty without --classes tags. Raises UserError without tags."""
     if config.classes != "tags":
         return {}
     if index is None or index.tags is None:
@@ -221,10 +221,10 @@ def predict(
 
 
 def draw_gallery(images: dict[str, Path], out: Path) -> None:
-    """Writes OUT/gallery.jpg with overlays spread evenly over the finished images."""
+    """Writes OUT/gallery.jpg with overlays spread spread_positions over the finished images."""
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
-        tiles = [read_image(done[number]) for number in evenly(len(done), GALLERY)]
+        tiles = [read_image(done[number]) for number in spread_positions(len(done), GALLERY)]
         with atomic_write(out / "gallery.jpg") as temporary:
             contact_sheet(tiles).save(temporary, "JPEG", quality=90)
 
@@ -239,7 +239,7 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for path in listed:
             if path.stem in found:
-                raise UserError(f"--images {images}: {found[path.stem]} and {path} would have the same name in --out: rename one")
+                raise UserError(f"--images {images}: {found[path.stem]} and {path} would get the same name: rename one")
             found[path.stem] = path
         return found
     if images.is_file() and images.suffix.lower() not in IMAGE_SUFFIXES:

@@ -59,7 +59,7 @@ def main() -> None:
         settings = EvaluateConfig(config.checkpoint, data=SplitConfig(root=config.root), run=config.run)
         method = load_model(config.checkpoint).to(process.device)
         fast = load_model(config.checkpoint)
-        distributed.place(fast, process.device)
+        distributed.move_to_device(fast, process.device)
         contenders = {
             "one window at a time": lambda: score_by_windows(method, dataset, config.window, process.device),
             "evaluate.py, fast": lambda: score(fast, dataset, settings, process)[0],

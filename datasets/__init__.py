@@ -1,4 +1,4 @@
-"""Images, labels and their augmentation. Every data set is an index of a split, in one of two layouts on disk."""
+"""Reading and augmenting images and labels. `open_index` opens a split of a data set in either of two layouts."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ CLASS_LISTS = {
 
 
 def open_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
-    """The split of the data at `root`, in whichever layout it is: with a folder JPEGImages VOC's, with images the plain one.
+    """Returns the index of a split of the data at `root`. Folder JPEGImages means VOC's layout, images the plain layout.
 
-    labels, problems: see `voc_index`. Raises UserError if it is in neither, or anything is missing.
+    labels, problems: see `voc_index`. Raises UserError if `root` has neither folder, or if a file is missing.
     """
     root = Path(root)
     if not root.is_dir():
@@ -41,7 +41,7 @@ def open_index(root: str | Path, split: str, labels: str | Path | None = None, p
 
 
 def class_names(classes: str) -> tuple[str, ...]:
-    """Class names in id order, by the name of a list (`CLASS_LISTS`) or from a text file; raises UserError for neither."""
+    """Returns class names in id order. `classes`: a name in `CLASS_LISTS` or a text file. Raises UserError otherwise."""
     if classes in CLASS_LISTS:
         return CLASS_LISTS[classes]
     if not Path(classes).is_file():

@@ -1,4 +1,4 @@
-"""What a method trains on: items of one image, and the batches that are made of them."""
+"""The items of a data set, one image each, and the batches that a method trains on."""
 
 from typing import Any, TypedDict, cast
 
@@ -9,9 +9,9 @@ from datasets.transforms import normalise
 
 
 class Batch(TypedDict, total=False):
-    """A batch as a method takes it, on the method's device. A key is absent where the data or the method have no such map.
+    """A batch on the method's device. A key is absent if the data lack the map or if the method does not read it.
 
-    An item of a data set has the same keys without the axis B; its image and label are uint8.
+    An item of a data set has the same keys without the axis B. The item's image and label are uint8.
     """
 
     image: torch.Tensor
@@ -27,25 +27,25 @@ class Batch(TypedDict, total=False):
     superpixel: torch.Tensor
     """(B, H, W) int32 superpixel ids, distinct across the batch; -1 = none"""
     edges: torch.Tensor
-    """(M, 2) int64: pairs of ids of adjacent superpixels, image after image"""
+    """(M, 2) int64: pairs of ids of adjacent superpixels, sorted by image"""
     edge_weights: torch.Tensor
     """(M,) float32: weights of the edges"""
     superpixel_starts: list[int]
-    """B + 1 numbers: image i has the superpixel ids from the i-th number up to the next. A list, so that no device is asked"""
+    """B + 1 numbers: image i has superpixel ids starts[i] to starts[i + 1] - 1. A list: reading it never waits for a GPU"""
     edge_starts: list[int]
-    """B + 1 numbers: image i has the edges from the i-th number up to the next"""
+    """B + 1 numbers: image i has the edges starts[i] to starts[i + 1] - 1"""
     truth: torch.Tensor
-    """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` sees them"""
+    """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` gets them"""
     labelled: "Batch"
-    """as many images with labels, drawn from the labelled split"""
+    """B more images with labels, drawn at random from the labelled split"""
 
 
 Item = Batch
 
 
 def collate(items: list[Item]) -> Batch:
-    """A batch on the CPU: images (uint8, channels last) and maps (label uint8) stacked; superpixel ids made distinct across the
-    batch, the edge lists joined. `to_device` finishes the batch."""
+    """Stacks items into a batch on the CPU: images (uint8, channels last) and maps (label uint8). Superpixel ids become
+    distinct across the batch, and edge lists are joined. `to_device` finishes the batch."""
     apart = ("image", "edges", "edge_weights", "labelled")
     stacked = default_collate([{name: value for name, value in item.items() if name not in apart} for item in items])
     batch = cast(Batch, stacked)
@@ -67,7 +67,7 @@ def collate(items: list[Item]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch of `collate` as `Batch` describes it. Images and labels travel as bytes."""
+    """Moves a batch of `collate` to the device and finishes it as `Batch` describes. Images and labels are copied as bytes."""
 
     def moved(value: Any) -> Any:
         return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, before anything is trained on it."""
+"""Checks of a data set before training."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -8,17 +8,17 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.files import UNLABELLED
-from datasets.index import Index, evenly
+from datasets.index import Index, spread_positions
 from datasets.segmentation import SegmentationDataset, present_ids
 
-MOST_READ = 2000  # images of a split that `check` reads; some seconds. tools.check_dataset reads them all
+MAX_IMAGES = 2000  # images per split that `check` reads in some seconds; tools.check_dataset reads all images
 
 
 def check(dataset: SegmentationDataset, name: str) -> set[int]:
-    """Reads images, labels and superpixel files of `dataset` (without augmentation), `MOST_READ` spread over it or all that
-    there are; name: what the progress bar says. Returns the class ids that are in the labels.
+    """Reads images, labels and superpixel files of `dataset` without augmentation. Returns the class ids in the labels.
 
-    Raises UserError at the first that is unreadable, of another size than its image, or holds an id outside the classes.
+    Reads at most `MAX_IMAGES` images, spread over the data set. name: text of the progress bar. Raises UserError at the first
+    file that is unreadable, has another size than its image, or holds an id outside the classes.
     """
 
     def read(position: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def check(dataset: SegmentationDataset, name: str) -> set[int]:
             dataset.read_graph(position)
         return present_ids(maps["label"]) if "label" in maps else np.zeros(256, bool)
 
-    positions = evenly(len(dataset), MOST_READ)
+    positions = spread_positions(len(dataset), MAX_IMAGES)
     with (
         ThreadPoolExecutor() as pool,
         tqdm(desc=f"checking {name}", total=len(positions), unit="image", leave=False, disable=None) as bar,
@@ -40,24 +40,24 @@ def check(dataset: SegmentationDataset, name: str) -> set[int]:
 
 
 def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> str | None:
-    """What is wrong with labels in `folder` that hold no other ids than `present`; None where there are two or more."""
+    """Returns a message if the labels in `folder` hold fewer than two class ids (`present`), else None."""
     if not present:
-        return f"{folder}: no pixel is labelled; everything is 255 in the images read"
+        return f"{folder}: no pixel is labelled; every pixel is 255 in the images read"
     if len(present) == 1:
         only = classes[next(iter(present))]
-        return f"{folder}: {only} is the only class in the images read; are these pictures of labels, or is unlabelled 0?"
+        return f"{folder}: {only} is the only class in the images read; unlabelled pixels must be 255, not 0"
     return None
 
 
 def list_problems(train: Index, val: Index) -> list[str]:
-    """What is wrong with the two splits' lists though every file is there: names twice in one, or in both."""
+    """Returns messages about the lists of the two splits: names that are repeated in a list or are in both lists."""
     problems = []
     for split, index in (("training", train), ("validation", val)):
         twice = [name for name, count in Counter(index.names).items() if count > 1]
         if twice:
-            problems.append(f"{twice[0]} is in the {split} list more than once ({len(twice)} names are)")
+            problems.append(f"{twice[0]} is in the {split} list more than once ({len(twice)} names are repeated)")
     held_out = set(val.names)
     leaking = [name for name in train.names if name in held_out]
     if leaking:
-        problems.append(f"{leaking[0]} is in the training and in the validation list ({len(leaking)} names are)")
+        problems.append(f"{leaking[0]} is in the training and in the validation list ({len(leaking)} names are in both)")
     return problems

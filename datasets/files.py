@@ -1,4 +1,4 @@
-"""Reading and writing of images, label maps and superpixels; every failure names the file."""
+"""Reading and writing of images, label maps and superpixels. Every error names the file."""
 
 import contextlib
 import io
@@ -18,13 +18,13 @@ from errors import UserError, extra
 
 UNLABELLED = 255
 NO_SUPERPIXEL = 65535
-MOST_PIXELS = 89_478_485  # of an image that an annotation describes; PIL warns of larger ones
+MOST_PIXELS = 89_478_485  # limit on the image size that an annotation gives; PIL warns about larger images
 
-cv2.utils.logging.setLogLevel(0)  # what it prints of a bad file, the errors below say with the file's name
+cv2.utils.logging.setLogLevel(0)  # OpenCV prints about bad files; the errors below name the file
 
 
 def _voc_palette() -> np.ndarray:
-    """The bits of an id, three at a time, from the top bits of red, green, blue down."""
+    """PASCAL VOC's palette: bit 3k + c of an id is bit 7 - k of channel c (red, green, blue)."""
     ids = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -34,35 +34,33 @@ def _voc_palette() -> np.ndarray:
 
 
 PALETTE = _voc_palette()
-"""PASCAL VOC's colours of the ids, (256, 3) uint8 RGB."""
+"""PASCAL VOC's colour of each class id, (256, 3) uint8 RGB."""
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises UserError if it is missing, unreadable, or says that it is absurdly large."""
-    # cv2.imread would print warnings of its own about a bad file, and cannot say why it failed.
+    """Reads an image as (H, W, 3) uint8 RGB. Raises UserError if the file is missing, unreadable or too large (`_sized`)."""
+    # cv2.imread would print its own warnings about a bad file, and does not say why reading failed.
     image = _decode(path, cv2.IMREAD_COLOR)
     if image is None:
-        raise UserError(f"{path}: not a readable image; replace it or take its name off the list")
+        raise UserError(f"{path}: not a readable image; replace the file or remove its name from the list")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_label(path: Path) -> np.ndarray:
-    """A label map as (H, W) uint8 class ids from a palette or grey PNG. Raises UserError if it is missing, unreadable,
-    absurdly large or in colours."""
+    """Reads a label map from a palette or grey PNG as (H, W) uint8 class ids. Raises UserError if the file is missing,
+    unreadable, too large (`_sized`) or in colours."""
     with opened_label(path) as image:
         if image.mode in ("P", "L"):
             return np.array(image)
-        what = f"{path}: a label is a palette or grey PNG of 8 bits with class ids, this is {image.mode}"
+        what = f"{path}: a label is a palette or grey PNG of 8 bits with class ids, but this is {image.mode}"
         if image.mode in ("RGB", "RGBA"):
-            raise UserError(
-                f"{what}; if its colours stand for classes, tools.check_dataset --convert writes ids (docs/data.md)"
-            )
+            raise UserError(f"{what}; if the colours stand for classes, run tools.check_dataset --convert (docs/data.md)")
         raise UserError(f"{what}: save it as 8-bit grey")
 
 
-def shown_label(path: Path) -> np.ndarray | None:
-    """`read_label` for a picture: None where there is none, or none that can be read; what trains on a label, scores it or
-    checks it tells of that."""
+def read_label_or_none(path: Path) -> np.ndarray | None:
+    """Reads a label map only to show it. Returns None for a missing or bad label. Training, evaluation and
+    tools.check_dataset report bad labels."""
     try:
         return read_label(path) if path.is_file() else None
     except UserError:
@@ -71,18 +69,18 @@ def shown_label(path: Path) -> np.ndarray | None:
 
 @contextmanager
 def opened_label(path: Path) -> Iterator[Image.Image]:
-    """A label image, to be decoded within. Raises UserError if it is missing, unreadable or absurdly large."""
+    """Opens a label image, to decode in the `with` block. Raises UserError if the file is missing, unreadable or too large."""
     try:
         with _sized(path, path) as image:
             yield image
     except FileNotFoundError as error:
         raise UserError(f"{path}: label not found") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what PIL raises on broken PNG chunks
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # PIL raises these on broken PNG chunks
         raise UserError(f"{path}: not a readable label image ({error})") from error
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
-    """Writes an (H, W) uint8 label map as a PNG in the colours of `PALETTE`, whole or not at all."""
+    """Writes an (H, W) uint8 label map as a PNG with the colours of `PALETTE`. The write is atomic."""
     image = Image.fromarray(label)
     image.putpalette(PALETTE.reshape(-1).tolist())
     with atomic_write(path) as temporary:
@@ -91,9 +89,9 @@ def write_label(path: Path, label: np.ndarray) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, whose folder is made; it becomes `path` when the block ends, and goes if that fails."""
+    """Makes the folder of `path` and yields a temporary path there. The file becomes `path` at the end; an error deletes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # shards may write one and the same file at once
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # two shards may write the same file at once
     try:
         yield temporary
         temporary.replace(path)
@@ -102,7 +100,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_superpixel(path: Path) -> np.ndarray:
-    """A superpixel map as (H, W) uint16, `NO_SUPERPIXEL` where there is none. Raises UserError if it is no 16-bit PNG."""
+    """Reads a superpixel map as (H, W) uint16, `NO_SUPERPIXEL` = none. Raises UserError if the file is not a 16-bit PNG."""
     superpixel = _decode(path, cv2.IMREAD_UNCHANGED)
     if superpixel is None or superpixel.dtype != np.uint16 or superpixel.ndim != 2:
         raise UserError(f"{path}: not a 16-bit superpixel map; delete it and run python -m tools.superpixels")
@@ -110,11 +108,11 @@ def read_superpixel(path: Path) -> np.ndarray:
 
 
 def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Superpixel edges as (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError if unreadable."""
+    """Reads superpixel edges: (M, 2) int64 pairs of ids and (M,) float32 weights. Raises UserError for a bad file."""
     try:
         with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):
             edges, weights = arrays["edges"].astype(np.int64), arrays["weights"].astype(np.float32)
-    except Exception as error:  # a damaged zip fails in many ways; each means the same to the user
+    except Exception as error:  # a damaged zip file raises many kinds of exceptions
         raise UserError(f"{path}: not a readable edge list; delete it and run python -m tools.superpixels") from error
     fitting = edges.ndim == 2 and edges.shape[1] == 2 and weights.shape == edges.shape[:1]
     if not fitting or not ((edges >= 0) & (edges < NO_SUPERPIXEL)).all() or not (np.isfinite(weights) & (weights >= 0)).all():
@@ -124,24 +122,24 @@ def read_edges(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _sized(file: Path | io.BytesIO, path: Path) -> Iterator[Image.Image]:
-    """An image of which only the header has been read. Raises UserError if it would take more memory than any photo does."""
+    """Opens an image and reads only its header. Raises UserError for an image over PIL's limit, 179 million pixels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's, of pictures half as large as it refuses, and of odd metadata
+        warnings.simplefilter("ignore")  # PIL warns about images over half its limit and about odd metadata
         try:
             image = Image.open(file)
         except Image.DecompressionBombError as error:
-            raise UserError(f"{path}: refused, a decompression bomb ({error})") from error
+            raise UserError(f"{path}: too large, perhaps a decompression bomb ({error})") from error
     with image:
         yield image
 
 
 def _decode(path: Path, flags: int) -> np.ndarray | None:
-    """OpenCV's reading of an image file; None where it cannot."""
+    """Decodes an image file with OpenCV. Returns None if that fails. Raises UserError if the file cannot be opened."""
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    # What PIL does not know, OpenCV may.
+    # PIL's errors are ignored here: OpenCV may know a format that PIL does not know.
     with contextlib.suppress(OSError, SyntaxError, ValueError), _sized(io.BytesIO(data.tobytes()), path) as image:
         if image.format == "PNG" and not _intact(image):
             return None
@@ -152,7 +150,7 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
 
 
 def _intact(png: Image.Image) -> bool:
-    """Whether what PIL checks of it is whole. Of most that is not, the library below OpenCV would print lines of its own."""
+    """Whether a PNG passes PIL's checks. For most PNGs that fail, the library under OpenCV would print its own messages."""
     try:
         png.verify()
     except (OSError, SyntaxError, ValueError):
@@ -161,28 +159,28 @@ def _intact(png: Image.Image) -> bool:
 
 
 def read_matlab(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
-    """The 2-D array that `pick` takes out of a MATLAB file's content. Raises UserError if there is none."""
+    """Returns the 2-D array that `pick` takes from the content of a MATLAB file. Raises UserError for a bad file."""
     try:
         array = np.asarray(pick(loadmat(path, squeeze_me=True)))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found") from error
-    except Exception as error:  # a damaged file fails in many ways; each means the same to the user
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise UserError(f"{path}: not a readable MATLAB label ({type(error).__name__}: {error})") from error
     if array.ndim != 2:
-        raise UserError(f"{path}: its label has {array.ndim} dimensions, two are expected")
+        raise UserError(f"{path}: the label has {array.ndim} dimensions, but two are expected")
     return array
 
 
 def read_matlab73(path: Path, name: str) -> np.ndarray:
-    """The 2-D array called `name` in a MATLAB 7.3 file, which is HDF5. Raises UserError if there is none."""
+    """Returns the 2-D array `name` of a MATLAB 7.3 file (HDF5). Raises UserError for a bad file."""
     h5py = extra("h5py")
     try:
         with h5py.File(path, "r") as file:
-            array = np.asarray(file[name]).T  # MATLAB writes columns first
+            array = np.asarray(file[name]).T  # MATLAB stores columns first
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found") from error
-    except Exception as error:  # a damaged file fails in many ways; each means the same to the user
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise UserError(f"{path}: not a readable MATLAB 7.3 file with {name} ({type(error).__name__}: {error})") from error
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.number):
-        raise UserError(f"{path}: {name} is no matrix of numbers")
+        raise UserError(f"{path}: {name} is not a matrix of numbers")
     return array

@@ -1,7 +1,7 @@
-"""The plain layout: ROOT/images and ROOT/labels with files of any names, ROOT/classes.txt.
+"""The plain layout: ROOT/images and ROOT/labels with any file names, and ROOT/classes.txt.
 
-A split is ROOT/SPLIT.txt or any path that ends in .txt, names one per line (with or without the suffix), or, where there is no
-such file, the images in ROOT/images/SPLIT.
+A split is ROOT/SPLIT.txt, or any path that ends in .txt, with one image name per line (the suffix is optional). Without a list,
+the split is the images in ROOT/images/SPLIT.
 """
 
 from pathlib import Path
@@ -21,11 +21,11 @@ from errors import UserError
 
 
 def folder_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
-    """The split `split` of the data at `root`, in the plain layout; a label has its image's path below images/, as .png.
+    """Returns the index of a split in the plain layout. A label has the path of its image below images/, but ends in .png.
 
-    labels: the folder of label PNGs, a folder of root or a path; None: images only. Raises UserError for whatever is
-    missing, an empty split, or a name that leads out of the folders; with a list of `problems`, bad names and missing images go
-    into it and are left out.
+    labels: the folder of label PNGs, a folder of root or a path; None: images only. Raises UserError for a missing file, an
+    empty split, or a name that leads out of the folders. If a list `problems` is given, messages about bad names and missing
+    images go into the list, and these images are left out.
     """
     root = Path(root)
     list_file, subfolder = split_file(root, split), root / "images" / split
@@ -35,14 +35,14 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
     elif subfolder.is_dir():
         names = tuple(name for name in images if name.startswith(f"{split}/"))
     else:
-        raise UserError(f"{root}: no split {split}: list its images in {list_file}, or put them into {subfolder}")
+        raise UserError(f"{root}: no split {split}: list the images in {list_file}, or put them into {subfolder}")
     if not names and list_file.is_file():
-        raise UserError(f"{list_file}: none of its names is one in the image folder ({(problems or [''])[-1]})")
+        raise UserError(f"{list_file}: none of its names is in the image folder ({(problems or [''])[-1]})")
     if not names:
-        raise UserError(f"{subfolder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{subfolder}: no image in it (suffixes: {', '.join(IMAGE_SUFFIXES)})")
     missing = [name for name in names if name not in images]
     if missing and (problems is None or len(missing) == len(names)):
-        raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are not)")
+        raise UserError(f"{list_file}: {missing[0]} is not among the images in {root / 'images'} ({len(missing)} are missing)")
     if missing and problems is not None:
         problems += [f"{list_file}: {name} is not among the images in {root / 'images'}" for name in missing]
         names = tuple(name for name in names if name in images)
@@ -55,13 +55,13 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """Path of every image in `folder` and below it, by its path relative to it without suffix, sorted. Raises UserError
-    where two differ in the suffix alone."""
+    """Returns the path of every image below `folder` by its name (the relative path without suffix), sorted. Raises UserError
+    if two images differ only in the suffix."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
-                raise UserError(f"{path} and {found[name].name}: two images of one name, whose label would be the same")
+                raise UserError(f"{path} and {found[name].name}: two images of one name would share a label; rename one")
             found[name] = path
     return found

@@ -1,4 +1,4 @@
-"""The one `Dataset` that reads every index, and the order in which training draws from it."""
+"""The `Dataset` that reads every index, and the order in which training draws its items."""
 
 import functools
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from datasets.transforms import Augmentation, to_tensor
 from errors import UserError
 
 LABELLED_STREAM = (1,)
-"""`SegmentationDataset.stream` of the labelled images that are drawn beside the training images."""
+"""`SegmentationDataset.stream` of the labelled images, the key `labelled` of a batch."""
 
 
 @dataclass(frozen=True)
 class Superpixels:
-    """What `tools.superpixels` writes into `folder`, image by image; `graph`: whether items have the maps and edge lists, or
-    the boundaries alone, which are much less to read."""
+    """The files that `tools.superpixels` writes into `folder`. graph: items have superpixel maps and edge lists. Without the
+    graph, items have only boundaries, which are much faster to read."""
 
     folder: Path
     graph: bool = True
@@ -41,11 +41,11 @@ class Superpixels:
         return self.folder / "edges" / f"{name}.npz"
 
     def present(self, name: str) -> bool:
-        """Whether all three files of an image are there."""
+        """Whether all three files of an image exist."""
         return all(path.is_file() for path in (self.map(name), self.boundary(name), self.edges(name)))
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Raises UserError unless the files of every name are there."""
+        """Raises UserError if a file of any name is missing."""
         missing = [name for name in names if not self.present(name)]
         if missing:
             raise UserError(
@@ -57,12 +57,12 @@ class Superpixels:
 class SegmentationDataset(Dataset):
     """The images of an index with their maps, as `Item`s.
 
-    With an augmentation, an item is drawn by the key (epoch, position) that `TrainingOrder` gives. The seed and the key decide
-    every random draw, whichever worker draws the item. Without an augmentation, the key is the position, and the item has the
-    image's own size.
-    `label` is there where the index has labels. `tags` are those of the index, else the classes of the whole label, not of the
-    crop alone. `outside` comes with an augmentation; `boundary` with superpixels; the superpixel map and its edges with their
-    graph. `labelled` is drawn from the data set of that name.
+    With an augmentation, the key of an item is (epoch, position), from `TrainingOrder`. The seed and the key decide every
+    random draw, so an item does not depend on its worker. Without an augmentation, the key is the position, and the item has
+    the image's own size.
+    An item has `label` if the index has labels. `tags` are the tags of the index, else the classes of the whole label, not of
+    the crop. An augmentation adds `outside`. Superpixels add `boundary`; with `graph`, also the superpixel map and its edges.
+    `labelled` is an item of the data set `labelled`.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class SegmentationDataset(Dataset):
         labelled: "SegmentationDataset | None" = None,
         stream: tuple[int, ...] = (),
     ):
-        """labelled: with an augmentation of its own. stream: `LABELLED_STREAM` of a labelled data set, so that its draws differ
-        from those of the data set that it stands beside."""
+        """labelled: a data set with its own augmentation. stream: `LABELLED_STREAM` for a labelled data set, so that its random
+        draws differ from the draws of the training images."""
         self.index, self.augment, self.superpixels, self.seed = index, augment, superpixels, seed
         self.labelled, self.stream = labelled, stream
 
@@ -84,13 +84,13 @@ class SegmentationDataset(Dataset):
 
     @property
     def has_graph(self) -> bool:
-        """Whether items have superpixels and their edges."""
+        """Whether items have superpixel maps and edges."""
         return self.superpixels is not None and self.superpixels.graph
 
     def read(self, position: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The image (H, W, 3) uint8 RGB and its maps (H, W): `label` uint8, `superpixel` uint16, `boundary` uint8 (0 or 1).
+        """Reads an image (H, W, 3) uint8 RGB and its maps (H, W): `label` uint8, `superpixel` uint16, `boundary` uint8 (0, 1).
 
-        Raises UserError for a file that is unreadable, of another size than the image, or with an id outside the classes.
+        Raises UserError for an unreadable file, a map of another size than the image, or an id outside the classes.
         """
         name, path = self.index.names[position], self.index.images[position]
         image = read_image(path)
@@ -101,28 +101,28 @@ class SegmentationDataset(Dataset):
             maps["boundary"] = (read_label(self.superpixels.boundary(name)) > 0).astype(np.uint8)
         for kind, array in maps.items():
             if array.shape != image.shape[:2]:
-                raise UserError(f"{path} is {_size(image)} but its {kind} map is {_size(array)}")
+                raise UserError(f"{path} is {_size(image)}, its {kind} map {_size(array)}; delete it, run tools.superpixels")
         if self.index.labels is not None:
             maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         return image, maps
 
     def rng(self, epoch: int, position: int) -> np.random.Generator:
-        """The generator of all random draws of an item."""
+        """Returns the generator of all random draws of an item."""
         return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, position), spawn_key=self.stream))
 
     def sources(self, key: int | tuple[int, int]) -> list[tuple[Index, int]]:
-        """The images that an item is made of: index and position."""
+        """Returns index and position of every image of an item."""
         epoch, position = key if isinstance(key, tuple) else (0, key)
         beside = [(self.labelled.index, self.labelled._draw(epoch, position)[0])] if self.labelled else []
         return [(self.index, position), *beside]
 
     def read_graph(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """The superpixels' edges (M, 2) int64 and their weights (M,) float32, of a data set that has them."""
+        """Reads an image's superpixel edges (M, 2) int64 and their weights (M,) float32. The data set must have a graph."""
         assert self.superpixels is not None
         return read_edges(self.superpixels.edges(self.index.names[position]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        cv2.setNumThreads(0)  # the workers are the parallelism
+        cv2.setNumThreads(0)  # the workers already run in parallel
         epoch, position = key if isinstance(key, tuple) else (0, key)
         item = self._item(position, self.rng(epoch, position))
         if self.labelled:
@@ -130,7 +130,7 @@ class SegmentationDataset(Dataset):
         return item
 
     def _draw(self, epoch: int, position: int) -> tuple[int, np.random.Generator]:
-        """The position of the image that is drawn beside another data set's item, and the generator of its augmentation."""
+        """Draws an image for the key `labelled` of an item: its position, and the generator of its augmentation."""
         rng = self.rng(epoch, position)
         return int(rng.integers(len(self))), rng
 
@@ -159,7 +159,7 @@ class SegmentationDataset(Dataset):
         return item
 
     def _tags(self, position: int, maps: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Which classes but the first the image shows, (C - 1,) bool."""
+        """Returns the classes, except the first, that the image shows: (C - 1,) bool. None: neither tags nor a label."""
         if self.index.tags is not None:
             return self.index.tags[position]
         if "label" not in maps:
@@ -168,11 +168,11 @@ class SegmentationDataset(Dataset):
 
 
 def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
-    """The label (H, W) uint8 of an image (H, W, 3). Raises UserError if it is unreadable, of another size, or holds an id
-    that is neither a class nor 255."""
+    """Reads the label (H, W) uint8 of an image (H, W, 3). Raises UserError if the label is unreadable, has another size, or has
+    an id that is neither a class nor 255."""
     label = read_label(path)
     if label.shape != image.shape[:2]:
-        raise UserError(f"{path} is {_size(label)}, its image {_size(image)}")
+        raise UserError(f"{path} is {_size(label)}, its image {_size(image)}; both need the same size")
     outside = np.flatnonzero(present_ids(label)[num_classes:UNLABELLED])
     if outside.size:
         raise UserError(
@@ -183,8 +183,8 @@ def read_fitting_label(path: Path, image: np.ndarray, num_classes: int) -> np.nd
 
 
 def present_ids(label: np.ndarray) -> np.ndarray:
-    """Which of the ids 0 to 255 a label (H, W) uint8 holds, (256,) bool."""
-    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(-1) > 0  # in half of np.bincount's time
+    """Returns which ids from 0 to 255 occur in a label (H, W) uint8: (256,) bool."""
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).reshape(-1) > 0  # takes half the time of np.bincount
 
 
 def _size(array: np.ndarray) -> str:
@@ -192,10 +192,10 @@ def _size(array: np.ndarray) -> str:
 
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Endless shuffled epochs cut into batches `first` to `steps`, this process's share of each, as lists of (epoch, position).
+    """Yields this process's share of the batches `first` to `steps` - 1, as lists of (epoch, position).
 
-    Epochs follow each other without a gap, so every batch is full however many images there are. The order depends on
-    the seed alone; of each batch of `batch_size`, process `rank` of `world`, which divides it, takes its own consecutive share.
+    Shuffled epochs follow each other without a gap, so every batch is full for any number of images. The order depends only on
+    the seed. `world`, the number of processes, divides `batch_size`. Process `rank` takes consecutive items of each batch.
     """
 
     def __init__(self, length: int, batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1, first: int = 0):
@@ -207,7 +207,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         return self.steps - self.first
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """This process's share of a batch."""
+        """Returns this process's share of a batch."""
         share = self.batch_size // self.world
         start = number * self.batch_size + self.rank * share
         draws = (divmod(draw, self.length) for draw in range(start, start + share))

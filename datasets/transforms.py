@@ -1,4 +1,4 @@
-"""The joint transform: one random affine for the image and every map that belongs to it, then changes of the colours alone."""
+"""Augmentation: one random affine transform of the image and its maps, then colour changes of the image alone."""
 
 import functools
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from torchvision.transforms.v2 import functional as colours
 
 from datasets.files import NO_SUPERPIXEL, UNLABELLED
 
-# Channel statistics of ImageNet in RGB, as torchvision's weights expect.
+# ImageNet's channel statistics in RGB, which torchvision's weights expect.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-# What lies outside the image: no label, no superpixel, and no entropy counted.
+# Values of the maps outside the image. The soft entropy does not count boundary and outside pixels.
 PADDING = {"label": UNLABELLED, "superpixel": NO_SUPERPIXEL, "boundary": 1, "outside": 1}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, rotation, flip and crop in one affine, then blur, colour jitter and greyscale of the image.
+    """Random scale, rotation, flip and crop in one affine transform; then blur, colour jitter and greyscale of the image.
 
-    crop: side of the result, pixels. scale: range of the factor. rotation: largest angle in degrees. blur_sigma: range of the
-    standard deviation in pixels. jitter_strength: see `jittered`. The others are probabilities.
+    crop: side of the result, pixels. scale: range of the factor. rotation: largest angle either way, degrees. blur_sigma: range
+    of the standard deviation, pixels. jitter_strength: see `jittered`. The other fields are probabilities.
     """
 
     crop: int
@@ -43,7 +43,7 @@ class Augmentation:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """image (H, W, 3) uint8, maps (H, W) uint8 or uint16 named as in `PADDING` -> the same, crop x crop.
 
-        The image is resampled linearly and padded with its channel mean (0 once normalised), the maps by nearest.
+        The image is resampled linearly and padded with ImageNet's mean colour (0 once normalised). Maps take the nearest pixel.
         """
         matrix = self.affine(image.shape[0], image.shape[1], rng)
         size = (self.crop, self.crop)
@@ -62,9 +62,9 @@ class Augmentation:
         return image, maps
 
     def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """A random (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers).
+        """Draws a (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers).
 
-        The crop lies anywhere inside the scaled image, or, on a side where that is smaller, the image anywhere inside the crop.
+        The crop lies anywhere inside the scaled image. Where the image is the smaller one, it lies anywhere inside the crop.
         """
         scale = rng.uniform(*self.scale)
         angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * (rng.random() < self.rotation_probability)
@@ -77,11 +77,11 @@ class Augmentation:
 
 
 def jittered(image: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """An image (H, W, 3) uint8 with changed brightness, contrast, saturation and hue, one after the other in a random order, as
-    torchvision's ColorJitter changes them.
+    """Changes brightness, contrast, saturation and hue of an image (H, W, 3) uint8 one after the other, in a random order, like
+    torchvision's ColorJitter.
 
-    strength: of brightness, contrast, saturation, hue. Each of the first three is multiplied by a factor from 1 - strength to
-    1 + strength. The hue is turned by up to strength full turns (at most 0.5) either way.
+    strength: of brightness, contrast, saturation, hue. The factor of the first three lies between 1 - strength (at least 0) and
+    1 + strength. The hue turns by up to strength full turns (at most 0.5) either way.
     """
     *factors, turn = strength
     changes: list[tuple[Callable[[torch.Tensor, float], torch.Tensor], float]] = [
@@ -99,19 +99,19 @@ def jittered(image: np.ndarray, strength: tuple[float, float, float, float], rng
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 RGB -> (3, H, W) uint8, channels last in memory as before."""
+    """(H, W, 3) uint8 RGB -> (3, H, W) uint8. The memory stays channels last."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def normalise(image: torch.Tensor) -> torch.Tensor:
-    """(..., 3, H, W) uint8 RGB -> float32 of about zero mean and unit variance, on its device and in its memory format."""
+    """(..., 3, H, W) uint8 RGB -> float32, normalised by ImageNet's statistics. Device and memory format stay the same."""
     mean, deviation = _statistics(image.device)
     return image.float().sub_(mean).div_(deviation)
 
 
 @functools.cache
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of a byte, (3, 1, 1) each; kept, since copying them to a GPU would make every step wait."""
-    with torch.inference_mode(False):  # what is made in inference mode cannot be used in training
+    """Mean and standard deviation of byte values, (3, 1, 1) each. Cached: copying them to a GPU would make every step wait."""
+    with torch.inference_mode(False):  # training cannot use a tensor made in inference mode
         mean, deviation = (torch.from_numpy(255 * values).to(device).view(3, 1, 1) for values in (MEAN, STD))
     return mean, deviation

@@ -19,11 +19,11 @@ from errors import UserError
 
 
 def voc_index(root: str | Path, split: str, labels: str | Path | None = None, problems: list[str] | None = None) -> Index:
-    """The split `split` of the data at `root`, in VOC layout: a list in ImageSets/Segmentation, or any path that ends in .txt.
+    """Returns the index of a split in VOC's layout. split: a list in ImageSets/Segmentation, or any path that ends in .txt.
 
     labels: the folder of label PNGs, a folder of root or a path; None: images only. The classes are the lines of
-    ROOT/classes.txt in id order, or VOC's 21. Raises UserError for whatever is missing, an empty split, or a name
-    that leads out of the folders; with a list of `problems`, bad names and missing images go into it and are left out.
+    ROOT/classes.txt in id order, or VOC's 21. Raises UserError for a missing file, an empty split, or a name that leads out of
+    the folders. If a list `problems` is given, messages about bad names and missing images go there; the images are left out.
     """
     root = Path(root)
     list_file = split_file(root / "ImageSets" / "Segmentation", split)

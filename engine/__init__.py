@@ -1,1 +1,1 @@
-"""What every method's run needs: checkpoints, processes, inference, metrics."""
+"""The parts that all methods share: checkpoints, processes, inference, metrics, reports."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what a stage leaves for the next, for evaluation and prediction."""
+"""Checkpoints: the files that a stage writes for the next stage, for evaluation and for prediction."""
 
 import io
 import os
@@ -14,12 +14,17 @@ from errors import Failure, UserError
 from methods import SETTINGS, build_method
 from methods.base import Method
 
+VERSION = "0.2.0"  # of CHANGELOG.md; every checkpoint holds it
+
 
 def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[str, ...], **state: object) -> None:
-    """Writes `method`'s weights, what is needed to build it again and the loop's `state` to `path`, whole or not at all,
-    however the process ends. Raises Failure if it cannot be written; what was there before is intact then."""
-    content = io.BytesIO()  # a full disk makes of torch.save's own writing two errors, one of them its destructor's
-    torch.save({"config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state}, content)
+    """Writes the weights of `method`, its settings and the loop's `state` to `path`. The file is complete or unchanged, however
+    the process ends. Raises Failure if the file cannot be written; an earlier file is intact then."""
+    content = io.BytesIO()  # on a full disk, torch.save into a file raises a second error later
+    torch.save(
+        {"version": VERSION, "config": asdict(config), "classes": list(classes), "method": method.state_dict(), **state},
+        content,
+    )
     temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as file:
@@ -28,17 +33,17 @@ def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[s
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name, too
+        os.fsync(folder)  # syncs the new name, too
         os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise Failure(f"{path} could not be written ({error.strerror}); the checkpoint before it is intact") from error
+        raise Failure(f"{path}: not written ({error.strerror}); an earlier file is intact: correct this and rerun") from error
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint, on the CPU: `config`, `classes`, `method`, and the loop's state where it is this project's
-    own; a released one (`engine.published`) is converted. Only tensors and plain values are read, no code is run. Raises
-    UserError where it is missing or neither."""
+    """Returns the content of a checkpoint on the CPU: `config`, `classes`, `method`, and the loop's state if this project wrote
+    the file. A released checkpoint is converted (`engine.published`). Only tensors and plain values are read; no code is run.
+    Raises UserError if the file is missing or is neither kind of checkpoint."""
     content = load_file(path)
     kinds = {"config": dict, "classes": list, "method": dict}
     if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
@@ -47,7 +52,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def load_weights(method: Method, content: dict, path: str | Path, classes: tuple[str, ...]) -> None:
-    """Fills `method` from a checkpoint's content. Raises UserError if that is of other classes or another network."""
+    """Fills `method` from a checkpoint's content. Raises UserError if the checkpoint has other classes or another network."""
     check_classes(content["classes"], classes, path)
     wanted, given = method.state_dict(), content["method"]
     differing = sorted(wanted.keys() ^ given.keys()) or [k for k in wanted if wanted[k].shape != given[k].shape]
@@ -57,8 +62,8 @@ def load_weights(method: Method, content: dict, path: str | Path, classes: tuple
 
 
 def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Path) -> None:
-    """Raises UserError if a checkpoint's classes are not as many as the data's, or the same in another order. Names alone
-    may differ: data sets call one class by several, and a released file has none."""
+    """Raises UserError if a checkpoint has another number of classes than the data, or the same classes in another order. Names
+    may differ, because data sets have different names for a class, and a released file has no names."""
     if len(trained) != len(classes):
         raise UserError(
             f"{path}: trained on {len(trained)} classes, the data has {len(classes)} ({', '.join(classes[:4])} ...)"
@@ -68,20 +73,21 @@ def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Pa
 
 
 def load_model(path: str | Path) -> Method:
-    """The method of a checkpoint in evaluation mode, on the CPU, ready for `predict`; its class names are `.classes`.
+    """Returns the method of a checkpoint in evaluation mode, on the CPU, ready for `predict`. Its class names are `.classes`.
 
-    Raises UserError if the file is missing or no checkpoint of this project.
+    Raises UserError if the file is missing, or is neither our checkpoint nor a released one.
     """
     return model_of(read_checkpoint(path), path)
 
 
 def model_of(content: dict, path: str | Path) -> Method:
-    """`load_model` of a checkpoint's content that was read from `path`."""
+    """Returns the method as `load_model` does, from the content of the checkpoint at `path`."""
     try:
         settings = content["config"]["method"]
         method_config, model_config = SETTINGS[settings["name"]](**settings), ModelConfig(**content["config"]["model"])
     except (TypeError, KeyError) as error:
-        raise UserError(f"{path}: written by another version of this project ({error})") from error
+        version = content.get("version", "before 0.2.0")
+        raise UserError(f"{path}: written by version {version} of this project, this is {VERSION} ({error})") from error
     method = build_method(method_config, model_config, len(content["classes"]))
     load_weights(method, content, path, tuple(content["classes"]))
     method.classes = tuple(content["classes"])
@@ -89,7 +95,7 @@ def model_of(content: dict, path: str | Path) -> Method:
 
 
 def describe(config: dict) -> str:
-    """A configuration's network in a few words."""
+    """Returns a short description of a configuration's network."""
     method, model = config.get("method", {}), config.get("model", {})
     named = [method.get("name"), method.get("network"), model.get("backbone")]
     return ", ".join(str(value) for value in named if value is not None)

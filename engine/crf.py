@@ -12,10 +12,10 @@ from ops.dense_crf import LEAST_PROBABILITY, mean_field
 
 
 def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, parameters: CrfConfig) -> torch.Tensor:
-    """Marginals of the CRF whose unary terms are -log of the probabilities.
+    """Returns the marginals of the CRF with unary terms -log(probabilities).
 
     probabilities: (C, H, W) float32 that sum to 1. image: (H, W, 3) uint8 RGB. library: torch (on the probabilities' device) or
-    pydensecrf, which agree to 1e-4 (but for what docs/evaluation.md tells). Returns (C, H, W) float32 on the same device.
+    pydensecrf. Both agree to 1e-4; docs/evaluation.md has the exception. Returns (C, H, W) float32 on the same device.
     Raises UserError if pydensecrf is not installed.
     """
     if library == "pydensecrf":
@@ -24,13 +24,13 @@ def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, paramet
 
 
 def check_parameters(library: str, parameters: CrfConfig) -> None:
-    """Raises UserError if parameters are given for no CRF."""
+    """Raises UserError if parameters are given without a CRF."""
     if library == "none" and parameters != CrfConfig():
-        raise UserError("--crf_parameters requires --crf torch or pydensecrf")
+        raise UserError("--crf_parameters requires --crf torch or --crf pydensecrf")
 
 
 def library_version() -> str:
-    """pydensecrf's version, whichever of its two packages has it."""
+    """Returns the package and the version of pydensecrf. Two packages provide it."""
     names = metadata.packages_distributions().get("pydensecrf")
     return f"{names[0]} {metadata.version(names[0])}" if names else "of no installed package"
 

@@ -1,4 +1,4 @@
-"""Probabilities of whole images: scales, flips and sliding windows, averaged."""
+"""Probabilities of whole images, averaged over scales, mirror images and sliding windows."""
 
 import math
 import sys
@@ -19,11 +19,11 @@ from ops.resizing import resize
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-GROUP = 4  # images of a split that may be predicted together
+GROUP = 4  # most images of a split in one forward pass
 
 
 def positions_of_process(length: int, process: Process) -> list[int]:
-    """This process's positions of a split: of its groups of `GROUP` that follow each other, every n-th."""
+    """Returns this process's positions in a split. Groups of `GROUP` consecutive images are dealt round-robin to processes."""
     return [position for position in range(length) if position // GROUP % process.world == process.rank]
 
 
@@ -36,12 +36,12 @@ def predict_split(
     precision: str,
     sharpen: Sharpen | None = None,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor], torch.Tensor]]:
-    """Each position of a split, its item, and the probabilities (C, H, W) of the item's "image" (3, H, W), as
-    `predict_probabilities` has them, on `device`.
+    """Yields each position, its item, and the probabilities (C, H, W) of the item's "image" (3, H, W) on `device`, from
+    `predict_probabilities`.
 
-    Images of one size that follow each other in a group of `GROUP` go through the network together, up to
-    `config.batch_pixels`. What is predicted together changes the last digits, so groups are fixed by the position in the split:
-    the digits are the same however many processes share it.
+    Consecutive images of one size in a group of `GROUP` share a forward pass, up to `config.batch_pixels`. The images in a pass
+    change the last digits of the result. The position in the split decides the group, so the digits are the same for any number
+    of processes.
     """
 
     def kind(pair: tuple[int, dict[str, torch.Tensor]]) -> tuple:
@@ -59,12 +59,12 @@ def predict_split(
 def predict_probabilities(
     predict: Predict, images: torch.Tensor, config: InferenceConfig, sharpen: Sharpen | None = None
 ) -> torch.Tensor:
-    """images (B, 3, H, W) uint8 RGB -> probabilities (B, C, H, W) float32, the mean over scales and flips.
+    """Returns probabilities (B, C, H, W) float32 of images (B, 3, H, W) uint8 RGB, the mean over scales and mirror images.
 
     predict: normalised images (B, 3, h, w) -> logits (B, C, h, w). At each scale the images are resized (align_corners=True),
-    predicted whole or window by window, and their probabilities are resized back; with `config.average` "logits", those are
-    averaged, and their softmax taken at the end. sharpen: what an image's probabilities (C, H, W) at each scale go through
-    before the mean, with the image (3, H, W) uint8 beside them; not of logits.
+    predicted whole or window by window, and the probabilities are resized back. With `config.average` "logits", the logits are
+    averaged, and the softmax follows. sharpen: a function of the probabilities (C, H, W) of an image and the image (3, H, W)
+    uint8, applied at each scale before the mean; not for logits.
     """
     normalised = normalise(images)
     height, width = images.shape[-2:]
@@ -83,23 +83,23 @@ def predict_probabilities(
 def predict_image(
     predict: Predict, image: np.ndarray, config: InferenceConfig, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """`predict_probabilities` of one image, (H, W, 3) uint8 RGB -> (C, H, W) float32 on `device`."""
+    """Returns `predict_probabilities` of one image, (H, W, 3) uint8 RGB -> (C, H, W) float32 on `device`."""
     return predict_probabilities(predict, to_tensor(image)[None].to(device), config)[0]
 
 
 def note_preset(preset: str, method: Method) -> None:
-    """Prints a note if `preset` is another method's."""
+    """Prints a note if `preset` belongs to another method."""
     if preset in METHODS and preset != method.preset:
-        print(f"note: --preset {preset} is of another method; this method's is --preset {method.preset}", file=sys.stderr)
+        print(f"note: --preset {preset} belongs to another method; this method's is --preset {method.preset}", file=sys.stderr)
 
 
 def most_likely(probabilities: torch.Tensor) -> torch.Tensor:
-    """(C, H, W) -> (H, W) int64 class ids."""
-    return probabilities.max(dim=0).indices  # argmax's, which on a CPU takes 30 times as long along the first axis
+    """Returns the most likely class ids (H, W) int64 of probabilities (C, H, W)."""
+    return probabilities.max(dim=0).indices  # argmax takes 30 times as long along the first axis on a CPU
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows that cover `side` pixels `stride` apart; the last is moved back to end with the image."""
+    """Returns the first pixels of windows that cover `side` pixels in steps of `stride`. The last ends with the image."""
     if side <= window:
         return [0]
     count = math.ceil((side - window) / stride) + 1
@@ -107,12 +107,12 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
-    """(B, 3, H, W) -> probabilities, or logits, (B, C, H, W): of the whole images or the mean over their windows, and over
+    """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), the mean over their windows (or whole images) and
     mirror images.
 
-    Windows of all go through the network together, up to `config.batch_pixels` pixels. A side shorter than the window is
-    padded with the channel mean (0). Windows may overlap unevenly, so each is weighted as it is added up: nothing but the
-    sums are held.
+    Windows of all images share forward passes, up to `config.batch_pixels` pixels. A side shorter than the window is padded
+    with the channel mean (0). Windows may overlap unevenly, so each prediction is weighted before it is added. The memory
+    holds the sums alone.
     """
     height, width = images.shape[-2:]
     rows, columns = config.window or height, config.window or width

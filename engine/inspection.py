@@ -1,7 +1,7 @@
-"""A look inside a training run: the gradient of each loss term, and what the method tells of its network.
+"""A look inside a training run: the gradient of each loss term, and the method's figures of its network.
 
-Every look repeats the run's first forward pass (its images, dropout and view) with the weights of now. A look changes nothing
-in the run. On a GPU it holds a gradient of the looked-at weights beside what a step holds.
+Every look repeats the run's first forward pass (the same images, dropout and view) with the present weights. A look changes
+nothing in the run. On a GPU, a look needs the memory of a step and of one more gradient of the inspected weights.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 
 from config import TrainConfig
 from datasets.batch import Batch, collate, to_device
-from datasets.files import UNLABELLED, shown_label
+from datasets.files import UNLABELLED, read_label_or_none
 from datasets.segmentation import SegmentationDataset
 from engine.distributed import Process, autocast, mean_over_processes
 from engine.loading import training_order
@@ -21,8 +21,8 @@ from models.layers import running_statistics_untouched
 
 
 def first_batch(train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process) -> Batch:
-    """This process's part of the run's first forward pass, as `collate` gives it, with `truth` (B, H, W) uint8: the images'
-    dense masks in the folder `masks`, 255 where there is none that fits."""
+    """Returns this process's part of the run's first forward pass, from `collate`, with `truth` (B, H, W) uint8: the dense
+    masks from the folder `masks`, 255 where an image has no mask of its size."""
     keys = training_order(len(train_set), settings, 1, 0, process).batch(0)
     batch = collate([train_set[key] for key in keys])
     batch["truth"] = torch.stack([_truth(train_set, key, masks) for key in keys])
@@ -30,10 +30,10 @@ def first_batch(train_set: SegmentationDataset, masks: Path, settings: TrainConf
 
 
 def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) -> torch.Tensor:
-    """The mask (H, W) uint8 of an image, cropped as the image is."""
+    """Returns the mask (H, W) uint8 of an image, augmented like the image."""
     index, (epoch, position) = train_set.index, key
     image, _ = train_set.read(position)
-    mask = shown_label(masks / f"{index.names[position]}.png")
+    mask = read_label_or_none(masks / f"{index.names[position]}.png")
     if mask is None or mask.shape != image.shape[:2]:
         mask = np.full(image.shape[:2], UNLABELLED, np.uint8)
     mask = np.where(mask < len(index.classes), mask, np.uint8(UNLABELLED))
@@ -42,11 +42,11 @@ def _truth(train_set: SegmentationDataset, key: tuple[int, int], masks: Path) ->
 
 
 def look_inside(method: Method, batch: Batch, process: Process, precision: str, loss_scale: float = 1.0) -> dict[str, float]:
-    """`gradient/TERM/PART`: the L2 norm of the gradient of a weighted loss term at the weights of a part (`Method.parts`); and
-    the figures of `Method.figures`, by their own names.
+    """Returns `gradient/TERM/PART`, the L2 norm of the gradient of a weighted loss term at the weights of a part
+    (`Method.parts`), and the figures of `Method.figures` under their own names.
 
-    batch: of `first_batch`. loss_scale: what fp16 multiplies losses with before backward. All processes call this together;
-    gradients and figures are means over them. The method is in training mode afterwards.
+    batch: from `first_batch`. loss_scale: factor of fp16 on losses before backward. All processes must call this together.
+    Gradients and figures are means over the processes. The method is in training mode afterwards.
     """
     method.train()
     batch = to_device(batch, process.device)
@@ -68,7 +68,7 @@ def look_inside(method: Method, batch: Batch, process: Process, precision: str, 
 
 
 def _gradient(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The gradient of a loss at all weights in a row, float32, the mean over the processes; 0 for a loss without a graph."""
+    """Returns the gradient of a loss at all weights as a float32 vector, a mean over processes; 0 without a graph."""
     if not loss.requires_grad or not weights:
         return loss.new_zeros(1)
     gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)

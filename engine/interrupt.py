@@ -5,9 +5,9 @@ from types import FrameType
 
 
 class StopRequest:
-    """Within it, SIGTERM or SIGINT is noted in `signal` instead of ending the program, so that the loop can save first; a
-    second SIGINT ends it at once. A second SIGTERM does not: a cluster may send one to us and one to the launcher, which passes
-    it on."""
+    """A context that stores SIGTERM or SIGINT in `signal` instead of ending the program, so that the loop can save first. A
+    second SIGINT ends the program at once. A second SIGTERM does not, because a cluster may send SIGTERM to the training and
+    to the launcher, and the launcher forwards it."""
 
     def __init__(self):
         self.signal: int | None = None
@@ -27,6 +27,6 @@ class StopRequest:
 
 
 def leave_to_main(worker: int) -> None:
-    """For a loader's worker: a signal sent to every process of the run is the main one's to act on."""
+    """Makes a loader worker ignore stop signals. All processes of a run get them, but only the main process acts on them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

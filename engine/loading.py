@@ -1,4 +1,4 @@
-"""Batches and images as they come from loader workers, and what becomes of workers that die or hang."""
+"""Loading of batches and images by loader workers, and errors for workers that die or hang."""
 
 import atexit
 import multiprocessing
@@ -25,11 +25,11 @@ from engine.interrupt import leave_to_main
 from errors import Failure, UserError
 
 
-class Watched(Dataset):
-    """A data set that notes which process reads which image.
+class TrackedDataset(Dataset):
+    """A data set that records which loader worker reads which image.
 
-    reading: (workers, 4) int64 in shared memory, a row for each worker: the process id; the item's epoch (-1 where the key has
-    none) and position; 1 while the worker reads the item, 0 afterwards.
+    reading: (workers, 4) int64 in shared memory. The row of a worker holds the process id; the epoch of the item (-1 if the key
+    has no epoch); the position of the item; 1 while the worker reads the item, 0 afterwards.
     """
 
     def __init__(self, dataset: SegmentationDataset, workers: int):
@@ -50,21 +50,21 @@ class Watched(Dataset):
         return item
 
     def read_by(self, pids: list[int]) -> list[Path]:
-        """The images that these processes read last; without any, those that are being read."""
+        """Returns the images that the processes `pids` read last. Without `pids`, returns all images that are being read."""
         rows = [row for row in self.reading.tolist() if (row[0] in pids if pids else row[3] == 1)]
         keys = [(epoch, position) if epoch >= 0 else position for _, epoch, position, _ in rows]
         return [index.images[position] for key in keys for index, position in self.dataset.sources(key)]
 
 
 class Loaders:
-    """A run's training batches and validation images, and what its workers read when one dies or hangs."""
+    """Training batches and validation images of a run. Errors name the files of a worker that dies or hangs."""
 
     def __init__(self, train_set: SegmentationDataset, val_set: SegmentationDataset, settings: TrainConfig, process: Process):
-        self.train_set, self.val_set = Watched(train_set, settings.workers), Watched(val_set, settings.workers)
+        self.train_set, self.val_set = TrackedDataset(train_set, settings.workers), TrackedDataset(val_set, settings.workers)
         self.settings, self.process = settings, process
 
     def training(self, steps: int, first: int) -> Iterator[Batch]:
-        """The batches of steps `first` to `steps` in order, this process's share of each, in `accumulate` parts a step."""
+        """Returns this process's share of the batches of steps `first` to `steps`, in order, in `accumulate` parts a step."""
         settings = self.settings
         order = training_order(len(self.train_set), settings, steps, first, self.process)
         pin = self.process.device.type == "cuda"
@@ -80,65 +80,65 @@ class Loaders:
         )
 
     def validation(self) -> tuple[list[int], DataLoader]:
-        """`split_images` of the validation split."""
+        """Returns `split_images` of the validation split."""
         return split_images(self.val_set, self.process, self.settings.workers, self.settings.loader_timeout)
 
     def explain_failures(self) -> AbstractContextManager[None]:
-        """`explain_failures` of both splits."""
+        """Returns `explain_failures` of both splits."""
         return explain_failures([self.train_set, self.val_set], self.settings.loader_timeout)
 
 
-def split_images(watched: Watched, process: Process, workers: int, timeout: int) -> tuple[list[int], DataLoader]:
-    """This process's positions of a split, and the items at them, one by one."""
+def split_images(watched: TrackedDataset, process: Process, workers: int, timeout: int) -> tuple[list[int], DataLoader]:
+    """Returns this process's positions in a split, and a loader of the items at these positions, one by one."""
     positions = positions_of_process(len(watched), process)
     return positions, loader(watched, workers, timeout, batch_size=None, sampler=positions)
 
 
-def loader(watched: Watched, workers: int, timeout: int, **how: Any) -> DataLoader:
-    """A DataLoader whose workers leave signals to the main process, and may take `timeout` seconds for a batch."""
+def loader(watched: TrackedDataset, workers: int, timeout: int, **how: Any) -> DataLoader:
+    """Returns a DataLoader. Its workers ignore stop signals and may take `timeout` seconds for a batch."""
     return DataLoader(
         watched,
         num_workers=workers,
         worker_init_fn=leave_to_main,
         timeout=timeout if workers else 0,
-        generator=torch.Generator(),  # else it draws from the one that the step's dropout comes from
+        generator=torch.Generator(),  # the default generator also draws the dropout of a step
         **how,
     )
 
 
 @contextmanager
-def explain_failures(watched: Sequence[Watched], timeout: int) -> Iterator[None]:
-    """Within it, a worker that dies, or takes longer than `timeout` seconds, is a Failure that names the file."""
+def explain_failures(watched: Sequence[TrackedDataset], timeout: int) -> Iterator[None]:
+    """A context that raises Failure with the file name if a worker dies or takes longer than `timeout` seconds."""
     try:
         try:
             yield
-        except (ConnectionError, EOFError):  # of the socket that batches come through: its worker has gone
-            time.sleep(1)  # for the end of that worker, which the RuntimeError below tells of
+        except (ConnectionError, EOFError):  # the worker at the other end of a socket has died
+            time.sleep(1)  # until torch raises the RuntimeError below for this worker
             raise
-    except RuntimeError as error:  # torch raises it from a signal handler, so wherever the program is
+    except RuntimeError as error:  # a signal handler of torch raises this anywhere in the program
         dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", str(error))
         if not dead and "DataLoader timed out" not in str(error):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises again at every child's end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again at the end of every child
         pids = [int(pid) for pid in dead[1].split(",")] if dead else []
         files = " or ".join(str(file) for data in watched for file in data.read_by(pids)) or "no file"
         if dead:
-            raise Failure(f"a loader worker died reading {files}: no memory left, or a file that kills its reader") from error
-        raise Failure(f"no batch came in {timeout} s; the workers are at {files}") from error
+            raise Failure(f"a loader worker died reading {files}: use fewer workers, or replace a damaged file") from error
+        raise Failure(f"no batch came in {timeout} s; the workers read {files}: check these files and the disk") from error
 
 
 @atexit.register
 def kill_workers() -> None:
-    """Ends workers that still run when the program ends. They ignore the SIGTERM (`leave_to_main`) that multiprocessing sends
-    them then, and it would wait for ever for one that hangs."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
+    """Ends workers that still run at the end of the program. Workers ignore the SIGTERM of multiprocessing (`leave_to_main`),
+    and multiprocessing would wait forever for a hanging worker."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for a killed worker
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
 def augmentation(data: DataConfig, stream: Literal["main", "labelled"] = "main") -> Augmentation:
-    """The augmentation of a stream's images, by the settings."""
+    """Returns the augmentation of the images of a stream."""
     place = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip)
     if stream not in data.photometric:
         return place
@@ -153,7 +153,7 @@ def augmentation(data: DataConfig, stream: Literal["main", "labelled"] = "main")
 
 
 def training_order(length: int, settings: TrainConfig, steps: int, first: int, process: Process) -> TrainingOrder:
-    """The images of each batch, `accumulate` batches a step."""
+    """Returns the images of each batch in order, `accumulate` batches a step."""
     parts = settings.accumulate
     return TrainingOrder(
         length, settings.batch_size // parts, steps * parts, settings.seed, process.rank, process.world, first * parts
@@ -161,15 +161,15 @@ def training_order(length: int, settings: TrainConfig, steps: int, first: int, p
 
 
 def check_batch(settings: TrainConfig, process: Process, fewest_images: int) -> None:
-    """Raises UserError if a batch does not divide, or leaves a pass with less than `fewest_images`."""
+    """Raises UserError if a batch does not divide spread_positions, or if a forward pass gets fewer than `fewest_images`."""
     if settings.batch_size % (settings.accumulate * process.world):
         raise UserError(
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "
-            f"on {process.world} processes"
+            f"on {process.world} processes: choose a multiple of {settings.accumulate * process.world}"
         )
-    apart = 1 if process.device.type == "cuda" else process.world  # on GPUs batch norm is over all processes' images
+    apart = 1 if process.device.type == "cuda" else process.world  # on GPUs, batch norm is over the images of all processes
     if settings.batch_size < settings.accumulate * apart * fewest_images:
         raise UserError(
             f"--train.batch_size {settings.batch_size} is too small: this network needs {fewest_images} images in each of "
-            f"{settings.accumulate} parts on {apart} processes"
+            f"{settings.accumulate} parts on {apart} processes: choose at least {settings.accumulate * apart * fewest_images}"
         )

@@ -1,4 +1,4 @@
-"""Scores of a split, from one confusion matrix and along the boundaries, and reading of those that were written."""
+"""Scores of a split, from a confusion matrix and along boundaries. Reads saved scores, too."""
 
 import json
 import math
@@ -17,21 +17,21 @@ MEANS = ("miou", "dice", "pixel_accuracy")
 
 
 class ConfusionMatrix:
-    """Counts of (truth, prediction) over a split; unlabelled pixels do not count."""
+    """Pixel counts over a split by truth (row) and prediction (column). Unlabelled pixels do not count."""
 
     def __init__(self, num_classes: int):
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.long)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """prediction, label: integer tensors of one shape, on one device; label is a class id or 255."""
+        """Counts pixels. prediction, label: integer tensors of one shape on one device; a label is a class id or 255."""
         classes = len(self.counts)
         counted = label != UNLABELLED
         pairs = label[counted].long() * classes + prediction[counted].long()
         self.counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 
     def scores(self, classes: Sequence[str]) -> dict:
-        """As fractions of 1: `miou`, `dice` (means over classes that occur in truth or prediction), `pixel_accuracy`, and
-        `iou` and `dice_per_class` by class name, None for a class that does not occur. NaN for a mean of nothing."""
+        """Returns fractions of 1: `miou` and `dice` (means over the classes in truth or prediction), `pixel_accuracy`, and
+        `iou` and `dice_per_class` by class name, None for a class in neither. A mean over no class is NaN."""
         counts = self.counts.double()
         hit, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
         iou = hit / (truth + predicted - hit)
@@ -47,17 +47,17 @@ class ConfusionMatrix:
 
 
 class BoundaryScores:
-    """Boundary IoU (Cheng et al., CVPR 2021) over a split: the IoU of those parts of truth and prediction that are near their
-    own boundary, within 2% of the image's diagonal. The picture's edge is a boundary; unlabelled pixels are of no class."""
+    """Boundary IoU (Cheng et al., CVPR 2021) over a split: the IoU of truth and prediction near their own boundaries. Near is
+    within 2% of the image's diagonal. The image border is a boundary. Unlabelled pixels have no class."""
 
     SHARE_OF_DIAGONAL = 0.02
 
     def __init__(self, num_classes: int):
         self.counts = torch.zeros(num_classes, 2, dtype=torch.long)
-        """pixels in both boundaries, and in either"""
+        """(C, 2) pixels near the boundary in both truth and prediction, and in either"""
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """prediction, label: (H, W) integer tensors; label is a class id or 255."""
+        """Counts pixels of an image. prediction, label: (H, W) integer tensors; a label is a class id or 255."""
         truth = label.cpu().numpy()
         predicted = np.where(truth == UNLABELLED, UNLABELLED, prediction.cpu().numpy())
         width = max(1, round(self.SHARE_OF_DIAGONAL * math.hypot(*truth.shape)))
@@ -67,7 +67,7 @@ class BoundaryScores:
                 self.counts[number] += torch.tensor([(ours & theirs).sum(), (ours | theirs).sum()])
 
     def scores(self, classes: Sequence[str]) -> dict:
-        """As fractions of 1: `boundary_iou`, the mean over classes that occur, and `boundary_iou_per_class`."""
+        """Returns fractions of 1: `boundary_iou`, the mean over the classes that occur, and `boundary_iou_per_class`."""
         hit, either = self.counts.double().unbind(dim=1)
         return {
             "boundary_iou": (hit / either).nanmean().item(),
@@ -75,16 +75,16 @@ class BoundaryScores:
         }
 
 
-SHARES = "shares.json"  # beside labels that predict.py wrote
+SHARES = "shares.json"  # predict.py writes this file beside its labels
 
 
 def label_quality(counts: np.ndarray, classes: Sequence[str]) -> dict:
-    """How far labels agree with dense masks. counts: pixels (C, C + 1) of a class in the mask (row) and of a label (column, the
-    last: unlabelled).
+    """Returns how well labels agree with dense masks. counts: (C, C + 1) pixels by class in the mask (row) and label (column;
+    the last: unlabelled).
 
     By class name, as fractions of 1: `precision_of_class`, the share of the class's labels that are right; `coverage_of_class`,
-    the share of the class's pixels that have this label; `iou_of_class`, in which an unlabelled pixel counts as missed. None
-    for a class without labels or without pixels. `miou`: the mean of the last over the classes that occur.
+    the share of the class's pixels that have the class's label; `iou_of_class`, where an unlabelled pixel counts as missed.
+    None for a class without labels or without pixels. `miou`: the mean of `iou_of_class` over the classes that occur.
     """
     pixels = torch.from_numpy(counts).double()
     hit, truth, labelled = pixels.diagonal(), pixels.sum(dim=1), pixels[:, :-1].sum(dim=0)
@@ -98,8 +98,8 @@ def label_quality(counts: np.ndarray, classes: Sequence[str]) -> dict:
 
 
 def read_label_quality(folder: Path) -> dict[str, float]:
-    """`labels/precision/CLASS` and `labels/coverage/CLASS` of what predict.py wrote to FOLDER/shares.json; empty where labels
-    were not made by it, or had no masks to be compared with. Raises UserError for a damaged file."""
+    """Returns `labels/precision/CLASS` and `labels/coverage/CLASS` from FOLDER/shares.json of predict.py. Returns an empty
+    dictionary if the file is missing or predict.py had no masks. Raises UserError for a damaged file."""
     file = folder / SHARES
     if not file.is_file():
         return {}
@@ -112,17 +112,17 @@ def read_label_quality(folder: Path) -> dict[str, float]:
             if value is not None
         }
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file}: not what predict.py writes ({error}): delete it") from error
+        raise UserError(f"{file}: damaged, or not written by predict.py ({error}): delete it") from error
 
 
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """(C, H, W) -> (H, W), 0 to 1 (all classes alike)."""
-    # Class by class, since a large photo's probabilities do not fit into memory twice.
+    """Returns the entropy of probabilities (C, H, W) as (H, W), 0 (certain) to 1 (all classes equally likely)."""
+    # Class by class, since the memory may not hold the probabilities of a large photo twice.
     return sum(torch.special.entr(of_class) for of_class in probabilities) / math.log(len(probabilities))
 
 
 def read_evaluation(folder: Path) -> dict:
-    """What evaluate.py wrote to FOLDER/metrics.json; raises UserError if there is none or it is damaged."""
+    """Returns the content of FOLDER/metrics.json from evaluate.py. Raises UserError if the file is missing or damaged."""
     file = folder / METRICS
     if not file.is_file():
         raise UserError(f"{file} not found: evaluate the run first (CHECKPOINT=RUN/best.pt sh evaluate.sh)")
@@ -136,14 +136,14 @@ def read_evaluation(folder: Path) -> dict:
             and isinstance(found["conditions"]["checkpoint_sha256"], str)
         )
         if not complete:
-            raise ValueError("it lacks scores or conditions")
+            raise ValueError("scores or conditions are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not what evaluate.py writes ({error}): evaluate the run again") from error
+        raise UserError(f"{file}: damaged, or not written by evaluate.py ({error}): evaluate the run again") from error
     return found
 
 
 def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of (H, W) bool that are at most `width` steps, diagonal ones too, from one outside or from the edge."""
+    """Returns the pixels of a mask (H, W) bool within `width` steps (also diagonal) of a pixel outside mask or image."""
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return mask & (inner == 0)
@@ -154,7 +154,7 @@ def _by_name(classes: Sequence[str], values: torch.Tensor) -> dict[str, float | 
 
 
 def table(scores: dict) -> str:
-    """Per-class IoU and Dice and their means in percent, as lines of text."""
+    """Returns IoU and Dice by class, their means, pixel accuracy and boundary IoU in percent, as lines of text."""
     width = max(len("pixel accuracy"), *(len(name) for name in scores["iou"]))
     percent = lambda value: f"{'-':>7}" if value is None else f"{100 * value:7.2f}"  # noqa: E731
     lines = [f"{'class':<{width}}  {'IoU':>7}  {'Dice':>7}"]

@@ -12,18 +12,18 @@ TILE = 192  # longer side of a tile, pixels
 GAP = 4
 CAPTION = 16
 SHEET_COLUMNS = 6
-BLANK = (235, 235, 235)  # unlabelled pixels, and tiles that there are none of
+BLANK = (235, 235, 235)  # unlabelled pixels and missing tiles
 
 
 def colour(label: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 class ids -> (H, W, 3) uint8 in the colours of `PALETTE`; 255 is light grey."""
+    """Returns class ids (H, W) uint8 as (H, W, 3) uint8 in the colours of `PALETTE`. 255 is light grey."""
     picture = PALETTE[label]
     picture[label == UNLABELLED] = BLANK
     return picture
 
 
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A label (H, W) uint8 in the colours of `PALETTE` on its faded image (H, W, 3) uint8; a dense one lets it through."""
+    """Returns a label (H, W) uint8 in the colours of `PALETTE` on its faded image (H, W, 3) uint8; translucent if dense."""
     picture = 128 + image // 2
     labelled = label != UNLABELLED
     colours = PALETTE[label[labelled]]
@@ -36,7 +36,7 @@ def picture_grid(
     columns: Sequence[str],
     titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Rows of tiles under the columns' names, each row under its title where there are titles. A tile is an image (H, W, 3)
+    """Returns rows of tiles under the column names. With `titles`, each row has a title above. A tile is an image (H, W, 3)
     uint8, a label map (H, W) uint8, or None (blank)."""
     tiles = [[None if tile is None else _tile(tile) for tile in row] for row in rows]
     sizes = [tile.size for row in tiles for tile in row if tile is not None]
@@ -61,13 +61,13 @@ def picture_grid(
 
 
 def contact_sheet(images: Sequence[np.ndarray]) -> Image.Image:
-    """Images (H, W, 3) uint8 in rows of `SHEET_COLUMNS`."""
+    """Returns a picture of the images (H, W, 3) uint8 in rows of `SHEET_COLUMNS`."""
     rows = [images[start : start + SHEET_COLUMNS] for start in range(0, len(images), SHEET_COLUMNS)]
     return picture_grid(rows, [""] * min(SHEET_COLUMNS, len(images)))
 
 
 def shrunk(array: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) uint8, a label map (H, W) uint8 or numbers (H, W) float, no larger than a tile shows it."""
+    """Returns an image (H, W, 3) uint8, a label map (H, W) uint8 or numbers (H, W) float, reduced to the size of a tile."""
     factor = TILE / max(array.shape[:2])
     if factor >= 1:
         return array

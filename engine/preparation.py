@@ -1,4 +1,4 @@
-"""What a training run is made of, built or taken up again before its first step."""
+"""Builds or resumes a training run before its first step."""
 
 import math
 import os
@@ -17,8 +17,8 @@ from datasets import open_index
 from datasets.batch import Batch
 from datasets.check import check, few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import shown_label
-from datasets.index import evenly, resolve_folder
+from datasets.files import read_label_or_none
+from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import LABELLED_STREAM, SegmentationDataset, Superpixels
 from engine import distributed
 from engine.checkpoint import check_classes, load_model, load_weights, read_checkpoint
@@ -38,16 +38,16 @@ Shown = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]  # caption,
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with its weights."""
+    """Progress of a run, saved with its weights."""
 
     step: int = 0
-    """steps that are done"""
+    """number of finished steps"""
     best: float = -math.inf
     """highest validation mIoU"""
     skipped: int = 0
-    """steps left out because their loss was not finite"""
+    """number of non-finite steps that were skipped"""
     validated: bool = True
-    """whether the validation that is due after `step` is done"""
+    """whether the validation due after `step` is finished"""
 
 
 @dataclass
@@ -59,32 +59,32 @@ class Run:
     out: Path
     classes: tuple[str, ...]
     steps: int
-    """steps in all"""
+    """number of steps of the whole run"""
     images: int
-    """of the training split"""
+    """number of training images"""
     validate_every: int
     """steps between validations"""
     method: Method
     model: torch.nn.Module
-    """the method, or on several processes what averages its gradients"""
+    """the method; on several processes, inside DistributedDataParallel"""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
     progress: Progress
     loaders: Loaders
     batches: Iterator[Batch]
-    """of the steps that are left"""
+    """batches of the remaining steps"""
     inspected: Batch
-    """what `engine.inspection` looks at"""
+    """batch for `engine.inspection`"""
     finite: FiniteCheck
     log: Log | None
-    """of the main process"""
+    """None except on the main process"""
     shown: list[Shown]
-    """images of the picture grid, of the main process"""
+    """images of the picture grid; empty except on the main process"""
 
     @property
     def stateful(self) -> dict[str, Any]:
-        """What has a state of its own beside the method, by its name in a checkpoint."""
+        """Returns name in a checkpoint -> part with a state, beside the method."""
         return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
 
     def epoch(self, step: int) -> float:
@@ -93,9 +93,9 @@ class Run:
 
 
 def prepare(config: Config, process: distributed.Process) -> Run:
-    """Builds the run that `config` describes, or takes up the one in OUT where it stopped; the main process prints what it is.
+    """Builds the run of `config`, or resumes the run in OUT. The main process prints a summary.
 
-    Raises UserError for settings or data that cannot be trained with.
+    Raises UserError for settings or data that training cannot use.
     """
     settings, data, device, out = config.train, config.data, process.device, Path(config.out)
     restarted = distributed.max_over_processes(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")) > 0
@@ -126,15 +126,15 @@ def prepare(config: Config, process: distributed.Process) -> Run:
         load_weights(method, unfinished, out / "last.pt", classes)
     shown, label_quality = [], {}
     if process.is_main:
-        for note in chain(list_problems(train_set.index, val_set.index), odd_labels(train_set, val_set, data)):
+        for note in chain(list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)):
             print(f"note: {note}")
-        shown = read_shown(train_set, val_set, data)
+        shown = read_grid_images(train_set, val_set, data)
         label_quality = read_label_quality(resolve_folder(Path(data.root), data.labels))
         start(config, origin(config, train_set, val_set), process.world, str(device), progress.step)
     distributed.wait_for_all()
 
     for network in filter(None, (method, teacher)):
-        distributed.place(network, device)
+        distributed.move_to_device(network, device)
     if config.compile:
         compile_backbone(method)
     model: torch.nn.Module = method
@@ -177,7 +177,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
 
 
 def describe(run: Run, val_images: int) -> None:
-    """Prints what is trained, in a line."""
+    """Prints a summary of the run in one line."""
     weights = sum(weight.numel() for weight in trained_weights(run.method))
     resuming = f"resuming after step {run.progress.step} of " if run.progress.step else ""
     print(
@@ -188,27 +188,27 @@ def describe(run: Run, val_images: int) -> None:
 
 
 def be_deterministic() -> None:
-    """Makes torch choose reproducible algorithms, and raise where it has none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it before its first call
+    """Makes torch choose reproducible algorithms, and raise an error where none exists."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it in its first call
     torch.use_deterministic_algorithms(True)
 
 
 def compile_backbone(method: Method) -> None:
-    """Has torch.compile make the backbone's kernels at its first pass; where it cannot, the backbone runs as it is."""
+    """Makes torch.compile compile the backbone in its first pass. If this fails, the backbone runs uncompiled."""
     torch._dynamo.config.suppress_errors = True
-    torch._functorch.config.donated_buffer = False  # else no second backward pass, as engine/inspection.py takes
+    torch._functorch.config.donated_buffer = False  # engine/inspection.py repeats the backward pass
     method.network.backbone.compile()
 
 
 def open_training(config: Config, method: Method, process: distributed.Process) -> SegmentationDataset:
-    """The training images with what `method` reads of them. Raises UserError for what is missing."""
+    """Returns the training images with the maps that `method` reads. Raises UserError for missing data."""
     data, reads, seed = config.data, method.reads, config.train.seed
     tags_of_labels = "tags" in reads and data.tags == "labels"
     index = open_index(data.root, data.train_split, data.labels if "label" in reads or tags_of_labels else None)
     if data.tags == "labels":
         index = replace(index, tags=None)
     elif index.tags is None:
-        raise UserError(f"--data.tags file: {data.root}/tags.json is missing, or lists none of split {data.train_split}")
+        raise UserError(f"--data.tags file: {data.root}/tags.json is missing, or lists no image of split {data.train_split}")
     labelled = None
     if "labelled" in reads:
         if data.labelled.split is None:
@@ -220,8 +220,8 @@ def open_training(config: Config, method: Method, process: distributed.Process) 
 
 
 def load_teacher(config: Config, method: Method, classes: tuple[str, ...]) -> Method | None:
-    """The network of --teacher in evaluation mode, without gradients. Raises UserError where the method needs one and has none,
-    or has one and takes none."""
+    """Returns the network of --teacher in evaluation mode, without gradients, or None. Raises UserError if a method that needs
+    a teacher has none, or if a method without teacher is given one."""
     if ("teacher" in method.reads) != (config.teacher is not None):
         needs = "needs a teacher: name a checkpoint by" if config.teacher is None else "takes no teacher: leave out"
         raise UserError(f"method {config.method.name} {needs} --teacher")
@@ -235,8 +235,8 @@ def load_teacher(config: Config, method: Method, classes: tuple[str, ...]) -> Me
 def find_superpixels(
     data: DataConfig, method: Method, names: tuple[str, ...], process: distributed.Process
 ) -> Superpixels | None:
-    """The superpixels of the training images, where `method` takes some. Raises UserError if it cannot do without what is
-    missing, and says so where it can."""
+    """Returns the superpixels of the training images, or None. If superpixels are missing, raises UserError if `method` needs
+    the graph, and prints a note if `method` reads the boundaries alone."""
     if not method.reads & {"boundary", "superpixel"}:
         return None
     folder = resolve_folder(Path(data.root), data.superpixels)
@@ -246,14 +246,14 @@ def find_superpixels(
         return superpixels
     remedy = f"python -m tools.superpixels {data.root} --split {data.train_split} --out {folder}"
     if "superpixel" in method.reads:
-        raise UserError(f"superpixels {folder} not found, whose edges a loss needs: run {remedy}")
+        raise UserError(f"superpixels {folder} not found; a loss needs their edges: run {remedy}")
     if process.is_main:
-        print(f"note: no superpixels at {folder}: losses off their boundaries count every pixel ({remedy} makes them)")
+        print(f"note: no superpixels at {folder}: losses count every pixel, also at boundaries; to make superpixels: {remedy}")
     return None
 
 
-def odd_labels(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> Iterator[str]:
-    """What is odd about the splits' labels, one after the other; raises UserError for what cannot be read or does not fit."""
+def label_notes(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> Iterator[str]:
+    """Yields notes on suspicious labels of the splits. Raises UserError for unreadable labels or a wrong size."""
     splits = [(train_set, data.train_split), (train_set.labelled, data.labelled.split), (val_set, data.val_split)]
     for dataset, split in splits:
         if dataset is None or split is None:
@@ -266,13 +266,13 @@ def odd_labels(train_set: SegmentationDataset, val_set: SegmentationDataset, dat
 
 
 def trained_weights(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights that training changes."""
+    """Returns the weights that training changes."""
     return [weight for weight in module.parameters() if weight.requires_grad]
 
 
 def build_optimizer(method: Method, settings: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; one kernel for all weights of a group: the backbone's, and all others at
-    `head_lr_factor` times the rate."""
+    """Returns SGD with momentum, or AdamW, with one fused kernel for each of two groups: the weights of the backbone, and all
+    other weights at `head_lr_factor` times the rate."""
     rate = settings.lr * settings.lr_factor
     backbone = trained_weights(method.network.backbone)
     ours = set(backbone)
@@ -283,13 +283,15 @@ def build_optimizer(method: Method, settings: TrainConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
-def read_shown(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> list[Shown]:
-    """Caption, image, label and truth (None where there is none) of the training and validation images in the picture grid."""
+def read_grid_images(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> list[Shown]:
+    """Returns caption, image, label and truth (None if missing) of the images in the picture grid."""
     rows = []
     for dataset, split in ((train_set, data.train_split), (val_set, data.val_split)):
-        for position in evenly(len(dataset), PICTURES // 2):
+        for position in spread_positions(len(dataset), PICTURES // 2):
             name = dataset.index.names[position]
-            label = shown_label(dataset.index.labels[position]) if dataset is train_set and dataset.index.labels else None
-            truth = shown_label(resolve_folder(Path(data.root), data.truth) / f"{name}.png")
+            label = (
+                read_label_or_none(dataset.index.labels[position]) if dataset is train_set and dataset.index.labels else None
+            )
+            truth = read_label_or_none(resolve_folder(Path(data.root), data.truth) / f"{name}.png")
             rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
     return rows

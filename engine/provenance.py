@@ -1,4 +1,4 @@
-"""Where a result comes from: hashes, versions, and the record beside what a tool writes."""
+"""Where a result comes from: hashes, versions, and the record beside the files of a tool."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, with "-dirty" after it where files differ from it; None outside a git checkout."""
+    """Returns the commit of the running code, with "-dirty" if files differ from the commit; None outside a git checkout."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -31,13 +31,13 @@ def commit() -> str | None:
 
 
 def relative(argument: str) -> str:
-    """An argument of a command, an absolute path in it made relative: records name no machine's folders."""
+    """Returns a command's argument with an absolute path made relative, so that records name no folders of a machine."""
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return flag + equals + os.path.relpath(value) if value.startswith("/") else argument
 
 
 def circumstances() -> dict:
-    """What a result depends on beside its settings: the command, the code's commit and the versions of what it runs on."""
+    """Returns what a result depends on beside its settings: command, commit, and versions of Python and the libraries."""
     versions = {module.__name__: str(module.__version__) for module in (torch, torchvision, np, cv2)}
     return {
         "command": shlex.join(map(relative, sys.orig_argv)),
@@ -47,17 +47,17 @@ def circumstances() -> dict:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def lines_sha256(lines: Iterable[object]) -> str:
-    """The SHA-256 of these as lines of text, in hexadecimal."""
+    """Returns the SHA-256 of `lines` as lines of text, in hexadecimal."""
     return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
 
 
 def read_record(record: Path) -> dict | None:
-    """The content of a record that `claim` wrote; None where there is none that can be read."""
+    """Returns the content of a record of `open_output_folder`, or None if the record is missing or damaged."""
     try:
         there = json.loads(record.read_text()) if record.is_file() else None
     except ValueError:
@@ -65,11 +65,11 @@ def read_record(record: Path) -> dict | None:
     return there if isinstance(there, dict) else None
 
 
-def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
-    """Makes the folder of `record`, a JSON of the conditions (and notes) that the files in it are made under; or finds it made
-    under the same conditions, so that a later call may go on in it.
+def open_output_folder(record: Path, conditions: dict, notes: dict | None = None) -> None:
+    """Makes the folder of `record` and writes the conditions (and notes) of its files to `record`, as JSON. If the folder has
+    the same conditions already, a later call may continue in the folder.
 
-    Raises UserError if the folder holds files of other conditions, or of something else.
+    Raises UserError if the folder has other conditions, or holds other files.
     """
     conditions = json.loads(json.dumps(conditions))
     out = record.parent
@@ -80,11 +80,11 @@ def claim(record: Path, conditions: dict, notes: dict | None = None) -> None:
     if holds - {record.name}:
         there = read_record(record)
         if there is None:
-            raise UserError(f"{out} holds something else already: choose another --out")
+            raise UserError(f"{out} holds other files already: choose another --out")
         differing = [name for name, value in conditions.items() if name not in there or there[name] != value]
         if differing:
             raise UserError(
-                f"{out} was made with another {', '.join(differing)}: delete it, or choose another folder "
+                f"{out} was made with another {', '.join(differing)}: delete the folder, or choose another folder "
                 "(--out; PSEUDO_LABELS or SUPERPIXELS of the stage scripts)"
             )
         return

@@ -1,8 +1,8 @@
-"""The checkpoints that the papers' authors released: which network a file holds, and its weights under our names.
+"""Checkpoints released by the papers' authors: recognises the network in a file, and gives the weights our names.
 
 Each method lists the published names of its weights (`Method.published`).
 
-What is read is tensors and plain values; a file that would need anything run to be read is refused.
+Only tensors and plain values are read. A file that needs code to be run is refused.
 """
 
 import pickle
@@ -20,14 +20,14 @@ from datasets import CLASS_LISTS
 from errors import UserError
 from methods import METHODS
 
-# A weight that only that network has -> what it is called; these are recognised, but there is no such network here.
-OTHERS = {
+# Weight that only this network has -> the network's name. The networks are recognised, but not built here.
+UNSUPPORTED = {
     "head.b0.0.weight": "CISC-R's DeepLabv3+",
     "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
 }
 
-# Blocks of layer3, and whether they are bottlenecks, -> name.
-DEPTHS = {
+# (number of blocks in layer3, whether the blocks are bottlenecks) -> name.
+RESNET_OF_BLOCKS = {
     (2, False): "resnet18",
     (6, False): "resnet34",
     (6, True): "resnet50",
@@ -37,9 +37,9 @@ DEPTHS = {
 
 
 def load_file(path: str | Path) -> object:
-    """A PyTorch file's content on the CPU: tensors, plain values and numpy's numbers and arrays of numbers.
+    """Returns the content of a PyTorch file on the CPU: tensors, plain values, and numpy numbers and arrays of numbers.
 
-    Nothing else is allowed in it. Raises UserError if it is missing, unreadable, or holds anything else.
+    Raises UserError if the file is missing, unreadable, or holds anything else.
     """
     try:
         with _numpy_values():
@@ -47,38 +47,38 @@ def load_file(path: str | Path) -> object:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} not found: train the stage that writes it first") from error
     except pickle.UnpicklingError as error:
-        # torch's message goes on about how to read the file all the same, which would run what is in it.
+        # The rest of torch's message says how to read the file anyway, which would run its code.
         reasons = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
         reason = (reasons or str(error).splitlines())[0][:160]
         raise UserError(f"{path}: not a readable checkpoint, or holds more than tensors and numbers ({reason})") from error
-    except Exception as error:  # torch.load raises many kinds; each means that the file is no checkpoint
+    except Exception as error:  # torch.load raises many kinds of errors for a bad file
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
 
 
 def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
-    """A published file's content -> a checkpoint of ours: `config`, `classes`, `method`.
+    """Returns a published file's content as a checkpoint of this project: `config`, `classes`, `method`.
 
-    shrink: of the random walk, which no weight tells. Raises UserError for a file of no network that is built here.
+    shrink: shrink of the random walk, which the weights do not show. Raises UserError for a network that is not built here.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
     if not tensors or not state:
-        raise UserError(f"{path}: neither a checkpoint of this project nor one that its papers' authors released")
+        raise UserError(f"{path}: neither a checkpoint of this project nor one released by the papers' authors")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    for key, name in OTHERS.items():
+    for key, name in UNSUPPORTED.items():
         if key in state:
-            raise UserError(f"{path}: the weights of {name}, which this project does not build yet")
+            raise UserError(f"{path}: holds the weights of {name}; this project does not have this network yet")
     published = next((known[key] for known in (m.published for m in METHODS.values()) for key in known if key in state), None)
     if published is None and {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
     if published is None:
-        raise UserError(f"{path}: holds weights, but of no network that is known here (its first is {next(iter(state))})")
+        raise UserError(f"{path}: holds weights of an unknown network (first weight: {next(iter(state))})")
     names, classifier = published.names, published.classifier
     if classifier not in state or state[classifier].ndim != 4:
-        raise UserError(f"{path}: not complete, {classifier} is missing")
+        raise UserError(f"{path}: incomplete, the weight {classifier} is missing or has another shape")
     settings = asdict(published.settings(state))
     if shrink != 1 and settings.get("network") != "random_walk":
-        raise UserError(f"{path}: --shrink is for the random walk; this network has none")
+        raise UserError(f"{path}: --shrink is for the random walk, and this network has none: leave out --shrink")
     if "shrink" in settings:
         settings["shrink"] = shrink
     classes = _classes(state[classifier].shape[0])
@@ -93,26 +93,26 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
 
 
 def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> str:
-    """The name of the ResNet under `prefix`."""
+    """Returns the name of the ResNet under `prefix`. Raises UserError for an unknown ResNet."""
     blocks = len({key.split(".")[1] for key in (k.removeprefix(prefix) for k in state) if key.startswith("layer3.")})
-    depth = DEPTHS.get((blocks, f"{prefix}layer3.0.conv3.weight" in state))
+    depth = RESNET_OF_BLOCKS.get((blocks, f"{prefix}layer3.0.conv3.weight" in state))
     if depth is None:
-        raise UserError(f"{path}: its backbone is no ResNet that is known here ({blocks} blocks in layer3)")
+        raise UserError(f"{path}: the backbone is not a known ResNet ({blocks} blocks in layer3)")
     return depth
 
 
 def _classes(count: int) -> list[str]:
-    """The names of the data set with so many classes, or numbers where there is none, or more than one."""
+    """Returns the class names of the data set with `count` classes, or numbers if no or several data sets have this count."""
     lists = [names for names in CLASS_LISTS.values() if len(names) == count]
     return list(lists[0]) if len(lists) == 1 else [str(number) for number in range(count)]
 
 
 @contextmanager
 def _numpy_values() -> Iterator[None]:
-    """Allows numpy's numbers: scalars and arrays of float32, float64, int32, int64 and bool.
+    """Allows torch.load to read numpy scalars and arrays of float32, float64, int32, int64 and bool.
 
-    A released CC4S file holds `best_pred` as a tuple of two numbers and an array (its train_seg_UR.py, line 231). numpy 2 moved
-    the functions that make them; the files name the old path or the new one.
+    A released CC4S file holds `best_pred` as a tuple of two numbers and an array (the release's train_seg_UR.py, line 231).
+    numpy 2 moved the functions that make these values. A file names the old path or the new path.
     """
     functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
     paths = [(call, f"numpy.{core}.multiarray.{name}") for name, call in functions.items() for core in ("core", "_core")]

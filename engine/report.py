@@ -1,4 +1,4 @@
-"""report.html of a training run or an evaluation: one file, nothing outside it."""
+"""report.html of a training run or an evaluation: one file that loads no other file."""
 
 import base64
 import io
@@ -26,21 +26,21 @@ NOT_LOSSES = ("step", "epoch", "lr")
 
 @dataclass
 class Shown:
-    """An evaluated image as the report shows it."""
+    """An evaluated image in the size of the report."""
 
     name: str
     miou: float
-    """of this image alone, a fraction of 1"""
+    """mIoU of this image alone, a fraction of 1"""
     image: np.ndarray
     """(H, W, 3) uint8 RGB"""
     scribbles: np.ndarray | None
-    """(H, W) uint8"""
+    """(H, W) uint8 class ids, 255 = unlabelled"""
     prediction: np.ndarray
-    """(H, W) uint8"""
+    """(H, W) uint8 class ids"""
     truth: np.ndarray
-    """(H, W) uint8"""
+    """(H, W) uint8 class ids, 255 = unlabelled"""
     entropy: np.ndarray
-    """(H, W) float, of the predicted probabilities, 0 to 1 (1: all classes alike)"""
+    """(H, W) float, entropy of the predicted probabilities, 0 (certain) to 1 (all classes equally likely)"""
 
 
 def training_report(run: Path) -> None:
@@ -68,7 +68,7 @@ def training_report(run: Path) -> None:
     pictures = []
     if (run / "pictures.png").is_file():
         with Image.open(run / "pictures.png") as grid:
-            legend = "Training and validation images after the last validation; grey is unlabelled, or not there."
+            legend = "Training and validation images after the last validation. Grey: unlabelled, or no label map."
             pictures.append({"title": "Pictures", "legend": legend, "colours": [], "picture": _embed(grid)})
     described = yaml.safe_load(config)
     lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"
@@ -85,20 +85,20 @@ def training_report(run: Path) -> None:
 
 
 def _label_table(lines: list[dict]) -> dict | None:
-    """Precision and coverage by class of the pseudo-labels that the run was trained on; None where no masks are known."""
+    """Returns precision and coverage by class of the run's pseudo-labels, or None if the run has none or no masks exist."""
     first = next((line for line in lines if line["step"] == 0), {})
     kinds = ("precision", "coverage")
     names = dict.fromkeys(key.split("/", 2)[2] for key in first if key.startswith("labels/"))
     if not names:
         return None
     rows = [[{"text": name}, *({"text": _percent(first.get(f"labels/{kind}/{name}"))} for kind in kinds)] for name in names]
-    columns = ["class", "labels that are right", "pixels of the class rightly labelled"]
+    columns = ["class", "precision: labels that are right", "coverage: pixels with the right label"]
     return {"title": "Pseudo-labels against the masks", "columns": columns, "rows": rows}
 
 
 def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], compared: tuple[str, dict] | None = None) -> None:
-    """Writes OUT/report.html. record: what metrics.json holds. shown: images under their headings.
-    compared: the name and metrics.json of another evaluation, for the table."""
+    """Writes OUT/report.html. record: the content of metrics.json. shown: images by section heading.
+    compared: name and content of metrics.json of another evaluation, for the table."""
     classes = list(record["iou"])
     figures = {
         "mIoU": _percent(record["miou"]),
@@ -109,11 +109,11 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
     }
     seen: set[str] = set()
     parts = {}
-    for title, some in shown.items():  # an image of a small split may be of several kinds
+    for title, some in shown.items():  # in a small split, an image may be in several sections
         parts[title] = [one for one in some if one.name not in seen]
         seen |= {one.name for one in some}
     colours = [(name, "rgb({}, {}, {})".format(*PALETTE[number])) for number, name in enumerate(classes)]
-    legend = "Each with its own mIoU. Errors in red; entropy from dark (certain) to yellow (all classes alike)."
+    legend = "Each image has its own mIoU. Errors are red. Entropy: dark is certain, yellow is all classes equally likely."
     pictures = [
         {"title": title, "legend": legend, "colours": colours, "picture": _embed(_grid(part))}
         for title, part in parts.items()
@@ -134,12 +134,12 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) float in [0, 1] -> (H, W, 3) uint8, dark to yellow."""
+    """Returns values (H, W) float in [0, 1] as colours (H, W, 3) uint8 from dark to yellow."""
     return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Where a prediction (H, W) is wrong: (H, W, 3) uint8, unlabelled pixels white."""
+    """Returns the errors of a prediction (H, W) as (H, W, 3) uint8: wrong pixels red, unlabelled pixels white."""
     picture = np.where((prediction == truth)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
     picture[truth == UNLABELLED] = VOID
     return picture
@@ -166,7 +166,7 @@ def _grid(shown: Sequence[Shown]) -> Image.Image:
 
 
 def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
-    """Per-class scores as header and rows of cells, with the difference from another evaluation's IoU."""
+    """Returns scores by class as header and rows of cells, with the difference from the IoU of another evaluation."""
     other = compared[1]["iou"] if compared else {}
     columns = ["class", "IoU", "Dice", "boundary IoU"] + ([f"IoU of {compared[0]}", "difference"] if compared else [])
     rows = []
@@ -183,7 +183,7 @@ def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
     return {"title": "Classes", "columns": columns, "rows": rows}
 
 
-# A figure that `engine.inspection` writes -> the curve's title and its axis; a figure that is not here has its own name.
+# Figure of `engine.inspection` -> title and axis of its curve. Other figures use their own name.
 TITLES = {
     "walk/gamma": ("Walk: gamma, the weight of the walked features", "gamma"),
     "walk/energy_deviation": ("Walk: standard deviation of the energies", "deviation"),
@@ -192,7 +192,7 @@ TITLES = {
 
 
 def _inside(lines: list[dict]) -> dict[str, str]:
-    """Title -> curves of what the run's looks inside have found."""
+    """Returns title -> curves of the figures from the looks inside the run."""
     looks = [line for line in lines if any(key.startswith("gradient/") for key in line)]
     if not looks:
         return {}
@@ -215,7 +215,7 @@ def _inside(lines: list[dict]) -> dict[str, str]:
 
 
 def _plot(lines: list[dict], keys: list[str], ylabel: str, scale: str = "linear") -> str:
-    """Curves over steps, as a data URL. On a log scale, values of 0 have no point."""
+    """Returns curves over steps as a data URL. A log scale has no points for values of 0."""
     figure, axis = plt.subplots(figsize=(9, 3), layout="constrained")
     for key in keys:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
@@ -237,7 +237,7 @@ def _plot(lines: list[dict], keys: list[str], ylabel: str, scale: str = "linear"
 
 
 def _embed(picture: Image.Image) -> str:
-    """A picture as a data URL."""
+    """Returns a picture as a data URL."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", optimize=True)
     return _data_url(buffer)

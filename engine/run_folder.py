@@ -1,4 +1,4 @@
-"""A run's folder: going on from what is in it, starting over, and what a run writes into it."""
+"""The run folder: resuming a run, starting over, and the files that a run writes."""
 
 import fcntl
 import json
@@ -24,46 +24,46 @@ from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances, file_sha256, lines_sha256
 from errors import UserError
 
-# What may change between a run's beginning and its going on, since no weight depends on it (of a step that has finite losses).
-FREE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout", "train.inspect_steps")
+# Settings that may change when a run resumes. No weight depends on them, if all losses are finite.
+CHANGEABLE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout", "train.inspect_steps")
 
-# What predict.py and the tools write beside labels, to say how they were made.
+# Files that predict.py and the tools write beside labels, to record how the labels were made.
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
 
 
 def read_unfinished(config: Config, restarted: bool) -> dict | None:
-    """The content of OUT/last.pt, to go on from; None where OUT holds no run, or with `fresh`, unless torchrun has `restarted`
-    the command and this is the run that it began.
+    """Returns the content of OUT/last.pt to resume from, or None if OUT holds no run. With `fresh`, returns None, except if
+    torchrun has `restarted` the command and OUT holds the run of this command.
 
-    Raises UserError if that run had other settings, naming them, or where OUT holds a checkpoint but no run.
+    Raises UserError with the settings that differ from the run in OUT, or if OUT holds a checkpoint but no run.
     """
     last = Path(config.out) / "last.pt"
     if config.fresh and not restarted:
         return None
     if not last.exists():
-        if (last.parent / "best.pt").exists():  # training saves last.pt first
+        if (last.parent / "best.pt").exists():  # training writes last.pt before best.pt
             raise UserError(f"{config.out} holds best.pt without last.pt: choose another --out, or --fresh to delete it")
         return None
     content = read_checkpoint(last)
-    if config.fresh and not content["config"].get("fresh"):  # it did not come so far as to delete another's
+    if config.fresh and not content["config"].get("fresh"):  # an older run, which the command did not delete before the restart
         return None
     was, now = _flat(content["config"]), _flat(asdict(config))
-    differing = sorted(key for key in was.keys() | now.keys() if key not in FREE and was.get(key) != now.get(key))
+    differing = sorted(key for key in was.keys() | now.keys() if key not in CHANGEABLE and was.get(key) != now.get(key))
     if differing:
         changes = ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in differing)
         raise UserError(
             f"{config.out} holds a run with different settings ({changes}): choose another --out, or --fresh to delete it"
         )
     if "optimizer" not in content:
-        raise UserError(f"{last} is no training state: choose another --out, or --fresh to delete it")
+        raise UserError(f"{last} has no training state: choose another --out, or --fresh to delete it")
     return content
 
 
 def start(config: Config, made_from: dict, process_count: int, device: str, first: int) -> None:
-    """Makes OUT, or for `first` > 0 takes it up again: config.yaml, and run.json, which tells what is needed to repeat the run.
+    """Makes OUT, or reopens OUT if `first` > 0. Writes config.yaml and run.json. run.json has what is needed to repeat the run.
 
-    made_from: what `origin` says. Raises UserError if OUT cannot be written, where another process trains in it, or where
-    the run was begun from something else.
+    made_from: the result of `origin`. first: the step to start at. Raises UserError if OUT cannot be written, if another
+    process trains in OUT, or if the run began from other data or checkpoints.
     """
     out = Path(config.out)
     try:
@@ -73,7 +73,7 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
             for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
                 for file in out.glob(old):
                     file.unlink()
-            labelled = out / "pseudo_labels"  # by the checkpoint that is gone now; a stage 2 would be refused
+            labelled = out / "pseudo_labels"  # of the deleted checkpoint; stage 2 would refuse these labels
             reads_them = resolve_folder(Path(config.data.root), config.data.labels).resolve() == labelled.resolve()
             if (labelled / "pseudo_labels.json").is_file() and not reads_them:
                 shutil.rmtree(labelled)
@@ -81,11 +81,11 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
         changed = [name for name, now in made_from.items() if record.get(name, now) != now]
         if changed:
             raise UserError(
-                f"{out} holds a run whose {' and '.join(changed)} changed since (its run.json tells from what): choose another "
-                "--out, or --fresh to delete it"
+                f"{out} holds a run whose {' and '.join(changed)} changed since it began (hashes in run.json): choose "
+                "another --out, or --fresh to delete it"
             )
         with atomic_write(out / "config.yaml") as temporary:
-            # To be given as --config again: that must not delete or go on with this run.
+            # A user may give this file as --config. This must not delete or resume the run.
             settings = {name: value for name, value in asdict(config).items() if name not in ("out", "fresh")}
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
         record |= made_from
@@ -97,22 +97,22 @@ def start(config: Config, made_from: dict, process_count: int, device: str, firs
 
 
 def lock(out: Path) -> None:
-    """Keeps other trainings out of a folder for as long as this process lives. Raises UserError if one is in it."""
+    """Locks a run folder until this process ends. Raises UserError if another training holds the lock."""
     file = os.open(out / ".lock", os.O_WRONLY | os.O_CREAT)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which loader workers do not inherit
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loader workers do not inherit this lock
     except (BlockingIOError, PermissionError) as error:
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from error
 
 
 def split_record(index: Index) -> dict:
-    """Which images a split has: their number, the SHA-256 of the list of their names, and the classes."""
+    """Returns the record of a split: the number of images, the SHA-256 of the list of names, and the classes."""
     return {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
 
 
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
-    """What a run is made from that its settings only point to: the lists of images, and hashes of the checkpoint of --init and
-    of the records beside labels and superpixels that were made."""
+    """Returns what a run is made from beside its settings: the lists of images, and hashes of the checkpoints of --init and
+    --teacher and of the records beside generated labels and superpixels."""
     labels = resolve_folder(Path(config.data.root), config.data.labels)
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
     checkpoints = {name: path for name, path in (("init", config.init), ("teacher", config.teacher)) if path}
@@ -126,15 +126,15 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
 
 
 def _hashes(files: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of each file that exists, by its name."""
+    """Returns file name -> SHA-256 of each file that exists."""
     return {file.name: file_sha256(file) for file in files if file.is_file()}
 
 
 class Log:
-    """The progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
+    """Writes the progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
 
-    first: the step that the run goes on from, and whether its validation, if any is due, is done (`validated`); what an earlier
-    session wrote of what comes after is dropped, since it comes again.
+    first: the step that the run resumes from. validated: whether the validation due at this step is finished. Later lines of an
+    earlier session are dropped, because the run writes them again.
     """
 
     def __init__(self, out: Path, steps: int, first: int, validated: bool):
@@ -148,28 +148,28 @@ class Log:
         self.bar = tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=interval)
 
     def losses(self, step: int, epoch: float, rate: float, values: dict[str, float]) -> None:
-        """The loss terms of a step, and their sum."""
+        """Logs the loss terms of a step, and their sum."""
         values = {"loss": sum(values.values())} | values
         self.bar.set_postfix({"loss": f"{values['loss']:.3f}"})
         self._write(step, epoch, {"lr": rate} | values)
 
     def figures(self, step: int, epoch: float, figures: dict[str, float]) -> None:
-        """Figures by name, such as those of `engine.inspection.look_inside`."""
+        """Logs figures by name, such as the result of `engine.inspection.look_inside`."""
         self._write(step, epoch, figures)
 
     def scores(self, step: int, epoch: float, scores: dict) -> None:
-        """A validation's scores."""
+        """Logs the scores of a validation."""
         self.bar.write(f"step {step}: val mIoU {100 * scores['miou']:.2f}, Dice {100 * scores['dice']:.2f}")
         self._write(step, epoch, {f"val_{name}": scores[name] for name in ("miou", "dice", "pixel_accuracy")})
 
     def pictures(self, step: int, grid: Image.Image) -> None:
-        """A picture grid."""
+        """Writes a picture grid to OUT/pictures.png and TensorBoard."""
         with atomic_write(self.out / "pictures.png") as temporary:
             grid.save(temporary, "PNG")
         self.board.add_image("pictures", np.asarray(grid), step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Returns when the lines so far are on the disk: a checkpoint must not be ahead of them."""
+        """Returns when all lines are on the disk. A checkpoint must not be ahead of the lines."""
         os.fsync(self.lines.fileno())
         self.board.flush()
 
@@ -186,7 +186,7 @@ class Log:
 
 
 def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:
-    """The whole lines of metrics.jsonl up to a step, with or without its validation; the last may have been cut off."""
+    """Returns the complete lines of metrics.jsonl up to a step, with or without its validation. A cut-off line is dropped."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     kept = []
     for line in lines:
@@ -198,7 +198,7 @@ def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:
 
 
 def _flat(section: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings as dotted keys, as JSON would give them back."""
+    """Returns nested settings by dotted key, with the values that JSON would give back."""
     flat: dict[str, object] = {}
     for key, value in section.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.loads(json.dumps(value))}

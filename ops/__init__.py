@@ -1,1 +1,1 @@
-"""Numerics that networks, losses and inference share: tensors in, tensors out. Nothing of the project is imported here."""
+"""Numerics that networks, losses and inference share: tensors in, tensors out. ops/ imports nothing of the project."""

@@ -1,11 +1,11 @@
-"""Mean field of the fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011)."""
+"""Mean-field inference of the fully connected CRF (Kraehenbuehl and Koltun, NIPS 2011)."""
 
 import numpy as np
 import torch
 
 from ops.permutohedral import PermutohedralLattice
 
-LEAST_PROBABILITY = 1e-5  # as pydensecrf clips them
+LEAST_PROBABILITY = 1e-5  # pydensecrf clips probabilities at the same value
 
 
 def mean_field(
@@ -18,15 +18,15 @@ def mean_field(
     bilateral_srgb: float,
     bilateral_compat: float,
 ) -> torch.Tensor:
-    """Marginals of the CRF whose unary terms are -log of the probabilities, by mean field on permutohedral lattices. Each
-    kernel is normalised symmetrically.
+    """Returns the marginals of the CRF with unary terms -log(probabilities), by mean field on permutohedral lattices.
 
-    probabilities: (C, H, W) that sum to 1. image: (H, W, 3) uint8 RGB. The deviations (pixels; colours of 0-255) and the
-    weights are those of the smoothness and of the appearance term. Returns (C, H, W) float32 on the probabilities' device.
+    probabilities: (C, H, W) that sum to 1. image: (H, W, 3) uint8 RGB. gaussian_*: standard deviation (pixels) and weight of
+    the smoothness term. bilateral_*: standard deviations (pixels; colours of 0-255) and weight of the appearance term. Each
+    kernel is normalised symmetrically. Returns (C, H, W) float32 on the probabilities' device.
     """
     classes, height, width = probabilities.shape
     device = probabilities.device
-    with torch.autocast(device.type, enabled=False):  # in bfloat16 the lattice would be another
+    with torch.autocast(device.type, enabled=False):  # bfloat16 features would give another lattice
         unary = probabilities.float().clamp(LEAST_PROBABILITY, 1).log().view(classes, -1).T.contiguous()
         y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
         position = torch.stack([x, y], dim=-1).view(-1, 2).float()
@@ -40,7 +40,7 @@ def mean_field(
         marginals = unary.softmax(dim=1)
         for _ in range(iterations):
             logits = unary.clone()
-            for weight, lattice, norm in kernels:  # Potts: what speaks for a class is its own filtered marginal
+            for weight, lattice, norm in kernels:  # Potts model: only a class's own filtered marginal supports it
                 logits.addcmul_(lattice.filter(marginals * norm), norm, value=weight)
             marginals = logits.softmax(dim=1)
         return marginals.T.reshape(classes, height, width)

@@ -1,19 +1,19 @@
-"""The N x N matrix of all pairs of positions, a block at a time."""
+"""Blocks of the N x N matrix of all pairs of positions."""
 
 from collections.abc import Iterator
 
 import torch
 
-# Entries held at a time. On a CPU they should stay in its cache; a GPU wants enough of them to be busy, and no more, since all
-# of the network's activations are held beside them (reckoned for an H200; no GPU has been at hand to measure it).
+# Entries of a block. A block should fit the cache of a CPU. A GPU needs larger blocks to be busy, but the network's activations
+# need memory at the same time (estimated for an H200, not measured on a GPU).
 HELD = {"cpu": 2**20, "cuda": 2**25}
 
 
 def blocks(positions: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Which images and which of their rows to take together, of the matrices (B, N, N) of `positions` (B, N, d).
+    """Yields the blocks of the matrices (B, N, N) of `positions` (B, N, d): a slice of the images and a slice of their rows.
 
-    A block has at most `HELD` entries, so memory is linear in N. It is of whole images where some fit, else of a part of one:
-    the sums over blocks are then of as few images as can be, and stay in a CPU's cache.
+    A block has at most `HELD` entries or a single row, so memory is linear in N. A block holds whole images if they fit, else a
+    part of one image. So sums over blocks cover as few images as possible and stay in a CPU's cache.
     """
     batch, count, _ = positions.shape
     held = HELD[positions.device.type]

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 
 
 class PermutohedralLattice:
-    """The filter out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j, to the lattice's approximation, for fixed features f.
+    """The filter out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j for fixed features f, approximated on the lattice.
 
-    Space is tiled by simplices; a value is splatted onto the d + 1 vertices of its point's simplex with barycentric weights,
-    the vertices are blurred along each of the d + 1 axes by (1/2, 1, 1/2), and sliced back with the same weights. Only
-    vertices that some point touches exist. All channels go through at once.
+    Simplices tile the space. A value is splatted onto the d + 1 vertices of its point's simplex with barycentric weights. The
+    vertices are blurred along each of the d + 1 axes by (1/2, 1, 1/2). The result is sliced back with the same weights. Only
+    vertices of simplices that hold a point exist. All channels are filtered at once.
     """
 
     def __init__(self, features: torch.Tensor):
-        """features: (N, d) float32, in units of the Gaussian's standard deviation; the filter runs on its device."""
+        """features: (N, d) float32, in units of the Gaussian's standard deviation. The filter runs on the features' device."""
         count, dims = features.shape
         vertices, weights = _simplices(features)  # (N (d + 1), d), (N (d + 1),)
         codes, order = _codes(vertices, vertices).sort()
@@ -25,17 +25,17 @@ class PermutohedralLattice:
         starts = F.pad(uses.cumsum(0), (1, 0))
         used = vertices[order[starts[:-1]]]
         self.neighbours = _neighbours(used, codes)
-        # Splatting is a sparse matrix of N (d + 1) weights, slicing its transpose.
+        # Splatting multiplies by a sparse matrix of N (d + 1) weights. Slicing multiplies by the transpose.
         self.splat = _sparse(starts, order // (dims + 1), weights[order], (len(used), count))
         columns = torch.empty_like(index).scatter_(0, order, index)
         rows = torch.arange(0, count * (dims + 1) + 1, dims + 1, device=features.device)
-        # Without blurring each value would come back 1 + 2^-d times too large.
+        # Steps along all d + 1 axes lead back to the start, so blurring makes a value 1 + 2^-d times too large.
         self.slice = _sparse(rows, columns, weights / (1 + 2.0**-dims), (count, len(used)))
 
     def filter(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C) float32 -> (N, C) float32."""
         nodes = self.splat @ values
-        nodes = torch.cat([nodes, nodes.new_zeros(1, nodes.shape[1])])  # the last row stands for vertices that do not exist
+        nodes = torch.cat([nodes, nodes.new_zeros(1, nodes.shape[1])])  # the last row is for vertices that do not exist
         for left, right in self.neighbours:
             blurred = nodes[left]
             blurred += nodes[right]
@@ -44,15 +44,15 @@ class PermutohedralLattice:
 
 
 def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vertices of each point's enclosing simplex, by their first d coordinates (N (d + 1), d) int64, and the point's
-    barycentric weights for them (N (d + 1),) float32. Vertices have d + 1 integer coordinates that sum to 0."""
+    """Returns the first d coordinates of the vertices of each point's simplex, (N (d + 1), d) int64, and the point's
+    barycentric weights, (N (d + 1),) float32. A vertex has d + 1 integer coordinates that sum to 0."""
     count, dims = features.shape
-    # The hyperplane's basis, scaled so that the blur's variance is one unit of the features.
-    deviation = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))  # rounded on the way, as densecrf does
+    # Basis of the hyperplane, scaled so that the blur has variance 1 in the units of the features.
+    deviation = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))  # rounded to float32, as densecrf does
     scale = features.new_tensor([deviation / math.sqrt((axis + 1) * (axis + 2)) for axis in range(dims)])
     scaled = features * scale
-    # One dimension after the other, each sum rounded to float32 as densecrf does: a point on the border of two simplices falls
-    # to the same side, and so the same vertices exist.
+    # One dimension after another, each sum rounded to float32, as densecrf does. So a point on the border of two simplices
+    # falls into the same simplex as in densecrf, and the same vertices exist.
     elevated = features.new_empty(count, dims + 1)
     tail = torch.zeros_like(scaled[:, 0])
     for dim in range(dims, 0, -1):
@@ -60,24 +60,24 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tail = tail + scaled[:, dim - 1]
     elevated[:, 0] = tail
 
-    # The nearest vertex of remainder 0, then, where its coordinates do not sum to 0, a neighbour of it.
+    # The nearest point of remainder 0. If its coordinates do not sum to 0, `wrap` moves it to a neighbour.
     nearest = (elevated * (1 / (dims + 1))).round()
     excess = nearest.sum(dim=1, keepdim=True).long()
     nearest *= dims + 1
     offset = elevated - nearest
-    # Rank 0 has the largest offset; of equal ones the earlier coordinate.
+    # Rank 0 is the largest offset. Among equal offsets, the earlier coordinate comes first.
     rank = offset.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + excess
     wrap = (dims + 1) * ((rank < 0).long() - (rank > dims).long())
     rank += wrap
     nearest += wrap
 
-    # Barycentric weights are differences of the offsets in order of rank.
+    # Barycentric weights are differences of the offsets, sorted by rank.
     ordered = torch.empty_like(elevated).scatter_(1, rank, (elevated - nearest) / (dims + 1))
     weights = torch.empty_like(elevated)
     weights[:, 1:] = (ordered[:, :-1] - ordered[:, 1:]).flip(1)
     weights[:, 0] = ordered[:, -1] + (1 - ordered[:, 0])
 
-    # Vertex r adds r to the coordinates of rank at most d - r, and r - (d + 1) to the others.
+    # Vertex r adds r to the coordinates of rank at most d - r, and r - (d + 1) to the other coordinates.
     remainder = torch.arange(dims + 1, device=features.device)[:, None]
     step = remainder - (dims + 1) * (rank[:, None, :dims] > dims - remainder)
     vertices = nearest[:, None, :dims].long() + step
@@ -85,7 +85,7 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _codes(rows: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-    """One int64 for each of the rows (K, d) int64, distinct within the box around `space` and its neighbours."""
+    """Returns an int64 code for each row (K, d) int64. Codes are distinct in the box around `space` and its neighbours."""
     dims = rows.shape[1]
     low, high = space.amin(dim=0) - dims, space.amax(dim=0) + dims
     codes = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
@@ -95,9 +95,9 @@ def _codes(rows: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
 
 
 def _neighbours(used: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """For each of the d + 1 axes, both neighbours of every vertex: (d + 1, 2, M) int64 rows of `used`, M where there is none.
+    """Returns both neighbours of every vertex along each of the d + 1 axes: (d + 1, 2, M) int64 rows of `used`, M = none.
 
-    used: (M, d) int64, in order of their `codes` (M,).
+    used: (M, d) int64, sorted by `codes` (M,).
     """
     count, dims = used.shape
     found = torch.full((dims + 1, 2, count), count, dtype=torch.long, device=used.device)

@@ -1,4 +1,4 @@
-"""Losses at the images' own size, of logits at the network's: a few images at a time."""
+"""Losses at the size of the images from smaller logits of the network, for a few images at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,22 +7,22 @@ import torch.distributed as dist
 
 from ops.resizing import resizing_matrix
 
-# A masked mean over the pixels of some images: logits (b, C, H, W) and which images of the batch they are ->
-# the mean, and the weight that it has among the others' means (a number of pixels, a sum of weights).
+# A masked mean over the pixels of some images: logits (b, C, H, W) and the slice of the batch that these images are ->
+# the mean, and the weight of the mean in the mean over the batch (a number of pixels, or a sum of weights).
 MaskedMean = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
-# How many logits at the images' size are held at a time: a GPU wants enough of them to be busy, and no more, since all of the
-# network's activations are held beside them (estimated, as in ops/pairs.py).
+# Number of logits at the size of the images that are held at a time. A GPU needs many logits to be busy, but the network's
+# activations need memory at the same time (estimated, as in ops/pairs.py).
 HELD = {"cpu": 2**23, "cuda": 2**24}
 
 
 def pixelwise(
     means: Mapping[str, MaskedMean], logits: torch.Tensor, size: Sequence[int], align_corners: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The named masked means over a whole batch, of logits (B, C, h, w) brought to `size` as the network's prediction is.
+    """Returns the named masked means over a whole batch of logits (B, C, h, w), resized to `size` like the prediction.
 
-    Full-size logits, and what the losses make of them, exist for a few images at a time: their gradients are taken at once and
-    kept at (h, w), so that nothing is held for backward. Scalars; 0, with zero gradient, where the weights are all 0.
+    Full-size logits and the losses' intermediate results exist for a few images at a time. Gradients are computed at once and
+    kept at (h, w), so nothing else is held for backward. A mean is a scalar: 0 with zero gradient if all weights are 0.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
@@ -31,11 +31,11 @@ def pixelwise(
 
 
 class _Pixelwise(torch.autograd.Function):
-    """Means and their gradients at (h, w), which are known within forward; backward adds them up."""
+    """Means and their gradients at (h, w). forward computes the gradients, and backward adds them up."""
 
     @staticmethod
     def forward(ctx, logits, size, align_corners, means):
-        """logits: (B, C, h, w) floating point; size: (H, W); means: a tuple of `MaskedMean`. Returns as many scalars."""
+        """logits: (B, C, h, w) floating point; size: (H, W); means: a tuple of `MaskedMean`. Returns one scalar per mean."""
         images, classes = logits.shape[:2]
         sums, weights = logits.new_zeros(2, len(means))
         gradients = [torch.empty_like(logits) for _ in means]
@@ -51,9 +51,9 @@ class _Pixelwise(torch.autograd.Function):
                     (gradients[number][some],) = torch.autograd.grad(weight * mean, small, retain_graph=True)
                     sums[number] += weight * mean.detach()
                     weights[number] += weight
-                    del mean  # and what it holds for backward, before the next loss
+                    del mean  # frees the graph of this loss before the next loss
             del large, small
-        if dist.is_initialized():  # means over all processes' pixels, whose gradients are averaged later
+        if dist.is_initialized():  # means over the pixels of all processes; gradients are averaged later
             dist.all_reduce(weights)
             weights /= dist.get_world_size()
         weights.clamp_(min=torch.finfo(weights.dtype).tiny)

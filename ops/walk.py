@@ -1,4 +1,4 @@
-"""One step of a random walk over the positions of a map, and how far it goes, without the N x N matrix."""
+"""One step of a random walk over the positions of a map, and its spread, without the N x N matrix."""
 
 import torch
 
@@ -8,13 +8,13 @@ from ops.pairs import blocks
 def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(Q K^T) V over the positions of maps: query, key (B, d, h, w), value (B, D, h, w) -> (B, D, h, w), value's dtype.
 
-    Of the N x N matrix a block is held at a time: see `_Walk`. Energies are at least float32: they are not scaled, and bfloat16
-    would round one of 100 to the nearest half. Products with the values are in the values' dtype.
+    One block of the N x N matrix is held at a time (see `_Walk`). Energies are at least float32, because they are not scaled:
+    bfloat16 would round an energy of 100 to the nearest half. Products with the values are in the values' dtype.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(value.device.type, enabled=False):
         queries, keys, values = (maps.flatten(2).mT for maps in (query.to(dtype), key.to(dtype), value))
-        if torch.compiler.is_exporting():  # a graph has no loop over blocks of any number
+        if torch.compiler.is_exporting():  # an exported graph cannot loop over a variable number of blocks
             walked = (queries @ keys.mT).softmax(dim=-1).to(value.dtype) @ values
         else:
             walked = _Walk.apply(queries, keys, values)
@@ -22,11 +22,11 @@ def walk(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
 
 
 def spread_of_transitions(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The standard deviation of the energies E = Q K^T, and the exponential of the entropy of a row of P = softmax(E): over how
-    many positions the walk spreads, from 1 to N.
+    """Returns the standard deviation of the energies E = Q K^T, and the number of positions (1 to N) over which the walk
+    spreads: the exponential of the entropy of a row of P = softmax(E).
 
-    query, key: maps (B, d, h, w). Returns two float64 scalars, means over images and over rows. A block of the N x N matrix is
-    held at a time.
+    query, key: maps (B, d, h, w). Returns two float64 scalars: means over images, the spread also over rows. One block of the
+    N x N matrix is held at a time.
     """
     queries, keys = (maps.flatten(2).mT.float() for maps in (query, key))
     batch, positions, _ = queries.shape
@@ -45,12 +45,12 @@ def spread_of_transitions(query: torch.Tensor, key: torch.Tensor) -> tuple[torch
 
 
 class _Walk(torch.autograd.Function):
-    """softmax(Q K^T) V with gradients, a block of P at a time, which backward computes again.
+    """softmax(Q K^T) V with gradients, one block of P at a time. backward computes the blocks again.
 
-    With dO the gradient of O = P V: dV = P^T dO, dP = dO V^T and dE_ij = P_ij (dP_ij - sum_k P_ik dP_ik). Blocks have whole
-    rows, so that sum is taken of the very dP that it is subtracted from; as dO . O (FlashAttention) it would be rounded apart
-    from it where values are bfloat16. torch's own fused attention wants values as wide as queries; cut into D/d heads that
-    share them, it takes twice the time of this on a CPU.
+    With dO the gradient of O = P V: dV = P^T dO, dP = dO V^T and dE_ij = P_ij (dP_ij - sum_k P_ik dP_ik). A block has whole
+    rows, so the sum and the difference use the same dP. FlashAttention computes the sum as dO . O. With bfloat16 values, dO . O
+    is rounded differently from dP. torch's fused attention needs values as wide as queries. With values cut into D/d heads that
+    share queries and keys, fused attention takes twice as long as this code on a CPU.
     """
 
     @staticmethod
@@ -67,8 +67,8 @@ class _Walk(torch.autograd.Function):
     def backward(ctx, grad_walked):
         query, key, value = ctx.saved_tensors
         grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
-        grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts, which bfloat16 would round away
-        value_transposed = value.mT.contiguous()  # once: on a CPU, bmm copies a transposed bfloat16 matrix at every call
+        grad_value = torch.zeros_like(value, dtype=query.dtype)  # a sum of many parts: bfloat16 would lose small parts
+        value_transposed = value.mT.contiguous()  # copied once: on a CPU, bmm copies a transposed bfloat16 matrix at every call
         for images, rows in blocks(query):
             transition = torch.softmax(query[images, rows] @ key[images].mT, dim=-1)
             grad_value[images] += transition.to(value.dtype).mT @ grad_walked[images, rows]

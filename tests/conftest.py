@@ -51,7 +51,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def reference(shared) -> Path:
-    """Published outputs."""
+    """The folder of the published outputs."""
     return shared / "reference"
 
 

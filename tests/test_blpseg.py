@@ -60,7 +60,7 @@ def test_label_preference_equals_a_loop_in_value_and_gradient(case, gamma):
     got, want = label_preference(*case[:3], gamma), naive_label_preference(logits, scribble_logits, label, gamma)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (got, want)))
-    assert not label_preference(logits.detach(), scribble_logits, label, gamma).requires_grad, "no gradient to the scribble head"
+    assert not label_preference(logits.detach(), scribble_logits, label, gamma).requires_grad, "scribble head: no gradient"
 
 
 def test_pixels_known_to_both_heads_count_less(case):

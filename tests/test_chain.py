@@ -290,7 +290,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]
     (tmp_path / "ss" / "evaluation/metrics.json").write_text(json.dumps({"conditions": scores["conditions"]}))
     code, printed, error = cli(compare.main, tmp_path)
-    assert code == 2 and "not what evaluate.py writes" in error and not printed
+    assert code == 2 and "not written by evaluate.py" in error and not printed
 
 
 @pytest.mark.slow

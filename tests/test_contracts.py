@@ -31,7 +31,7 @@ def register_student(monkeypatch):
 
 
 @pytest.fixture
-def partly_labelled(root):
+def few_labels(root):
     """A data set with masks for two images. The other six images have tags, but neither masks nor scribbles."""
     lists = root / "ImageSets/Segmentation"
     names = (lists / "train.txt").read_text().split()
@@ -48,11 +48,11 @@ def partly_labelled(root):
 
 
 @pytest.fixture
-def flags(partly_labelled, checkpoints):
+def flags(few_labels, checkpoints):
     return [
-        "--method.name", "student", "--data.root", partly_labelled, "--data.train_split", "unlabelled", "--data.labelled.split", "labelled",
-        "--data.tags", "file", "--teacher", checkpoints / "seven.pt", "--train.head_lr_factor", "10", "--data.jitter", "0.8",
-        "--data.grey", "0.5",
+        "--method.name", "student", "--data.root", few_labels, "--data.train_split", "unlabelled", "--data.labelled.split",
+        "labelled", "--data.tags", "file", "--teacher", checkpoints / "seven.pt", "--train.head_lr_factor", "10",
+        "--data.jitter", "0.8", "--data.grey", "0.5",
     ]  # fmt: skip
 
 
@@ -117,6 +117,7 @@ def test_training_does_not_change_the_teacher(flags, checkpoints, cli, tmp_path,
     code, _, error = cli(train.main, *LOOP, *flags, "--out", tmp_path / "run")
     assert code == 0, error
     given = load_model(checkpoints / "seven.pt").state_dict().values()
+    assert len(seen) == 4, "a record for each step"
     for training, weights in seen:
         assert not training
         assert all(torch.equal(now, before) for now, before in zip(weights, given, strict=True))
@@ -142,9 +143,9 @@ def test_the_weight_average_starts_from_the_loaded_weights(flags, checkpoints, c
     assert all(torch.equal(average[key], value) for key, value in network.items())
 
 
-def test_seed_epoch_and_position_decide_the_labelled_image(partly_labelled):
-    data = DataConfig(root=str(partly_labelled), crop=33, blur=1, jitter=1, grey=1)
-    index, split = open_index(partly_labelled, "unlabelled"), open_index(partly_labelled, "labelled", "SegmentationClass")
+def test_seed_epoch_and_position_decide_the_labelled_image(few_labels):
+    data = DataConfig(root=str(few_labels), crop=33, blur=1, jitter=1, grey=1)
+    index, split = open_index(few_labels, "unlabelled"), open_index(few_labels, "labelled", "SegmentationClass")
 
     def training(seed):
         labelled = SegmentationDataset(split, augmentation(data, "labelled"), seed=seed, stream=LABELLED_STREAM)
@@ -170,7 +171,7 @@ def test_the_backbone_has_its_own_learning_rate():
     first, second = build_optimizer(method, settings).param_groups
     assert (first["lr"], second["lr"]) == (0.05, 0.5)
     assert {*first["params"]} == {*method.network.backbone.parameters()}
-    assert {*second["params"]} == {*method.network.parameters()} - {*first["params"]}, "the optimizer has no weight of the average"
+    assert {*second["params"]} == {*method.network.parameters()} - {*first["params"]}, "no weight of the average"
 
 
 @pytest.mark.parametrize(

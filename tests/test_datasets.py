@@ -275,7 +275,7 @@ def test_tags_of_the_data_set_win_over_tags_of_the_labels(root):
     index = open_index(root, "train", "scribbles")
     item = SegmentationDataset(index)[0]
     assert [name for name, tag in zip(index.classes[1:], item["tags"], strict=True) if tag] == ["disc"]
-    assert set(item["label"].unique().tolist()) - {0, 255, index.classes.index("disc")}, "the labels say otherwise"
+    assert set(item["label"].unique().tolist()) - {0, 255, index.classes.index("disc")}, "the labels have other classes"
 
 
 def test_a_split_may_be_a_file_anywhere(tiny, tmp_path):

@@ -190,7 +190,7 @@ def test_a_stage_2_script_divides_its_preparations_among_processes(tiny, single,
     assert done.returncode == 0, done.stderr
     for kind in ("superpixels/map", "labels"):
         assert len(list((tmp_path / kind).glob("*.png"))) == 8
-    assert done.stdout.count("4 written, 0 were there") == 2, "superpixels, by each process"
+    assert done.stdout.count("4 written, 0 skipped") == 2, "superpixels, by each process"
     assert done.stdout.count("4 images, ") == 2, "pseudo-labels"
     shares = json.loads((tmp_path / "labels/shares.json").read_text())
     labels = np.stack([read_label(path) for path in sorted((tmp_path / "labels").glob("*.png"))])

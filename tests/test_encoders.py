@@ -1,4 +1,4 @@
-"""Encoders: maps, weights, decoders, and every method on them."""
+"""Encoders: maps, weights and decoders, and every method on several encoders."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from models.random_walk import RandomWalk
 from tools import export
 
 LITE = "timm:efficientnet_lite0"
-SMALL = {  # a small network of each kind: its natural strides
+SMALL = {  # a small network of each kind and its natural strides
     "resnet18": (2, 4, 8, 16, 32),
     LITE: (2, 4, 8, 16, 32),
     "timm:mobilenetv3_small_050": (2, 4, 8, 16, 32),
@@ -36,7 +36,7 @@ SMALL = {  # a small network of each kind: its natural strides
     "timm:vit_tiny_patch16_224": (16, 16, 16),
 }
 CLASSES = 5
-BOTH = ["resnet18", "timm:mobilenetv3_small_050", "timm:convnext_atto", "timm:vit_tiny_patch16_224"]
+SOURCES = ["resnet18", "timm:mobilenetv3_small_050", "timm:convnext_atto", "timm:vit_tiny_patch16_224"]
 
 
 def batch(side=49):
@@ -61,7 +61,7 @@ def batch(side=49):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(65, 97), (70, 51)])
-def test_maps_have_the_promised_strides_and_widths(name, size):
+def test_encoder_maps_have_the_declared_strides_and_widths(name, size):
     encoder = build_encoder(name, finest=2).eval()
     assert encoder.strides == SMALL[name]
     with torch.no_grad():
@@ -73,14 +73,14 @@ def test_maps_have_the_promised_strides_and_widths(name, size):
 
 @pytest.mark.parametrize("name", ["resnet18", LITE, "timm:convnext_atto"])
 @pytest.mark.parametrize("finest, strides", [(8, (8,)), (4, (4, 8))])
-def test_a_held_encoder_has_one_map_a_stride(name, finest, strides):
+def test_a_dilated_encoder_has_one_map_per_stride(name, finest, strides):
     encoder = build_encoder(name, finest, held=8).eval()
     assert encoder.strides == strides
     with torch.no_grad():
         assert [features.shape[-1] for features in encoder(torch.randn(1, 3, 65, 65))] == [64 // s + 1 for s in strides]
 
 
-def test_fused_maps_are_a_sum_from_the_coarsest_to_the_finest():
+def test_fused_maps_are_summed_from_the_coarsest_to_the_finest():
     encoder = build_encoder("timm:mobilenetv3_small_050", 4).eval()
     fused = FusedMaps(encoder, 16, 8).eval()
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_fused_maps_are_a_sum_from_the_coarsest_to_the_finest():
         torch.testing.assert_close(fused(maps, (65, 49)), wanted)
 
 
-def test_images_reach_a_network_with_its_own_statistics():
-    """vit_tiny_patch16_224 was trained with mean and deviation 0.5."""
+def test_an_encoder_normalises_images_by_its_own_statistics():
+    """vit_tiny_patch16_224 was trained with mean 0.5 and standard deviation 0.5."""
     encoder = build_encoder("timm:vit_tiny_patch16_224", 8).eval()
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -106,8 +106,8 @@ def test_images_reach_a_network_with_its_own_statistics():
 # Weights
 
 
-def test_the_installed_package_holds_the_published_weights(shared, fill):
-    """Parity with the check values of ../shared/weights."""
+def test_the_installed_weights_are_the_published_weights(shared, fill):
+    """The maps equal the check values in $SEG_SHARED/weights."""
     case = np.load(shared / "weights/efficientnet_lite0_check.npz")
     image = torch.as_tensor(fill.image(int(case["seed"]), 1, int(case["height"]), int(case["width"])))
 
@@ -127,21 +127,21 @@ def test_the_installed_package_holds_the_published_weights(shared, fill):
     assert_close(last[0, :8, :3, :3], case["corner_stride8"])
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("name", BOTH)
-def test_a_file_fills_the_encoder_with_or_without_a_classifier(name, suffix, tmp_path):
+@pytest.mark.parametrize("suffix, classifier", [("pth", {"fc.weight": torch.zeros(3, 4)}), ("safetensors", {})])
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_encoder_loads_all_weights_from_a_file(name, suffix, classifier, tmp_path):
     source = build_encoder(name, 8)
     state = (source.net.model if isinstance(source, TimmEncoder) else source).state_dict()
     state = {key: torch.rand(value.shape) if value.is_floating_point() else value for key, value in state.items()}
     file = tmp_path / f"weights.{suffix}"
-    (save_file if suffix == "safetensors" else torch.save)(state | {"fc.weight": torch.zeros(3, 4)}, file)
+    (save_file if suffix == "safetensors" else torch.save)(state | classifier, file)
     encoder = build_encoder(name, 8)
     load_encoder(encoder, name, str(file))
     got = (encoder.net.model if isinstance(encoder, TimmEncoder) else encoder).state_dict()
     assert all(torch.equal(got[key], value) for key, value in state.items())
 
 
-def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path, checkpoints, monkeypatch):
+def test_wrong_encoder_weights_give_one_error_line(tmp_path, checkpoints, monkeypatch):
     torch.save(build_encoder("timm:convnext_atto", 8).net.model.state_dict(), tmp_path / "convnext.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.safetensors").write_text("no weights")
@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path, checkpoints, mo
 
     def without_a_network(name, pretrained=False, **settings):
         if pretrained:
-            raise OSError("no route to host")  # huggingface_hub tries for half a minute
+            raise OSError("no route to host")  # without this stand-in, huggingface_hub tries for half a minute
         return create(name, pretrained=False, **settings)
 
     monkeypatch.setattr("timm.create_model", without_a_network)
@@ -187,7 +187,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_line(tmp_path, checkpoints, mo
         (ModelConfig("timm:mixer_s16_224"), "does not take images of any size"),
     ],
 )
-def test_an_impossible_network_is_refused_with_what_is_possible(model, wanted):
+def test_an_impossible_network_is_refused_with_a_suggestion(model, wanted):
     with pytest.raises(UserError, match="(?s)" + wanted.replace("?", r"\?")) as caught:
         build_method(CC4SConfig(), model, CLASSES)
     assert "\n" not in str(caught.value)
@@ -206,21 +206,21 @@ UR, SS = CC4SConfig(soft_entropy=1), CC4SConfig(soft_entropy=1, consistency=30, 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("settings", [UR, SS, BLPSegConfig(width=16)], ids=["ur", "ss", "blpseg"])
-def test_a_training_step_reaches_every_weight(name, settings):
-    """Several processes need this: each weight has a gradient, and all are finite."""
+def test_every_weight_gets_a_finite_gradient(name, settings):
+    """Every weight has a finite gradient. Training on several processes needs this."""
     method = build_method(settings, ModelConfig(name), CLASSES).train()
     if isinstance(settings, CC4SConfig):
         nn.init.constant_(method.network.walk.gamma, 0.5)
     losses = method(batch())
     sum(losses.values()).backward()
-    lacking = [key for key, weight in method.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()]
-    assert not lacking and all(loss.isfinite() for loss in losses.values())
+    missing = [key for key, weight in method.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()]
+    assert not missing and all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize("decoder, stride", [("none", 8), ("lowlevel", 4), ("unet", 1)])
 @pytest.mark.parametrize("name", ["resnet18", "timm:mobilenetv3_small_050", "timm:convnext_atto"])
 @pytest.mark.parametrize("network", ["baseline", "random_walk"])
-def test_decoders_give_finer_logits(network, name, decoder, stride):
+def test_each_decoder_gives_logits_of_its_stride(network, name, decoder, stride):
     settings = CC4SConfig(network=network, soft_entropy=1)
     method = build_method(settings, ModelConfig(name, decoder=decoder), CLASSES).train()
     images = batch()["image"]
@@ -232,7 +232,7 @@ def test_decoders_give_finer_logits(network, name, decoder, stride):
     )
 
 
-def test_scaled_energies_are_divided_by_the_root_of_their_width():
+def test_scaled_energies_are_divided_by_the_root_of_the_width():
     plain, scaled = RandomWalk(32), RandomWalk(32, scaled=True)
     scaled.load_state_dict(plain.state_dict())
     features = torch.randn(1, 32, 5, 4)
@@ -241,7 +241,7 @@ def test_scaled_energies_are_divided_by_the_root_of_their_width():
     torch.testing.assert_close(scaled(features)[1], scaled_query)
 
 
-def test_published_networks_keep_their_names():
+def test_the_random_walk_network_keeps_the_published_part_names():
     names = RandomWalkNet(ModelConfig("resnet18"), CLASSES).state_dict().keys()
     assert {key.split(".")[0] for key in names} == {"backbone", "reduce", "walk", "refine", "classifier"}
 
@@ -249,7 +249,7 @@ def test_published_networks_keep_their_names():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:convnext_atto", "timm:vit_tiny_patch16_224"])
 def test_training_resumes_evaluates_and_exports_on_any_encoder(name, tiny, tmp_path, cli, monkeypatch):
-    """Also without a network: a checkpoint holds all weights."""
+    """All steps also work offline, because a checkpoint holds all weights."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flags = [*LOOP, "--method.soft_entropy", "1", "--data.root", tiny, "--model.backbone", name, "--train.lr", "0.001"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -298,3 +298,13 @@ def test_denormal_numbers_become_zero_in_every_cpu_thread():
     """
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0
+
+
+def test_a_checkpoint_of_another_version_is_refused_with_both_versions(checkpoints, tmp_path):
+    content = torch.load(checkpoints / "seven.pt", weights_only=True)
+    assert content["version"] == checkpoint.VERSION and f"## {checkpoint.VERSION}" in (REPOSITORY / "CHANGELOG.md").read_text()
+    content["config"]["model"]["shrink"] = 2  # a setting that existed before
+    content["version"] = "0.1.0"
+    torch.save(content, tmp_path / "old.pt")
+    with pytest.raises(UserError, match=rf"old\.pt: written by version 0\.1\.0 of this project, this is {checkpoint.VERSION}"):
+        checkpoint.load_model(tmp_path / "old.pt")

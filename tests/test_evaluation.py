@@ -1,4 +1,4 @@
-"""evaluate.py as a user runs it: several processes, and what metrics.json says."""
+"""evaluate.py as a user runs it: metrics.json, the report, notes and refusals."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from methods import build_method
 from methods.blpseg import BLPSegConfig
 
 
-def test_metrics_say_what_they_depend_on(checkpoints, tiny, tmp_path, cli):
+def test_metrics_json_records_the_conditions_of_the_evaluation(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path]
     code, output, _ = cli(evaluate.main, *arguments, "--inference.flip")
     assert code == 0 and "boundary IoU" in output
@@ -36,7 +36,7 @@ def test_metrics_say_what_they_depend_on(checkpoints, tiny, tmp_path, cli):
 
 
 @pytest.mark.parametrize("library", ["torch", "pydensecrf"])
-def test_metrics_say_which_crf_refined_them(checkpoints, tiny, tmp_path, cli, library):
+def test_metrics_json_records_the_crf(checkpoints, tiny, tmp_path, cli, library):
     if library == "pydensecrf":
         pytest.importorskip("pydensecrf")
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path, "--crf", library]
@@ -48,7 +48,7 @@ def test_metrics_say_which_crf_refined_them(checkpoints, tiny, tmp_path, cli, li
 
 
 @pytest.mark.slow
-def test_a_preset_of_another_paper_is_told(tmp_path, tiny, cli):
+def test_evaluate_prints_a_note_about_the_preset_of_another_method(tmp_path, tiny, cli):
     config = Config(method=BLPSegConfig(width=16), model=ModelConfig(backbone="resnet18"))
     save_checkpoint(tmp_path / "blpseg.pt", build_method(config.method, config.model, 7), config, demo.CLASSES)
     arguments = ["--checkpoint", tmp_path / "blpseg.pt", "--data.root", tiny, "--out", tmp_path / "out"]
@@ -57,7 +57,7 @@ def test_a_preset_of_another_paper_is_told(tmp_path, tiny, cli):
     assert "note" not in cli(evaluate.main, *arguments, "--preset", "blpseg")[2]
 
 
-def test_an_evaluation_does_not_write_over_a_trainings_report(checkpoints, tiny, tmp_path, cli):
+def test_an_evaluation_does_not_overwrite_the_report_of_a_training(checkpoints, tiny, tmp_path, cli):
     (tmp_path / "last.pt").write_bytes(b"")
     (tmp_path / "report.html").write_text("of the training")
     code, _, error = cli(evaluate.main, "--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path)
@@ -65,7 +65,7 @@ def test_an_evaluation_does_not_write_over_a_trainings_report(checkpoints, tiny,
     assert (tmp_path / "report.html").read_text() == "of the training"
 
 
-def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_path, cli):
+def test_the_report_is_one_self_contained_page(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny]
     assert cli(evaluate.main, *arguments, "--out", tmp_path / "first/evaluation")[0] == 0
     first = tmp_path / "first/evaluation/metrics.json"
@@ -82,31 +82,31 @@ def test_the_report_is_one_page_that_needs_nothing_else(checkpoints, tiny, tmp_p
     pictures = re.findall(r'<img src="([^"]*)"', page)
     assert pictures and all(picture.startswith("data:image/png;base64,") for picture in pictures)
     assert not re.search(r"https?://|<script|<link", page)
-    assert metrics["conditions"]["checkpoint_sha256"] in page and "demo_00" not in page, "names are in the pictures"
+    assert metrics["conditions"]["checkpoint_sha256"] in page and "demo_00" not in page, "image names are part of the pictures"
     code, _, error = cli(evaluate.main, *arguments, "--compare", tmp_path, "--out", tmp_path / "third")
     assert code == 2 and "metrics.json not found: evaluate the run first" in error and not (tmp_path / "third").exists()
 
 
-def test_an_evaluation_that_lacks_something_is_refused(checkpoints, tiny, tmp_path, cli):
+def test_an_incomplete_metrics_json_is_refused(checkpoints, tiny, tmp_path, cli):
     assert cli(evaluate.main, "--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path)[0] == 0
     scores = read_evaluation(tmp_path)
     conditions = scores["conditions"]
-    lacking = [scores | {name: None} for name in ("iou", "dice", "conditions")]
-    lacking += [scores | {"conditions": conditions | {name: None}} for name in ("data", "inference", "checkpoint_sha256")]
-    lacking += [scores | {"conditions": conditions | {"data": {"root": str(tiny)}}}, {}, []]
-    lacking += [scores | {"conditions": conditions | {"data": conditions["data"] | {"more": 1}}}]
-    for broken in lacking:
+    incomplete = [scores | {name: None} for name in ("iou", "dice", "conditions")]
+    incomplete += [scores | {"conditions": conditions | {name: None}} for name in ("data", "inference", "checkpoint_sha256")]
+    incomplete += [scores | {"conditions": conditions | {"data": {"root": str(tiny)}}}, {}, []]
+    incomplete += [scores | {"conditions": conditions | {"data": conditions["data"] | {"more": 1}}}]
+    for broken in incomplete:
         (tmp_path / "metrics.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"evaluate the run again"):
             read_evaluation(tmp_path)
 
 
-def test_errors_are_red_and_void_is_white():
+def test_the_error_map_marks_right_wrong_and_void_pixels():
     prediction, truth = np.array([[0, 1, 1]], np.uint8), np.array([[0, 0, 255]], np.uint8)
     assert error_map(prediction, truth).tolist() == [[list(RIGHT), list(WRONG), list(VOID)]]
 
 
-def test_best_and_worst_images_are_the_best_and_the_worst(checkpoints, tiny, monkeypatch):
+def test_the_report_shows_the_images_with_the_best_and_worst_miou(checkpoints, tiny, monkeypatch):
     dataset = SegmentationDataset(open_index(tiny, "train", "SegmentationClass"))
     monkeypatch.setattr(evaluate, "PICTURES", 2)
     method = load_model(checkpoints / "seven.pt")
@@ -121,6 +121,6 @@ def test_best_and_worst_images_are_the_best_and_the_worst(checkpoints, tiny, mon
             matrix.update(method.predict(normalise(item["image"][None]))[0].argmax(dim=0), item["label"])
         everything.append((matrix.scores(dataset.index.classes)["miou"], name))
     ranked = [name for _, name in sorted(everything)]
-    assert [one.name for one in shown["Worst images"]] == ranked[:2]
-    assert [one.name for one in shown["Best images"]] == ranked[:-3:-1]
-    assert all(one.entropy.min() >= 0 and one.entropy.max() <= 1 + 1e-6 for some in shown.values() for one in some)
+    assert [image.name for image in shown["Worst images"]] == ranked[:2]
+    assert [image.name for image in shown["Best images"]] == ranked[:-3:-1]
+    assert all(image.entropy.min() >= 0 and image.entropy.max() <= 1 + 1e-6 for images in shown.values() for image in images)

@@ -1,4 +1,4 @@
-"""The exported network gives PyTorch's logits, at sizes it was not exported at."""
+"""The exported network gives the same logits as PyTorch, also at sizes other than that of the export."""
 
 import json
 
@@ -19,8 +19,8 @@ METHODS = {"baseline": CC4SConfig(network="baseline"), "walk": CC4SConfig(shrink
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method_config", METHODS.values(), ids=METHODS)
-def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypatch, method_config):
-    """Of a network of three classes; its walk, if it has one, is switched on, half the map's size."""
+def test_onnx_logits_equal_pytorch_logits_at_any_batch_and_image_size(cli, tmp_path, monkeypatch, method_config):
+    """The network has three classes. A walk has gamma 0.7, so that it has an effect, and runs on a map of half the size."""
     config = Config(method=method_config, model=ModelConfig(backbone="resnet18"))
     method = build_method(config.method, config.model, 3)
     if hasattr(method.network, "walk"):
@@ -44,7 +44,7 @@ def test_the_file_gives_the_logits_at_any_batch_and_size(cli, tmp_path, monkeypa
     code, _, stderr = cli(export.main, checkpoint)
     assert code == 2 and "best.onnx is there already" in stderr
 
-    # The comparison that guards the export sees other weights.
+    # The check inside the export must notice other weights.
     model = checkpoint.with_suffix(".onnx").read_bytes()
     assert export.largest_difference(method, model) < 1e-4
     with torch.no_grad():

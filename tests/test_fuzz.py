@@ -1,6 +1,6 @@
-"""Hostile and broken input: every file that is read gives a value or one UserError, quickly, and nothing is run or written.
+"""Hostile and broken input: each reader quickly returns a value or raises one UserError. It runs and writes nothing.
 
-Hypothesis draws the cases from a fixed seed; together they are over 1000.
+Hypothesis draws more than 1000 cases from a fixed seed.
 """
 
 import json
@@ -40,7 +40,7 @@ CASES = settings(
 
 
 def one_line_or_value(read, *arguments, **named):
-    """Calls it: a value, or None for a UserError of one line."""
+    """Calls `read`. Returns the value, or None for a UserError. The error must have one line."""
     try:
         return read(*arguments, **named)
     except UserError as error:
@@ -53,7 +53,7 @@ def encoded(suffix, image):
 
 
 def png(width, height, mode=2, depth=8, data=b""):
-    """A PNG whose header says what it likes."""
+    """A PNG whose header may contradict its data."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -78,7 +78,7 @@ WELL_FORMED = [
 
 @st.composite
 def damaged(draw):
-    """A file of some format, cut off, with bytes changed, or not one at all."""
+    """A file of a known format that is whole, cut, changed or doubled; or an empty file, or random bytes."""
     content = bytearray(draw(st.sampled_from(WELL_FORMED)))
     kind = draw(st.sampled_from(["cut", "change", "noise", "empty", "whole", "twice"]))
     if kind == "cut":
@@ -97,7 +97,7 @@ def damaged(draw):
 
 @CASES
 @given(damaged())
-def test_images(tmp_path, content):
+def test_a_damaged_image_gives_an_array_or_one_error(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     image = one_line_or_value(read_image, tmp_path / "file")
     assert image is None or (image.dtype == np.uint8 and image.ndim == 3)
@@ -105,7 +105,7 @@ def test_images(tmp_path, content):
 
 @CASES
 @given(damaged())
-def test_labels(tmp_path, content):
+def test_a_damaged_label_gives_valid_ids_or_one_error(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     label = one_line_or_value(read_label, tmp_path / "file")
     assert label is None or (label.dtype == np.uint8 and label.ndim == 2)
@@ -115,7 +115,7 @@ def test_labels(tmp_path, content):
 
 @CASES
 @given(damaged())
-def test_superpixels(tmp_path, content):
+def test_a_damaged_superpixel_file_gives_a_value_or_one_error(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     superpixel = one_line_or_value(read_superpixel, tmp_path / "file")
     assert superpixel is None or superpixel.dtype == np.uint16
@@ -130,7 +130,7 @@ def test_superpixels(tmp_path, content):
     st.lists(st.lists(st.integers(-(2**40), 2**40) | st.just(2), min_size=2, max_size=2), max_size=4),
     st.lists(st.floats() | st.just(0.5), max_size=4),
 )
-def test_edges_of_no_superpixel_and_weights_that_are_no_numbers(tmp_path, edges, weights):
+def test_an_edge_list_has_valid_ids_and_finite_weights_or_is_refused(tmp_path, edges, weights):
     (tmp_path / "e.npz").write_bytes(archive(edges=np.array(edges, dtype=np.int64).reshape(-1, 2), weights=np.array(weights)))
     read = one_line_or_value(read_edges, tmp_path / "e.npz")
     if read is not None:
@@ -140,7 +140,7 @@ def test_edges_of_no_superpixel_and_weights_that_are_no_numbers(tmp_path, edges,
 
 @CASES
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1), st.sampled_from([0, 2, 3, 6]), st.sampled_from([1, 8, 16]))
-def test_headers_that_promise_absurd_dimensions(tmp_path, width, height, mode, depth):
+def test_headers_with_absurd_dimensions_give_no_huge_array(tmp_path, width, height, mode, depth):
     (tmp_path / "file").write_bytes(png(width, height, mode, depth))
     for read in (read_image, read_label, read_superpixel):
         got = one_line_or_value(read, tmp_path / "file")
@@ -159,7 +159,7 @@ TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40)
 
 @CASES
 @given(st.lists(TEXT | st.sampled_from(["../../etc/passwd", "/etc/passwd", "a/../../b", "a\0b", "good", ".."]), max_size=5))
-def test_lists_never_lead_out_of_the_folder(tmp_path, names):
+def test_names_in_a_list_stay_inside_the_folder(tmp_path, names):
     (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8")
     for name in one_line_or_value(read_names, tmp_path / "list.txt") or []:
         assert (tmp_path / "images" / name).resolve().is_relative_to((tmp_path / "images").resolve())
@@ -167,7 +167,7 @@ def test_lists_never_lead_out_of_the_folder(tmp_path, names):
 
 @CASES
 @given(st.binary(max_size=60))
-def test_lists_and_tags_of_any_bytes(tmp_path, content):
+def test_lists_and_tags_of_any_bytes_give_a_value_or_one_error(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
     names = one_line_or_value(read_names, tmp_path / "list.txt")
     assert names is None or (names and all(names))
@@ -186,7 +186,7 @@ JSON = st.recursive(
 
 @CASES
 @given(JSON)
-def test_tags_of_any_shape(tmp_path, content):
+def test_tags_of_any_json_give_a_value_or_one_error(tmp_path, content):
     (tmp_path / "tags.json").write_text(json.dumps(content))
     tags = one_line_or_value(read_tags, tmp_path, ("a", "b"), ("background", "cat"))
     assert tags is None or tags.shape == (2, 1)
@@ -194,7 +194,7 @@ def test_tags_of_any_shape(tmp_path, content):
 
 @CASES
 @given(JSON)
-def test_configurations_of_any_shape(tmp_path, content):
+def test_a_config_file_of_any_yaml_gives_a_config_or_one_error(tmp_path, content):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     config = one_line_or_value(parse, Config, "", ["--config", str(tmp_path / "config.yaml")], methods=SETTINGS)
     assert config is None or (isinstance(config, Config) and config.data.crop > 0)
@@ -211,7 +211,7 @@ FLAGS = [
 @example("--train.lr", "1e400")
 @example("--data.scale", "[2,1]")
 @example("--train.steps", "7")
-def test_flags_of_any_value(flag, value):
+def test_flags_of_any_value_give_a_valid_config_or_one_error(flag, value):
     config = one_line_or_value(parse, Config, "", [f"{flag}={value}"], methods=SETTINGS)
     assert config is not None or (flag, value) != ("--train.steps", "7")
     if config is not None:
@@ -225,7 +225,7 @@ NUMBER = st.integers(-(10**9), 10**9) | st.floats() | st.sampled_from(["", "x", 
 @given(
     NUMBER, NUMBER, st.sampled_from(["cat", "plane", "dragon", "", "<cat/>"]), st.lists(st.tuples(NUMBER, NUMBER), max_size=4)
 )
-def test_annotations(tmp_path, width, height, tag, points):
+def test_annotations_of_any_numbers_give_valid_ids_or_one_error(tmp_path, width, height, tag, points):
     drawn = "".join(f"<point><X>{x}</X><Y>{y}</Y></point>" for x, y in points)
     size = f"<size><width>{width}</width><height>{height}</height></size>"
     (tmp_path / "a.xml").write_text(f"<annotation>{size}<polygon><tag>{tag}</tag>{drawn}</polygon></annotation>")
@@ -235,9 +235,9 @@ def test_annotations(tmp_path, width, height, tag, points):
 
 @CASES
 @given(st.binary(max_size=300))
-def test_annotations_of_any_bytes(tmp_path, content):
+def test_annotations_of_any_bytes_are_refused(tmp_path, content):
     (tmp_path / "a.xml").write_bytes(content)
-    assert one_line_or_value(read_annotation, tmp_path / "a.xml", ("background", "cat"), 3) is None, "no such bytes have a size"
+    assert one_line_or_value(read_annotation, tmp_path / "a.xml", ("background", "cat"), 3) is None, "these bytes have no size"
 
 
 class Evil:
@@ -260,7 +260,7 @@ class Evil:
     st.sampled_from(["system", "mkdir", "eval", "exec"]), st.sampled_from(["zip", "legacy", "plain"]),
     st.sampled_from(["config", "classes", "method", "optimizer"]), st.integers(0, 5),
 )  # fmt: skip
-def test_no_checkpoint_runs_anything(tmp_path, how, form, key, protocol):
+def test_loading_a_checkpoint_never_runs_code(tmp_path, how, form, key, protocol):
     content = {"config": {}, "classes": ["a"], "method": {}} | {key: Evil(tmp_path / "made", how)}
     if form == "plain":
         (tmp_path / "x.pt").write_bytes(pickle.dumps(content, protocol))
@@ -272,7 +272,7 @@ def test_no_checkpoint_runs_anything(tmp_path, how, form, key, protocol):
 
 @CASES
 @given(st.data())
-def test_checkpoints_cut_off_or_changed(tmp_path, data):
+def test_cut_or_changed_checkpoints_are_refused(tmp_path, data):
     torch.save(
         {"config": {"method": {}, "model": {}}, "classes": ["a", "b"], "method": {"w": torch.ones(3)}}, tmp_path / "x.pt"
     )
@@ -282,25 +282,25 @@ def test_checkpoints_cut_off_or_changed(tmp_path, data):
     else:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "x.pt").write_bytes(content)
-    assert one_line_or_value(load_model, tmp_path / "x.pt") is None, "its weights are of no network"
+    assert one_line_or_value(load_model, tmp_path / "x.pt") is None, "the weights fit no network"
 
 
 @CASES
 @given(st.text(max_size=8) | st.from_regex(r"-?[0-9]{1,3}/-?[0-9]{1,3}", fullmatch=True))
-def test_shards(text):
-    part = one_line_or_value(items_of_shard, list(range(10)), text)
-    assert part is None or set(part) <= set(range(10))
+def test_any_shard_text_gives_valid_items_or_one_error(text):
+    items = one_line_or_value(items_of_shard, list(range(10)), text)
+    assert items is None or set(items) <= set(range(10))
 
 
-def test_an_archive_of_something_else_is_no_edge_list(tmp_path):
+def test_an_archive_with_other_content_is_refused_as_edge_list(tmp_path):
     with zipfile.ZipFile(tmp_path / "e.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("edges.npy", b"\x93NUMPY\x01\x00" + bytes(10_000_000))
     with pytest.raises(UserError, match="not a readable edge list"):
         read_edges(tmp_path / "e.npz")
 
 
-def test_links_in_a_list_are_read_but_never_written_through(root, tmp_path):
-    """A label folder may be a link, as shared data often is; what is written goes to the output folder."""
+def test_links_are_read_but_never_written_through(root, tmp_path):
+    """A label folder may be a link. Written files stay in the output folder, even if a link points elsewhere."""
     (root / "linked").symlink_to(root / "scribbles")
     assert len(SegmentationDataset(open_index(root, "train", "linked"))) == 8
     (tmp_path / "outside").mkdir()
@@ -311,7 +311,7 @@ def test_links_in_a_list_are_read_but_never_written_through(root, tmp_path):
     assert not (tmp_path / "out/file").is_symlink() and list((tmp_path / "outside").iterdir()) == []
 
 
-def test_a_broken_label_among_good_ones_names_its_file(root):
+def test_the_error_for_one_broken_label_names_its_file(root):
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "scribbles/demo_0003.png")
     dataset = SegmentationDataset(open_index(root, "train", "scribbles"))
     read = [one_line_or_value(dataset.read, position) for position in range(len(dataset))]

@@ -1,4 +1,4 @@
-"""A look inside a run: gradients and figures against plain formulas, and that a look changes nothing."""
+"""Inspection of a run: gradients and figures equal plain formulas, and an inspection does not change the run."""
 
 import json
 from functools import partialmethod
@@ -33,7 +33,7 @@ SS = CC4SConfig(soft_entropy=1, consistency=30, colour=1, view="flip")
 
 
 def raw_batch():
-    """As `collate` gives it: images and labels are bytes."""
+    """A batch as `collate` makes it, with images and labels as bytes."""
     made = batch()
     made["image"] = torch.randint(256, made["image"].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     label = made["label"].byte()
@@ -41,10 +41,10 @@ def raw_batch():
 
 
 @pytest.mark.parametrize("config", [SS, CC4SConfig(network="baseline"), BLPSegConfig(width=16, self_training_from=0)])
-def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
+def test_term_gradients_equal_those_of_separate_backward_passes(config):
     torch.manual_seed(0)
     method = build_method(config, MODEL, 4)
-    if isinstance(config, CC4SConfig):  # no dropout, which would differ from pass to pass
+    if isinstance(config, CC4SConfig):  # dropout would differ between passes
         for module in method.modules():
             if isinstance(module, torch.nn.Dropout2d):
                 module.p = 0.0
@@ -53,7 +53,7 @@ def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
     state = {name: value.clone() for name, value in method.state_dict().items()}
     torch.manual_seed(1)
     found = look_inside(method, raw_batch(), ALONE, "fp32", loss_scale=8.0)
-    assert all(torch.equal(state[name], value) for name, value in method.state_dict().items()), "running statistics, too"
+    assert all(torch.equal(state[name], value) for name, value in method.state_dict().items()), "weights and running statistics"
     assert all(weight.grad is None for weight in method.parameters())
 
     names = [name.split("/")[1] for name in found if name.endswith("/backbone")]
@@ -65,17 +65,17 @@ def test_the_gradient_of_a_term_is_that_of_its_own_backward_pass(config):
         for part, weights in parts.items():
             squares = [weight.grad.square().sum() for weight in weights if weight.grad is not None]
             want = sum(squares).sqrt().item() if squares else 0.0
-            # Batch norm over two images makes much of rounding, which differs from pass to pass.
+            # Batch norm over two images amplifies rounding, which differs between passes.
             assert found[f"gradient/{term}/{part}"] == pytest.approx(want, rel=2e-2, abs=1e-6), (term, part)
     if config is SS:
         assert found["gradient/consistency/query_key"] > 0
-        # gamma is 0 at the start, so what comes after the walk has no gradient at queries and keys.
+        # gamma is 0 at the start, so losses after the walk have no gradient at queries and keys.
         assert found["gradient/cross_entropy/query_key"] == 0
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_can_be_looked_into(monkeypatch):
-    """A look goes backward once a term; what torch.compile makes of a step's backward pass can do so only once by default."""
+def test_inspection_works_with_a_compiled_backbone(monkeypatch):
+    """An inspection runs one backward pass per term. By default, a compiled graph allows only one backward pass."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
     monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
     method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4).train()
@@ -86,7 +86,7 @@ def test_a_compiled_backbone_can_be_looked_into(monkeypatch):
     assert found["gradient/cross_entropy/backbone"] > 0 and found["gradient/soft_entropy/backbone"] > 0
 
 
-def test_frozen_weights_and_terms_that_have_not_begun_can_be_looked_at():
+def test_inspection_works_with_frozen_weights_and_late_terms():
     method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4)
     method.network.backbone.conv1.weight.requires_grad_(False)
     losses = method.forward
@@ -96,7 +96,7 @@ def test_frozen_weights_and_terms_that_have_not_begun_can_be_looked_at():
 
 
 @pytest.mark.parametrize("held", [7, 10**9])
-def test_the_walk_s_figures_equal_the_dense_formulas(monkeypatch, held):
+def test_the_figures_of_the_walk_equal_the_dense_formulas(monkeypatch, held):
     monkeypatch.setitem(pairs.HELD, "cpu", held)
     query, key = torch.randn(2, 3, 8, 4, 5)
     deviation, spread = spread_of_transitions(query, key)
@@ -107,7 +107,7 @@ def test_the_walk_s_figures_equal_the_dense_formulas(monkeypatch, held):
     assert spread.item() == pytest.approx(entropy.exp().mean().item(), rel=1e-5)
 
 
-def test_a_walk_of_one_energy_spreads_over_all_positions_and_a_certain_one_over_one():
+def test_an_even_walk_spreads_over_all_positions_a_certain_walk_over_one():
     same = torch.ones(1, 2, 3, 4)
     deviation, spread = spread_of_transitions(same, same)
     assert deviation.item() == pytest.approx(0, abs=1e-6) and spread.item() == pytest.approx(12)
@@ -115,30 +115,30 @@ def test_a_walk_of_one_energy_spreads_over_all_positions_and_a_certain_one_over_
     assert spread_of_transitions(apart, apart)[1].item() == pytest.approx(1)
 
 
-def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny, tmp_path):
+def test_self_training_labels_are_compared_with_masks_of_the_same_crops(tiny, tmp_path):
     index = open_index(tiny, "train", "scribbles")
     dataset = SegmentationDataset(index, augmentation(DataConfig(crop=65)), seed=3)
     settings = TrainConfig(batch_size=4, seed=3)
-    made = first_batch(dataset, tiny / "SegmentationClass", settings, ALONE)
-    scribbled = made["label"] != 255
-    agreeing = (made["truth"] == made["label"])[scribbled].float().mean()
-    assert scribbled.any() and agreeing > 0.95, "scribbles of the demo lie within their masks"
+    given_batch = first_batch(dataset, tiny / "SegmentationClass", settings, ALONE)
+    scribbled = given_batch["label"] != 255
+    agreeing = (given_batch["truth"] == given_batch["label"])[scribbled].float().mean()
+    assert scribbled.any() and agreeing > 0.95, "the demo's scribbles lie within the masks"
     assert (first_batch(dataset, tiny / "none", settings, ALONE)["truth"] == 255).all(), "no mask"
-    some = [tiny / f"SegmentationClass/{name}.png" for name in index.names[:4]]
-    for number, file in enumerate(some):
+    mask_files = [tiny / f"SegmentationClass/{name}.png" for name in index.names[:4]]
+    for number, file in enumerate(mask_files):
         write_label(
             tmp_path / file.name, read_label(file) if number % 2 else np.full((5, 5), 1, np.uint8)
-        )  # or of another size
-    (tmp_path / some[3].name).write_bytes(b"damaged")
+        )  # even numbers: another size
+    (tmp_path / mask_files[3].name).write_bytes(b"damaged")
     partly = first_batch(dataset, tmp_path, TrainConfig(batch_size=8, seed=3), ALONE)["truth"]
-    assert sum((one != 255).any().item() for one in partly) == 1, "one mask fits"
+    assert sum((mask != 255).any().item() for mask in partly) == 1, "one mask fits"
 
     method = build_method(BLPSegConfig(width=16, self_training_from=5, threshold=0.1), MODEL, 7)
     method.begin_step(4, 0.0)
-    found = look_inside(method, made, ALONE, "fp32")
+    found = look_inside(method, given_batch, ALONE, "fp32")
     assert not any(name.startswith("self_training/") for name in found), "before self-training begins"
     method.begin_step(5, 0.0)
-    given = to_device(made, ALONE.device)
+    given = to_device(given_batch, ALONE.device)
     torch.manual_seed(1)
     with torch.no_grad():
         figures = method.train().figures(given)
@@ -154,7 +154,7 @@ def test_self_training_labels_are_compared_with_the_masks_of_the_same_crops(tiny
 
 
 @pytest.mark.slow
-def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
+def test_inspections_are_written_and_drawn_and_change_no_weight(tiny, tmp_path, cli):
     flags = [*LOOP, "--data.root", tiny, "--method.soft_entropy", "1", "--method.consistency", "30"]
     for run, more in (("every_step", ["--train.inspect_steps", "1"]), ("default", [])):
         assert cli(train.main, *flags, *more, "--out", tmp_path / run)[0] == 0
@@ -164,7 +164,7 @@ def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
     lines = {run: (tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("every_step", "default")}
     looks = {run: [line for line in map(json.loads, some) if "walk/gamma" in line] for run, some in lines.items()}
     assert [line["step"] for line in looks["every_step"]] == [1, 2, 3, 4]
-    assert [line["step"] for line in looks["default"]] == [2, 4], "with every validation"
+    assert [line["step"] for line in looks["default"]] == [2, 4], "one inspection per validation"
     assert looks["default"] == looks["every_step"][1::2], "the same images, dropout and views every time"
     terms = ("consistency", "cross_entropy", "soft_entropy")
     assert looks["default"][0].keys() - {"step", "epoch"} == {
@@ -181,7 +181,7 @@ def test_a_look_is_written_drawn_and_changes_nothing(tiny, tmp_path, cli):
         assert title in page
 
 
-def test_the_report_draws_a_term_that_begins_late_and_a_method_s_own_figures(tmp_path, monkeypatch):
+def test_the_report_draws_late_terms_and_the_figures_of_a_method(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         report, "_plot", lambda lines, keys, ylabel, scale="linear": drawn.setdefault(ylabel, []).extend(keys) or ""

@@ -1,4 +1,4 @@
-"""What the loop promises of a run: its length, which checkpoint is best, where it starts, what its seed decides."""
+"""The training loop: length of a run, best checkpoint, first weights, random numbers, compilation."""
 
 import json
 import math
@@ -26,14 +26,14 @@ def lines(run):
 
 
 def validations(monkeypatch, *mious):
-    """Has the validations of a run give these scores."""
+    """Replaces the validations of a run: they return these scores."""
     scores = iter(mious)
     monkeypatch.setattr(train, "validate", lambda *_: {"miou": next(scores), "dice": 0.5, "pixel_accuracy": 0.5})
 
 
 @pytest.mark.parametrize("mious, step, best", [((0.2, 0.5, 0.3), 2, 0.5), ((math.nan,) * 3, 3, math.nan)])
-def test_the_best_checkpoint_is_that_of_the_best_validation(monkeypatch, tiny, tmp_path, cli, mious, step, best):
-    """And the newest where a split without a label has no score."""
+def test_best_pt_is_the_checkpoint_with_the_best_validation(monkeypatch, tiny, tmp_path, cli, mious, step, best):
+    """Without a score (a split without labels), the newest checkpoint is the best."""
     validations(monkeypatch, *mious)
     flags = ["--train.steps", "3", "--train.val_steps", "1", "--data.root", tiny, "--out", tmp_path]
     assert cli(train.main, *FLAGS, *flags)[0] == 0
@@ -41,11 +41,11 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(monkeypatch, tiny, t
     assert kept["step"] == step and kept["scores"]["miou"] == pytest.approx(best, nan_ok=True)
     assert state(tmp_path)["best"] == pytest.approx(best, nan_ok=True)
     same = torch.equal(kept["method"]["network.classifier.1.weight"], state(tmp_path)["method"]["network.classifier.1.weight"])
-    assert same == (step == 3), "the weights of that step"
+    assert same == (step == 3), "best.pt has the weights of the best step"
 
 
-def test_epochs_are_passes_over_the_images(monkeypatch, tiny, tmp_path, cli):
-    """Eight images in batches of four."""
+def test_an_epoch_is_one_pass_over_the_images(monkeypatch, tiny, tmp_path, cli):
+    """Eight images in batches of four: an epoch has two steps."""
     validations(monkeypatch, 0.1, 0.2)
     epochs = ["--train.steps", "null", "--train.epochs", "2", "--train.val_steps", "null", "--train.val_epochs", "1"]
     flags = ["--train.batch_size", "4", "--data.root", tiny, "--out", tmp_path]
@@ -54,23 +54,23 @@ def test_epochs_are_passes_over_the_images(monkeypatch, tiny, tmp_path, cli):
     assert [line["step"] for line in lines(tmp_path) if "val_miou" in line] == [2, 4]
 
 
-def test_a_step_in_parts_is_the_step_in_one(monkeypatch, tiny, tmp_path, cli):
-    """With batch norm frozen, no dropout, and as many labelled pixels in every image."""
+def test_an_accumulated_step_equals_a_step_with_the_whole_batch(monkeypatch, tiny, tmp_path, cli):
+    """With frozen batch norm, no dropout, and the same number of labelled pixels in every image."""
     monkeypatch.setattr(preparation, "build_method", steady_method)
     validations(monkeypatch, 0.1, 0.1)
     flags = ["--data.labels", "SegmentationClass", "--data.scale", "[1,1]", "--data.rotation", "0", "--train.lr", "0.001"]
     flags += ["--train.batch_size", "4", "--train.steps", "2", "--data.root", tiny]
-    for parts in "14":
-        assert cli(train.main, *LOOP, *flags, "--train.accumulate", parts, "--out", tmp_path / parts)[0] == 0
+    for accumulate in "14":
+        assert cli(train.main, *LOOP, *flags, "--train.accumulate", accumulate, "--out", tmp_path / accumulate)[0] == 0
     want = state(tmp_path / "1")["method"]
     for key, value in state(tmp_path / "4")["method"].items():
         torch.testing.assert_close(value, want[key], rtol=1e-5, atol=1e-6)
-    ours, theirs = ([line["loss"] for line in lines(tmp_path / parts) if "loss" in line] for parts in "41")
+    ours, theirs = ([line["loss"] for line in lines(tmp_path / accumulate) if "loss" in line] for accumulate in "41")
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_a_run_starts_from_the_weights_of_its_backbone_or_from_another_run(tiny, checkpoints, tmp_path, cli):
-    torch.manual_seed(5)  # neither the run's nor the checkpoint's, whose networks would begin with the same draws
+def test_a_run_starts_from_backbone_weights_or_from_another_run(tiny, checkpoints, tmp_path, cli):
+    torch.manual_seed(5)  # a seed that differs from the run's and the checkpoint's, so that all weights differ
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     flags = ["--train.steps", "1", "--train.lr", "1e-12", "--train.seed", "1", "--data.root", tiny]
     flags += ["--model.weights", tmp_path / "resnet18.pth"]
@@ -84,7 +84,7 @@ def test_a_run_starts_from_the_weights_of_its_backbone_or_from_another_run(tiny,
     torch.testing.assert_close(state(tmp_path / "init")["method"][f"network.{key}"], init)
 
 
-def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_step(monkeypatch, tiny, tmp_path, cli):
+def test_the_seed_decides_weights_order_augmentation_and_step_seeds(monkeypatch, tiny, tmp_path, cli):
     seen = {}
     build, seed_everything, draw = preparation.build_method, train.seed_everything, SegmentationDataset.__getitem__
 
@@ -112,15 +112,15 @@ def test_the_seed_decides_weights_order_augmentation_and_what_is_random_in_a_ste
         flags = ["--train.seed", seed, "--data.root", tiny, "--out", tmp_path / str(seed)]
         code, printed, _ = cli(train.main, *FLAGS, *flags)
         assert code == 0 and "no superpixels" in printed and "count every pixel" in printed
-        look = (seed, 0, 0)  # the first step's dropout and view at every look inside, which comes with a validation
-        assert run["steps"] == [(seed, 0, 0), (seed, 1, 0), look, (seed, 2, 0), (seed, 3, 0), look]
+        inspection = (seed, 0, 0)  # an inspection, which comes with a validation, always has the seeds of the first step
+        assert run["steps"] == [(seed, 0, 0), (seed, 1, 0), inspection, (seed, 2, 0), (seed, 3, 0), inspection]
     three, four = seen[3], seen[4]
     assert not torch.equal(three["weights"], four["weights"])
     assert list(three["drawn"]) != list(four["drawn"]) and three["drawn"].keys() == four["drawn"].keys(), "all eight images"
     assert not any(torch.equal(image, four["drawn"][key]) for key, image in three["drawn"].items())
 
 
-def test_two_processes_and_two_steps_have_different_random_numbers():
+def test_each_process_and_each_step_has_different_random_numbers():
     drawn = []
     for numbers in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)):
         train.seed_everything(*numbers)
@@ -133,14 +133,14 @@ def test_two_processes_and_two_steps_have_different_random_numbers():
     (TrainConfig(lr=3.0, lr_factor=0.1, weight_decay=0.02), torch.optim.SGD),
     (TrainConfig(optimizer="adamw", lr=0.3, weight_decay=0.02), torch.optim.AdamW),
 ])  # fmt: skip
-def test_the_optimizer_has_its_settings(settings, kind):
+def test_the_optimizer_has_the_configured_settings(settings, kind):
     optimizer = preparation.build_optimizer(torch.nn.Linear(2, 2), settings)
     (group,) = optimizer.param_groups
     assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (pytest.approx(0.3), 0.02)
     assert group.get("momentum", settings.momentum) == settings.momentum
 
 
-def test_where_compiling_fails_the_backbone_runs_as_it_is(monkeypatch, tiny, tmp_path, cli):
+def test_if_compiling_fails_the_backbone_runs_without_it(monkeypatch, tiny, tmp_path, cli):
     def no_compiler(graph, inputs):
         tried.append(graph)
         raise RuntimeError("no C++ compiler")
@@ -152,11 +152,11 @@ def test_where_compiling_fails_the_backbone_runs_as_it_is(monkeypatch, tiny, tmp
         for name, more in (("plain", []), ("compiled", ["--compile"])):
             assert cli(train.main, *flags, *more, "--out", tmp_path / name)[0] == 0
     assert tried
-    one, other = (state(tmp_path / name)["method"] for name in ("plain", "compiled"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    plain, compiled = (state(tmp_path / name)["method"] for name in ("plain", "compiled"))
+    assert all(torch.equal(plain[key], compiled[key]) for key in plain)
 
 
-def test_compile_is_for_the_backbone_and_leaves_no_mark_on_the_checkpoint(monkeypatch, tiny, tmp_path, cli):
+def test_compile_affects_the_backbone_but_not_the_checkpoint_keys(monkeypatch, tiny, tmp_path, cli):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     validations(monkeypatch, 0.1, 0.2)

@@ -1,4 +1,4 @@
-"""Every loss against its formula written plainly, in value and gradient."""
+"""Value and gradient of the losses compared with plain formulas."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_partial_cross_entropy_is_the_mean_over_labelled_pixels():
     assert partial_cross_entropy(logits, label).item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
 
 
-def test_partial_cross_entropy_ignores_what_lies_under_unlabelled_pixels():
+def test_partial_cross_entropy_ignores_logits_of_unlabelled_pixels():
     logits, label = normal(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     label[0, 2:] = 255
     changed = logits.clone()
@@ -51,7 +51,7 @@ def test_partial_cross_entropy_ignores_what_lies_under_unlabelled_pixels():
     lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.tensor([[0, 1]]), torch.ones(1), 2)[0],
     lambda logits: colour_constraint(logits, torch.zeros(2, 4, 4).int(), torch.zeros(0, 2).long(), torch.zeros(0), 1)[0],
 ])  # fmt: skip
-def test_a_mean_of_nothing_is_zero_with_zero_gradient(loss):
+def test_losses_without_counted_pixels_are_zero_with_zero_gradient(loss):
     logits = normal(2, 3, 4, 4).requires_grad_()
     value = loss(logits)
     (gradient,) = gradients(value, logits)
@@ -92,7 +92,7 @@ def test_soft_entropy_of_a_certain_prediction_is_zero_with_finite_gradient():
 
 
 def dense_eigenspace(query, key, view_query, view_key, axis="query", kl="entries", trace_weight=0.01):
-    """The formula with its N x N matrices."""
+    """The formula with full N x N matrices."""
     dim = 1 if axis == "query" else 2
     s, view_s = (q @ k.mT for q, k in ((query, key), (view_query.detach(), view_key.detach())))
     s, view_s = s.softmax(dim), view_s.softmax(dim)
@@ -102,7 +102,7 @@ def dense_eigenspace(query, key, view_query, view_key, axis="query", kl="entries
     return divergence + trace_weight * (trace(s) - trace(view_s)).abs().mean()
 
 
-@pytest.mark.parametrize("held", [1, 5 * 13, 13 * 13, 2 * 13 * 13, 10**6])  # a column, some, an image, two, all three
+@pytest.mark.parametrize("held", [1, 5 * 13, 13 * 13, 2 * 13 * 13, 10**6])  # 1 or 5 columns, 1, 2 or all 3 images
 @pytest.mark.parametrize("axis", ["query", "key"])
 @pytest.mark.parametrize("kl", ["entries", "rows"])
 def test_eigenspace_equals_the_dense_formula(monkeypatch, held, axis, kl):
@@ -116,8 +116,8 @@ def test_eigenspace_equals_the_dense_formula(monkeypatch, held, axis, kl):
     assert torch.autograd.grad(got, view_query, allow_unused=True)[0] is None
 
 
-def test_eigenspace_equals_the_identity_by_log_sum_exp():
-    """The form of the design that needs no matrix at all: attention outputs and their log-sum-exp."""
+def test_eigenspace_equals_the_log_sum_exp_form():
+    """The KL term can also be computed from attention outputs and their log-sum-exp, without any N x N matrix."""
     query, key, view_query, view_key = (normal(2, 9, 4, seed=s) for s in range(4))
     energy, view_energy = query @ key.mT, view_query @ view_key.mT
     total, view_total = energy.logsumexp(1), view_energy.logsumexp(1)
@@ -127,7 +127,7 @@ def test_eigenspace_equals_the_identity_by_log_sum_exp():
     assert got.item() == pytest.approx(columns.mean().item(), rel=1e-10)
 
 
-def test_eigenspace_is_zero_for_the_same_energies_and_finite_for_huge_ones():
+def test_eigenspace_is_zero_for_equal_and_finite_for_huge_energies():
     query, key = normal(1, 300, 8, scale=40).float().requires_grad_(), normal(1, 300, 8, seed=1, scale=40).float()
     assert (query @ key.mT).abs().max() > 1e4
     assert eigenspace_consistency(query, key, query, key).item() == pytest.approx(0, abs=1e-6)
@@ -136,29 +136,29 @@ def test_eigenspace_is_zero_for_the_same_energies_and_finite_for_huge_ones():
 
 
 def whole_numbers(*shape, seed):
-    """Products of which float32 holds exactly, up to 1e4 and over."""
+    """Whole numbers. Their dot products exceed 1e4, and float32 still holds them exactly."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-60, 61, shape, generator=generator).double()
 
 
-def far(ours, exact):
-    """The distance of float32 from float64, as a share of its length."""
+def relative_difference(ours, exact):
+    """The norm of the difference, relative to the norm of the exact value."""
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize("axis", ["query", "key"])
 @pytest.mark.parametrize("make", [lambda seed: normal(2, 90, 8, seed=seed), lambda seed: whole_numbers(2, 90, 8, seed=seed)])
-def test_eigenspace_in_float32_is_the_dense_formula_in_float64(axis, make):
+def test_eigenspace_in_float32_equals_the_dense_formula_in_float64(axis, make):
     exact = [make(seed).requires_grad_() for seed in range(4)]
     single = [part.detach().float().requires_grad_() for part in exact]
     got, want = (f(*parts, axis=axis) for f, parts in ((eigenspace_consistency, single), (dense_by_logs, exact)))
-    assert far(got.detach(), want.detach()) < 1e-5
+    assert relative_difference(got.detach(), want.detach()) < 1e-5
     for ours, dense in zip(gradients(got, *single[:2]), gradients(want, *exact[:2]), strict=True):
-        assert far(ours, dense) < 1e-5
+        assert relative_difference(ours, dense) < 1e-5
 
 
 def dense_by_logs(query, key, view_query, view_key, axis):
-    """`dense_eigenspace` where some entries of S are 0."""
+    """`dense_eigenspace` with logarithms, for cases where some entries of S round to 0."""
     dim = 1 if axis == "query" else 2
     log_s, view_log_s = ((q @ k.mT).log_softmax(dim) for q, k in ((query, key), (view_query.detach(), view_key.detach())))
     divergence = (view_log_s.exp() * (view_log_s - log_s)).mean()
@@ -180,7 +180,7 @@ def test_eigenspace_refuses_unknown_options():
         eigenspace_consistency(query, query, query, query, kl="all")
 
 
-def test_feature_consistency_is_the_mean_square_with_gradient_to_the_image_alone():
+def test_feature_consistency_is_the_mean_square_without_view_gradient():
     features, view = normal(2, 5, 3).requires_grad_(), normal(2, 5, 3, seed=1).requires_grad_()
     loss = feature_consistency(features, view)
     assert loss.item() == pytest.approx(((features - view) ** 2).mean().item())
@@ -191,7 +191,7 @@ def test_feature_consistency_is_the_mean_square_with_gradient_to_the_image_alone
 
 
 def graph(seed=0):
-    """Two images of 6 x 7 with superpixels numbered across the batch, -1 in a corner, and edges within each image."""
+    """Two images of 6 x 7. Superpixel ids are distinct across the batch, -1 in a corner. Edges stay within an image."""
     rng = np.random.default_rng(seed)
     superpixel = torch.from_numpy(rng.integers(0, 5, (2, 6, 7))).int()
     superpixel[1] += 5
@@ -227,17 +227,17 @@ def test_colour_constraint_equals_the_laplacian_form():
     torch.testing.assert_close(gradients(got, logits), gradients(want, logits), rtol=1e-10, atol=1e-14)
 
 
-def test_colour_constraint_in_float32_is_the_laplacian_form_in_float64():
+def test_colour_constraint_in_float32_equals_the_form_in_float64():
     logits = normal(2, 3, 6, 7).requires_grad_()
     single = logits.detach().float().requires_grad_()
     superpixel, edges, weights = graph()
     got, _ = colour_constraint(single, superpixel, edges, weights.float(), 10)
     want = dense_colour(logits, superpixel, edges, weights)
-    assert far(got.detach(), want.detach()) < 1e-5
-    assert far(*(gradients(loss, of)[0] for loss, of in ((got, single), (want, logits)))) < 1e-5
+    assert relative_difference(got.detach(), want.detach()) < 1e-5
+    assert relative_difference(*(gradients(loss, of)[0] for loss, of in ((got, single), (want, logits)))) < 1e-5
 
 
-def test_a_superpixel_that_is_gone_drops_out_with_its_edges():
+def test_the_colour_constraint_ignores_missing_superpixels():
     logits = normal(2, 3, 6, 7)
     superpixel, edges, weights = graph()
     superpixel[superpixel == 1] = -1
@@ -248,7 +248,7 @@ def test_a_superpixel_that_is_gone_drops_out_with_its_edges():
     assert weight.item() == pytest.approx(weights[kept].sum().item())
 
 
-def test_colour_constraint_is_zero_where_all_predictions_agree_and_two_where_neighbours_contradict():
+def test_colour_constraint_is_0_for_equal_and_2_for_opposite_predictions():
     superpixel = torch.tensor([[[0, 1]]]).int()
     logits = torch.tensor([[100.0, -100.0], [-100.0, 100.0]]).view(1, 2, 1, 2)
     edge, weight = torch.tensor([[0, 1]]), torch.tensor([0.3])

@@ -1,4 +1,4 @@
-"""CC4S: which losses a stage has, what they leave alone, and that the parts add up."""
+"""CC4S: the losses of each stage, their values and gradients, and the views of the consistency."""
 
 import random
 
@@ -65,16 +65,16 @@ STAGES = {
         BLPSegConfig(width=16, self_training_from=0),
     ],
 )
-def test_the_losses_on_a_gpu_mix_no_devices_and_wait_for_nothing(monkeypatch, config):
-    """On a GPU that is pretended: its tensors hold nothing, so whatever asks for a value raises. Backward needs a real one."""
+def test_losses_on_a_fake_gpu_mix_no_devices_and_read_no_values(monkeypatch, config):
+    """Tensors on the fake GPU have no values, so reading a value raises an error. Backward would need a real GPU."""
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, small, **_: (torch.zeros_like(small),))
     made, gpu = batch(), torch.device("cuda", 0)
     made["tags"] = torch.ones(2, 3)
-    with FakeTensorMode() as pretend:
+    with FakeTensorMode() as fake:
         with gpu:
             method = build_method(config, MODEL, 4).train()
         method.begin_step(1, 0.0)
-        losses = method({k: pretend.from_tensor(v).to(gpu) if isinstance(v, torch.Tensor) else v for k, v in made.items()})
+        losses = method({k: fake.from_tensor(v).to(gpu) if isinstance(v, torch.Tensor) else v for k, v in made.items()})
         assert losses and all(loss.device == gpu for loss in losses.values())
         with pytest.raises(DataDependentOutputException):
             float(sum(losses.values()).detach())
@@ -82,7 +82,7 @@ def test_the_losses_on_a_gpu_mix_no_devices_and_wait_for_nothing(monkeypatch, co
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
+def test_every_stage_has_its_losses_and_finite_gradients(stage, labelled):
     config, names = STAGES[stage]
     method = build_method(config, MODEL, 4).train()
     losses = method(batch(labelled=labelled))
@@ -94,7 +94,7 @@ def test_a_stage_has_its_losses_finite_and_with_gradient(stage, labelled):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_losses_are_of_logits_resized_as_the_prediction_is(align_corners):
+def test_losses_resize_the_logits_like_the_prediction(align_corners):
     logits = torch.randn(3, 4, 5, 7, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(3, 4, 33, 50, dtype=torch.float64)
 
@@ -109,21 +109,21 @@ def test_losses_are_of_logits_resized_as_the_prediction_is(align_corners):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("held, dtype", [(1, torch.float64), (10**9, torch.float64), (1, torch.float32)])
-def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held, dtype):
-    """The formulas with every matrix in full, on the same weights; all images of the batch at once, or one after the other."""
+def test_every_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held, dtype):
+    """Compares with full-matrix formulas on the same weights. The losses take all images at once, or one by one."""
     monkeypatch.setitem(pixelwise.HELD, "cpu", held)
     torch.manual_seed(0)
     method = build_method(STAGES[stage][0], MODEL, 4).eval().to(dtype)
     if stage != "baseline":
         torch.nn.init.constant_(method.network.walk.gamma, 0.5)
-    some = batch()
-    some |= {name: some[name].to(dtype) for name in ("image", "edge_weights")}
-    some["label"][1, :15] = 255  # as many labels in one image as in the other would hide a mean of means
-    some["boundary"][0, 20:40] = True
-    got, want = method(some), textbook.losses(method.network, method.config, some)
+    given = batch()
+    given |= {name: given[name].to(dtype) for name in ("image", "edge_weights")}
+    given["label"][1, :15] = 255  # with equal counts of labels, a mean of the images' means would pass
+    given["boundary"][0, 20:40] = True
+    got, want = method(given), textbook.losses(method.network, method.config, given)
     assert got.keys() == want.keys()
     for name, value in want.items():
-        # The textbook's Laplacian loses digits in float32 that edge by edge are kept.
+        # In float32, the textbook's Laplacian is less exact than the sum over edges.
         tolerance = {"rel": 1e-9} if dtype == torch.float64 else {"rel": 1e-5, "abs": 1e-8}
         assert got[name].item() == pytest.approx(value.item(), **tolerance), name
     gradients = [torch.autograd.grad(sum(losses.values()), method.parameters(), allow_unused=True) for losses in (got, want)]
@@ -132,14 +132,14 @@ def test_a_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, h
         assert (ours is None) == (theirs is None)
         if ours is not None:
             if dtype == torch.float64:
-                torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # the key's bias has none, but for rounding
+                torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)  # only rounding at the key's bias
             else:
                 assert (ours - theirs).norm() <= 1e-5 * max(theirs.norm(), 1e-2 * largest)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
-def test_the_colour_constraint_takes_each_image_s_own_part_of_the_graph(monkeypatch, at_once):
-    """Of four images of one to four superpixels, as `collate` joins them; the third has neither superpixels nor edges left."""
+def test_the_colour_constraint_uses_the_graph_part_of_each_image(monkeypatch, at_once):
+    """`collate` joins four images. Their maps have one to four superpixels; the third has neither superpixels nor edges."""
     monkeypatch.setitem(pixelwise.HELD, "cpu", at_once * 4 * 65 * 65)
     items = []
     for number in range(4):
@@ -151,14 +151,14 @@ def test_the_colour_constraint_takes_each_image_s_own_part_of_the_graph(monkeypa
             "image": torch.zeros(3, 65, 65, dtype=torch.uint8), "label": torch.full((65, 65), number, dtype=torch.uint8),
             "superpixel": superpixel, "edges": edges, "edge_weights": 0.1 * (number + 1) * torch.ones(len(edges)),
         })  # fmt: skip
-    some = collate(items)
-    some |= {"image": torch.randn(4, 3, 65, 65, dtype=torch.float64), "label": some["label"].long()}
-    some["edge_weights"] = some["edge_weights"].double()
+    made = collate(items)
+    made |= {"image": torch.randn(4, 3, 65, 65, dtype=torch.float64), "label": made["label"].long()}
+    made["edge_weights"] = made["edge_weights"].double()
     method = build_method(CC4SConfig(colour=1), MODEL, 4).eval().double()
-    logits = method.predict(some["image"])
-    want, _ = colour_constraint(logits, some["superpixel"], some["edges"], some["edge_weights"], some["superpixel_starts"][-1])
+    logits = method.predict(made["image"])
+    want, _ = colour_constraint(logits, made["superpixel"], made["edges"], made["edge_weights"], made["superpixel_starts"][-1])
     assert want > 0
-    torch.testing.assert_close(method(some)["colour"], want)
+    torch.testing.assert_close(method(made)["colour"], want)
 
 
 @pytest.mark.parametrize("on", ["eigenspace", "x", "z"])
@@ -175,8 +175,8 @@ def test_every_consistency_runs_on_every_view(on, view, size):
 MIRRORED = torch.arange(81).view(9, 9).flip(1).reshape(-1)  # positions of the map of a crop of 65
 
 
-def test_the_consistency_is_that_of_energies_mirrored_by_hand():
-    """In evaluation mode (no batch statistics, no dropout), against two passes written out."""
+def test_the_consistency_equals_energies_mirrored_by_hand():
+    """Compares with two explicit passes in evaluation mode (no batch statistics, no dropout)."""
     torch.manual_seed(0)
     config = CC4SConfig(consistency=30, kl="rows", transition_axis="key", trace=0.5, view="flip")
     method = build_method(config, MODEL, 4).eval()
@@ -190,7 +190,7 @@ def test_the_consistency_is_that_of_energies_mirrored_by_hand():
 
 
 @pytest.mark.parametrize("on", ["x", "z"])
-def test_the_consistency_on_features_is_their_mean_squared_difference(on):
+def test_the_consistency_on_features_is_the_mean_squared_difference(on):
     torch.manual_seed(0)
     method = build_method(CC4SConfig(consistency=30, consistency_on=on, view="flip"), MODEL, 4).eval()
     network = method.network
@@ -204,10 +204,10 @@ def test_the_consistency_on_features_is_their_mean_squared_difference(on):
         assert method(batch())["consistency"].item() == pytest.approx(want.item(), rel=1e-4)
 
 
-def test_a_random_view_is_the_mirror_image_or_the_top_or_the_bottom():
-    """As released, at its crop of 465: rows 0 to 384 or 80 to 464, and all columns."""
+def test_a_random_view_is_the_flip_or_the_top_or_the_bottom():
+    """As in the released code with crop 465: rows 0 to 384 or rows 80 to 464, and all columns."""
     random.seed(0)
-    images = torch.arange(465)[:, None] + 1000 * torch.arange(465)  # each pixel is its row and its column
+    images = torch.arange(465)[:, None] + 1000 * torch.arange(465)  # the value of a pixel is its row and column
     images = images.expand(1, 3, 465, 465)
     method = build_method(CC4SConfig(consistency=1), MODEL, 4)
     views = [method._draw_view(images).images for _ in range(100)]
@@ -218,8 +218,8 @@ def test_a_random_view_is_the_mirror_image_or_the_top_or_the_bottom():
 
 
 @pytest.mark.parametrize("kl, size, factor", [("entries", 465, 1), ("entries", 97, 169 / 3481), ("rows", 97, 1)])
-def test_a_weight_of_the_consistency_means_the_same_at_every_size(monkeypatch, kl, size, factor):
-    """It is the published one at the published crop, the crop view included, and is scaled by N / 3481 elsewhere."""
+def test_the_consistency_weight_scales_with_the_number_of_positions(monkeypatch, kl, size, factor):
+    """The weight is the published one at the published crop, also for the crop view. It is scaled by N / 3481 elsewhere."""
     seen = []
 
     def loss(query, *others, **settings):
@@ -234,34 +234,34 @@ def test_a_weight_of_the_consistency_means_the_same_at_every_size(monkeypatch, k
     monkeypatch.setattr(method.network, "features", lambda images: images.new_zeros(1, 512, (images.shape[2] + 7) // 8, side))
     consistency = method._consistency(torch.zeros(1, 3, size, size), (maps, maps))
     assert consistency.item() == pytest.approx(factor)
-    assert seen[0] < side**2, "the crop's positions alone are compared"
+    assert seen[0] < side**2, "only positions of the crop are compared"
 
 
-def test_the_consistency_of_a_map_twice_as_fine_is_the_same(monkeypatch):
-    """Each position made four, which do as it did: the divergence of a distribution stays, its mean over entries does not."""
+def test_the_consistency_is_the_same_on_a_map_twice_as_fine(monkeypatch):
+    """Each position becomes four equal positions. The consistency must not change, though the mean over entries does."""
     torch.manual_seed(0)
     maps, values = torch.randn(4, 1, 8, 3, 3), []
-    for times in (1, 2):
-        query, key, *view = (one.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3) for one in maps)
+    for factor in (1, 2):
+        query, key, *view = (image_map.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3) for image_map in maps)
         method = build_method(CC4SConfig(consistency=30, view="flip", trace=0), MODEL, 4)
         monkeypatch.setattr(method.network, "features", lambda images: images)
         monkeypatch.setattr(method.network.walk, "query_key", lambda _, view=tuple(view): view)
-        side = 8 * (3 * times - 1) + 1
+        side = 8 * (3 * factor - 1) + 1
         values.append(method._consistency(torch.zeros(1, 3, side, side), (query, key)).item())
     assert values[0] > 0 and values[1] == pytest.approx(values[0], rel=1e-5)
 
 
-def test_without_superpixels_the_entropy_is_that_of_the_whole_image():
+def test_soft_entropy_without_superpixels_covers_the_whole_image():
     method = build_method(CC4SConfig(soft_entropy=1), MODEL, 4).eval()
-    some = batch()
-    some["outside"][:, :, 40:] = True
-    masked = some | {"boundary": some["outside"]}
-    del some["boundary"]
-    assert method(some)["soft_entropy"].item() == pytest.approx(method(masked)["soft_entropy"].item())
-    assert method(some)["soft_entropy"].item() != pytest.approx(method(batch())["soft_entropy"].item(), rel=1e-4)
+    given = batch()
+    given["outside"][:, :, 40:] = True
+    masked = given | {"boundary": given["outside"]}
+    del given["boundary"]
+    assert method(given)["soft_entropy"].item() == pytest.approx(method(masked)["soft_entropy"].item())
+    assert method(given)["soft_entropy"].item() != pytest.approx(method(batch())["soft_entropy"].item(), rel=1e-4)
 
 
-def test_the_view_leaves_the_running_statistics_alone():
+def test_the_view_does_not_change_the_running_statistics():
     torch.manual_seed(0)
     method = build_method(CC4SConfig(consistency=1), MODEL, 4).train()
     before = {k: v.clone() for k, v in method.state_dict().items() if "running" in k or "num_batches" in k}
@@ -272,6 +272,6 @@ def test_the_view_leaves_the_running_statistics_alone():
     assert int(method.network.backbone.bn1.num_batches_tracked) == 1
 
 
-def test_impossible_stages_are_refused():
+def test_consistency_without_the_walk_is_refused():
     with pytest.raises(UserError, match="needs the walk"):
         build_method(CC4SConfig(network="baseline", consistency=1), MODEL, 4)

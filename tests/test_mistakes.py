@@ -1,4 +1,4 @@
-"""A user's mistakes: one line on standard error, exit code 2, nothing written."""
+"""Mistakes of users: one line on standard error, exit code 2, no file written. Also failures and bad inputs."""
 
 import errno
 import fcntl
@@ -36,12 +36,12 @@ def assert_refused(result, message):
 TRAINING_MISTAKES = {
     "missing root": (lambda root: shutil.rmtree(root), [], "not found"),
     "empty split": (lambda root: (root / "ImageSets/Segmentation/train.txt").write_text(""), [], "split is empty"),
-    "id outside": (
+    "id outside the classes": (
         lambda root: Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(root / "scribbles/demo_0001.png"),
         [],
         "label id 77 is outside",
     ),
-    "sizes differ": (
+    "size differs from the image": (
         lambda root: Image.fromarray(np.zeros((10, 10), np.uint8)).save(root / "SegmentationClass/demo_0009.png"),
         [],
         f"demo_0009.png is 10x10, its image {WIDTH}x{HEIGHT}",
@@ -70,7 +70,7 @@ TRAINING_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", TRAINING_MISTAKES)
-def test_training_refuses(mistake, root, tmp_path, cli):
+def test_training_refuses_wrong_data_and_settings(mistake, root, tmp_path, cli):
     damage, flags, message = TRAINING_MISTAKES[mistake]
     damage(root)
     config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
@@ -86,7 +86,7 @@ def test_training_refuses(mistake, root, tmp_path, cli):
     ("seven.pt", ["--model.backbone", "resnet34"], "another network"),
     ("seven.pt", ["--method.network", "baseline", "--method.soft_entropy", "0"], "another network"),
 ])  # fmt: skip
-def test_training_refuses_a_checkpoint(name, flags, message, checkpoints, tiny, tmp_path, cli):
+def test_training_refuses_a_wrong_init_checkpoint(name, flags, message, checkpoints, tiny, tmp_path, cli):
     config = ["--config", REPOSITORY / "configs/cc4s/ur.yaml", *SMALL]
     out = tmp_path / "run"
     arguments = [*config, "--data.root", tiny, "--out", out, "--init", checkpoints / name, *flags]
@@ -94,7 +94,7 @@ def test_training_refuses_a_checkpoint(name, flags, message, checkpoints, tiny, 
     assert not out.exists()
 
 
-def test_a_missing_folder_is_named_as_it_was_given(root, tmp_path, cli, monkeypatch):
+def test_the_error_for_a_missing_label_folder_names_its_path(root, tmp_path, cli, monkeypatch):
     monkeypatch.chdir(root.parent)
     shutil.rmtree(root / "scribbles")
     config = [
@@ -106,11 +106,11 @@ def test_a_missing_folder_is_named_as_it_was_given(root, tmp_path, cli, monkeypa
         "--out",
         tmp_path / "run",
     ]
-    for labels in (f"{root.name}/scribbles", "scribbles"):  # as the scripts give it, and as a name
+    for labels in (f"{root.name}/scribbles", "scribbles"):  # as a path, like in the scripts, and as a name
         assert_refused(cli(train.main, *config, "--data.labels", labels), f"label folder {root.name}/scribbles not found")
 
 
-def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
+def test_training_does_not_overwrite_unreadable_checkpoints(tiny, tmp_path, cli):
     (tmp_path / "last.pt").write_bytes(b"precious")
     assert_refused(cli(train.main, "--data.root", tiny, "--out", tmp_path), "not a readable checkpoint")
     assert (tmp_path / "last.pt").read_bytes() == b"precious"
@@ -120,7 +120,7 @@ def test_training_does_not_write_over_what_it_cannot_read(tiny, tmp_path, cli):
 
 
 @pytest.mark.slow
-def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
+def test_two_trainings_cannot_use_one_run_folder(tiny, tmp_path, cli):
     hold = "import sys; from pathlib import Path; from engine.run_folder import lock; lock(Path(sys.argv[1])); print(); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
@@ -132,7 +132,7 @@ def test_two_trainings_do_not_share_a_folder(tiny, tmp_path, cli):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_file_system_without_locks_is_refused_in_a_line(monkeypatch, tiny, tmp_path, cli):
+def test_a_file_system_without_locks_gives_one_error_line(monkeypatch, tiny, tmp_path, cli):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_refused_in_a_line(monkeypatch, tiny, tmp
     assert_refused(cli(train.main, *SMALL, "--data.root", tiny, "--out", tmp_path), "No locks available: .lock")
 
 
-def test_a_batch_goes_on_past_a_file_that_may_not_be_read_but_not_past_a_full_disk(tmp_path, capsys):
+def test_a_tool_skips_a_forbidden_file_but_stops_at_a_full_disk(tmp_path, capsys):
     def work(name, number):
         if name == "b":
             raise OSError(number, os.strerror(number), "b.xml")
@@ -159,12 +159,12 @@ def fill_a_gpu():
 
 
 @pytest.mark.parametrize("fill", [fill_a_gpu, lambda: torch.empty(10**16), lambda: np.empty(10**16)])
-def test_too_little_memory_takes_one_line(cli, fill):
+def test_too_little_memory_gives_one_error_line(cli, fill):
     code, _, stderr = cli(fill)
     assert code == 1 and "--inference.window 465" in stderr and len(stderr.splitlines()) == 1
 
 
-def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, tmp_path, cli, monkeypatch):
+def test_prediction_continues_after_an_image_that_is_too_large(checkpoints, tiny, tmp_path, cli, monkeypatch):
     def of_small_images(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
@@ -179,27 +179,27 @@ def test_prediction_goes_on_past_an_image_that_is_too_large(checkpoints, tiny, t
     assert "demo_0009.jpg: too little memory" in error and "--inference.long_side 512" in error
 
 
-def test_predictions_of_another_average_are_not_mixed(checkpoints, tiny, tmp_path, cli):
+def test_predictions_with_different_averages_are_not_mixed(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg", "--out", tmp_path]
     assert cli(predict.main, *arguments)[0] == 0
     assert cli(predict.main, *arguments)[0] == 0
     assert_refused(cli(predict.main, *arguments, "--inference.average", "logits"), "made with another inference")
 
 
-def test_a_list_of_another_suffix_is_no_image(checkpoints, tmp_path, cli):
+def test_prediction_refuses_a_list_with_another_suffix(checkpoints, tmp_path, cli):
     (tmp_path / "photos.lst").write_text("a.jpg")
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tmp_path / "photos.lst", "--out", tmp_path / "out"]
     assert_refused(cli(predict.main, *arguments), "neither an image (.jpg")
 
 
-def test_a_large_image_that_goes_through_whole_is_told(checkpoints, tiny, tmp_path, cli, monkeypatch):
+def test_prediction_of_a_whole_large_image_prints_a_note(checkpoints, tiny, tmp_path, cli, monkeypatch):
     monkeypatch.setattr(CC4S, "large_image", WIDTH * HEIGHT - 1)
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", tiny / "JPEGImages/demo_0000.jpg"]
     assert "goes through the network whole" in cli(predict.main, *arguments, "--out", tmp_path / "whole")[2]
     assert "note" not in cli(predict.main, *arguments, "--inference.window", "65", "--out", tmp_path / "windows")[2]
 
 
-def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
+def test_prediction_reads_a_list_of_images(checkpoints, tiny, tmp_path, cli):
     files = tmp_path / "some.txt"
     listed = [tiny / "JPEGImages/demo_0001.jpg", "beside.jpg", "missing.jpg"]
     shutil.copy(tiny / "JPEGImages/demo_0002.jpg", tmp_path / "beside.jpg")
@@ -211,7 +211,7 @@ def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
     files.write_text(str(tiny / "JPEGImages/demo_0001.jpg"))
     assert_refused(cli(predict.main, *arguments), "paths_sha256")
     files.write_text("a/one.jpg\nb/one.jpg\n")
-    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "would have one name")
+    assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "would get the same name")
     files.write_text("")
     assert_refused(cli(predict.main, *arguments[:-1], tmp_path / "other"), "one path per line")
 
@@ -224,12 +224,12 @@ def test_prediction_of_a_list(checkpoints, tiny, tmp_path, cli):
     (PermissionError(errno.EACCES, "Permission denied", "a.png"), 2, "error: a.png: Permission denied"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ])  # fmt: skip
-def test_what_ends_a_program_is_one_line_and_its_code(cli, error, code, line):
+def test_each_error_gives_one_line_and_its_exit_code(cli, error, code, line):
     def fail():
         raise error
 
-    found, _, stderr = cli(fail)
-    assert found == code and stderr.startswith(line) and len(stderr.splitlines()) == 1
+    exit_code, _, stderr = cli(fail)
+    assert exit_code == code and stderr.startswith(line) and len(stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("of no file")])
@@ -242,7 +242,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 
 @pytest.mark.slow
-def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
+def test_training_continues_after_a_batch_without_scribbles(root, tmp_path, cli):
     for path in (root / "scribbles").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
     config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
@@ -251,14 +251,14 @@ def test_a_batch_without_a_scribble_trains_on(root, tmp_path, cli):
     assert first["loss"] == first["cross_entropy"] == 0
 
 
-def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
+def test_evaluation_refuses_wrong_input(checkpoints, root, tmp_path, cli):
     out, seven = tmp_path / "evaluation", ["--checkpoint", checkpoints / "seven.pt"]
     common = ["--data.root", root, "--out", out, "--workers", "0"]
     assert_refused(cli(evaluate.main, "--checkpoint", checkpoints / "three.pt", *common), "3 classes")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.split", "tset"), "tset.txt not found")
     assert_refused(cli(evaluate.main, *seven, *common, "--crf_per_scale", "true"), "requires --crf")
-    of_logits = ["--preset", "blpseg", "--crf", "torch", "--crf_per_scale"]
-    assert_refused(cli(evaluate.main, *seven, *common, *of_logits), "give --inference.average probabilities")
+    logits_preset = ["--preset", "blpseg", "--crf", "torch", "--crf_per_scale"]
+    assert_refused(cli(evaluate.main, *seven, *common, *logits_preset), "give --inference.average probabilities")
     assert_refused(cli(evaluate.main, *seven, *common, "--data.labels", "masks"), "masks not found")
     for path in (root / "SegmentationClass").glob("*.png"):
         Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
@@ -271,7 +271,7 @@ def test_evaluation_refuses(checkpoints, root, tmp_path, cli):
     assert_refused(cli(evaluate.main, *seven, *common), "is a file")
 
 
-def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
+def test_prediction_refuses_wrong_input(checkpoints, tiny, tmp_path, cli):
     common = ["--checkpoint", checkpoints / "seven.pt", "--out", tmp_path / "out"]
     images = tiny / "JPEGImages"
     assert_refused(cli(predict.main, *common, "--images", tmp_path), "no such file")
@@ -282,7 +282,7 @@ def test_prediction_refuses(checkpoints, tiny, tmp_path, cli):
     assert not (tmp_path / "out").exists()
 
 
-def test_prediction_names_what_it_passes_over(checkpoints, tiny, tmp_path, cli):
+def test_prediction_reports_the_kinds_of_skipped_files(checkpoints, tiny, tmp_path, cli):
     photos = tmp_path / "photos"
     shutil.copytree(tiny / "JPEGImages", photos)
     for name in ("a.gif", "b.GIF", "notes.txt"):
@@ -290,13 +290,13 @@ def test_prediction_names_what_it_passes_over(checkpoints, tiny, tmp_path, cli):
     for name in sorted(photos.glob("demo*"))[2:]:
         name.unlink()
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", photos, "--out", photos / "out"]
-    for _ in range(2):  # what it wrote itself is not passed over
+    for _ in range(2):  # predict must not report its own output
         code, _, error = cli(predict.main, *arguments)
-        assert code == 0 and "files that are not images were passed over (2 .gif, 1 .txt)" in error
+        assert code == 0 and "files that are not images were skipped (2 .gif, 1 .txt)" in error
     assert len(list((photos / "out").glob("*.png"))) == 2
 
 
-def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkpoints, root, tmp_path, cli):
+def test_prediction_skips_a_bad_image_and_never_overwrites_masks(checkpoints, root, tmp_path, cli):
     out = tmp_path / "out"
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--out", out]
     image = root / "JPEGImages/demo_0009.jpg"
@@ -315,17 +315,17 @@ def test_prediction_goes_on_past_a_bad_image_and_never_writes_over_others(checkp
         "predictions.json", "shares.json", "gallery.jpg",
         *(f"{name}.png" for name in masks), *(f"overlays/{name}.jpg" for name in masks),
     }  # fmt: skip
-    assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "what was done is not done again"
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items()), "existing masks are not written again"
     assert json.loads((out / "shares.json").read_text())["labelled_share"] == 1
     assert_refused(cli(predict.main, *arguments, "--inference.flip"), "another inference")
     (out / "predictions.json").unlink()
-    assert_refused(cli(predict.main, *arguments), "holds something else")
+    assert_refused(cli(predict.main, *arguments), "holds other files")
 
 
-def test_pseudo_labels_are_of_the_classes_scribbled_in_the_image(checkpoints, root, tmp_path, cli):
+def test_pseudo_labels_have_only_classes_scribbled_in_the_image(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     scribbles = {name: np.full((HEIGHT, WIDTH), 255, np.uint8) for name in names}
-    scribbles[names[0]][2, :9], scribbles[names[1]][5, :9] = 2, 6  # and none in the last
+    scribbles[names[0]][2, :9], scribbles[names[1]][5, :9] = 2, 6  # no scribble in the third image
     for name, scribble in scribbles.items():
         write_label(tmp_path / f"scribbles/{name}.png", scribble)
     common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
@@ -336,12 +336,12 @@ def test_pseudo_labels_are_of_the_classes_scribbled_in_the_image(checkpoints, ro
         assert cli(predict.main, *common, *flags, "--out", tmp_path / kind)[0] == 0
         found[kind] = {name: read_label(tmp_path / kind / f"{name}.png") for name in names}
     assert set(np.unique(found["scribbled"][names[0]])) == {2} and set(np.unique(found["scribbled"][names[1]])) == {6}
-    assert (found["scribbled"][names[2]] == found["all"][names[2]]).all(), "nothing scribbled excludes nothing"
+    assert (found["scribbled"][names[2]] == found["all"][names[2]]).all(), "without a scribble, every class is possible"
     free = found["all"][names[0]]
     assert not set(np.unique(free)) <= {2} and (free[2, :9] == 2).all()
 
 
-def test_pseudo_labels_are_compared_with_the_masks_where_there_are_some(checkpoints, root, tmp_path, cli):
+def test_pseudo_labels_are_compared_with_the_masks_that_exist(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     masks = {name: read_label(root / f"SegmentationClass/{name}.png") for name in names}
     (root / f"SegmentationClass/{names[2]}.png").unlink()
@@ -359,17 +359,17 @@ def test_pseudo_labels_are_compared_with_the_masks_where_there_are_some(checkpoi
         coverages.append(right / true.sum() if true.any() else None)
         ious.append(right / (labelled | true).sum() if (labelled | true).any() else None)
     for kind, want in (("precision", precisions), ("coverage", coverages), ("iou", ious)):
-        assert list(shares[f"{kind}_of_class"].values()) == [None if one is None else pytest.approx(one) for one in want]
-    assert shares["miou"] == pytest.approx(np.mean([one for one in ious if one is not None]))
+        assert list(shares[f"{kind}_of_class"].values()) == [None if value is None else pytest.approx(value) for value in want]
+    assert shares["miou"] == pytest.approx(np.mean([value for value in ious if value is not None]))
 
-    for name in names[:2]:  # damaged, but only compared with
+    for name in names[:2]:  # damaged masks, which are only compared
         (root / f"SegmentationClass/{name}.png").write_bytes(b"damaged")
     code, printed, _ = cli(predict.main, *common, "--out", tmp_path / "alone")
     assert code == 0 and "against the masks" not in printed
     assert "precision_of_class" not in json.loads((tmp_path / "alone/shares.json").read_text())
 
 
-def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
+def test_pseudo_labels_with_class_thresholds_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     (root / "tags.json").write_text(json.dumps({name: ["disc", "star"] for name in names}))
     common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "val", "--pseudo_labels"]
@@ -378,7 +378,7 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
     for shard, done in (("1/2", [names[0], names[2]]), ("2/2", names)):
         assert cli(predict.main, *common, "--out", tmp_path / "shards", "--shard", shard)[0] == 0
         assert sorted(path.stem for path in (tmp_path / "shards").glob("*.png")) == done
-    assert (tmp_path / "all/shares.json").is_file() and not (tmp_path / "shards/shares.json").exists(), "not of a part"
+    assert (tmp_path / "all/shares.json").is_file() and not (tmp_path / "shards/shares.json").exists(), "not for a shard"
     assert cli(predict.main, *common, "--out", tmp_path / "tags", "--classes", "tags", "--crf", "torch")[0] == 0
     strict = "{background: 1, disc: 1}"
     assert cli(predict.main, *common, "--out", tmp_path / "classes", "--class_thresholds", strict)[0] == 0
@@ -402,8 +402,8 @@ def test_pseudo_labels_by_class_tags_crf_and_shards(checkpoints, root, tmp_path,
 EXTRA = ("defusedxml", "h5py", "onnx", "onnxruntime", "onnxscript", "pycocotools", "pydensecrf")
 
 
-def test_without_the_extra_packages_everything_can_be_imported():
-    """What needs one of them says so when it is used."""
+def test_all_modules_import_without_the_extra_packages():
+    """An extra package is imported only when it is used."""
     modules = "train, evaluate, predict, tools.prepare, tools.scribbles, tools.superpixels, tools.export, tools.check_dataset"
     hide = f"import sys; sys.modules.update(dict.fromkeys({EXTRA}))"
     done = subprocess.run([sys.executable, "-c", f"{hide}; import {modules}"], capture_output=True, text=True, cwd=REPOSITORY)
@@ -413,7 +413,7 @@ def test_without_the_extra_packages_everything_can_be_imported():
 
 
 @pytest.mark.parametrize("command", ["export", "xml2png", "pydensecrf"])
-def test_a_missing_extra_package_is_named_in_a_line(command, tiny, checkpoints, tmp_path, cli, monkeypatch):
+def test_the_error_for_a_missing_extra_package_names_the_package(command, tiny, checkpoints, tmp_path, cli, monkeypatch):
     for package in EXTRA:
         monkeypatch.setitem(sys.modules, package, None)
         for module in [name for name in sys.modules if name.startswith(f"{package}.")]:

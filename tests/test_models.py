@@ -1,5 +1,4 @@
-"""The networks, the walk and the views against plain formulas."""
-
+"""Networks, walk and views compared with plain formulas."""
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from ops.walk import walk
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_backbones_are_stride_8_under_torchvisions_names(name):
+def test_backbones_have_stride_8_and_torchvision_weight_names(name):
     backbone = stride8_resnet(name).eval()
     theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in backbone.state_dict().items()} == theirs
@@ -30,8 +29,8 @@ def test_backbones_are_stride_8_under_torchvisions_names(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_deep_stems_give_four_maps(name):
-    """All but the stem and layer1's first block is torchvision's."""
+def test_deep_stem_backbones_give_four_maps(name):
+    """Only the stem and the first block of layer1 differ from torchvision."""
     backbone = deep_stem_resnet(name).eval()
     theirs = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items() if not k.startswith("fc.")}
     ours = {k: v.shape for k, v in backbone.state_dict().items()}
@@ -45,7 +44,7 @@ def test_deep_stems_give_four_maps(name):
 
 
 def naive_layer(blocks, features, dilations):
-    """A layer of basic blocks as the release writes it: the first convolution is plain, the second is dilated."""
+    """A layer of basic blocks as in the released code: the first convolution is plain, the second is dilated."""
     for block, dilation in zip(blocks, dilations, strict=True):
         shortcut = features
         features = block.bn1(F.conv2d(features, block.conv1.weight, padding=1)).relu()
@@ -57,8 +56,8 @@ def naive_layer(blocks, features, dilations):
 
 
 @pytest.mark.parametrize("name, blocks", [("resnet18", 2), ("resnet34", 6)])
-def test_basic_blocks_dilate_their_second_convolution_alone(name, blocks):
-    """In every block of layers 3 and 4, the first included."""
+def test_basic_blocks_dilate_only_their_second_convolution(name, blocks):
+    """Holds for every block of layers 3 and 4, also the first."""
     backbone = stride8_resnet(name, layer4_dilations=(4, 8, 16)).eval().double()
     features = torch.randn(1, 128, 40, 40, dtype=torch.float64)
     with torch.no_grad():
@@ -68,12 +67,12 @@ def test_basic_blocks_dilate_their_second_convolution_alone(name, blocks):
         torch.testing.assert_close(backbone.layer4(want), naive_layer(backbone.layer4, want, [4, 8, 16][:depth]))
 
 
-def test_bottlenecks_stride_on_their_1x1_convolution():
+def test_bottlenecks_have_the_stride_in_the_1x1_convolution():
     block = stride8_resnet("resnet50").layer2[0]
     assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1)
 
 
-def test_local_weights_load_with_or_without_classifier(tmp_path):
+def test_local_weights_with_a_classifier_load(tmp_path):
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     backbone = stride8_resnet("resnet18")
@@ -109,7 +108,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4), (6, 12), (7, 50)])
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
-def test_means_of_parts_are_adaptive_pooling(size, parts):
+def test_means_of_parts_equal_adaptive_pooling(size, parts):
     features = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(MeanOfParts(parts)(features), torch.nn.functional.adaptive_avg_pool2d(features, parts))
 
@@ -120,7 +119,7 @@ def dense_walk(query, key, value):
     return ((query @ key.mT).softmax(-1) @ flat).mT.reshape(value.shape)
 
 
-@pytest.mark.parametrize("held", [1, 4 * 35, 35 * 35, 10**6])  # a row, some rows, an image, both images
+@pytest.mark.parametrize("held", [1, 4 * 35, 35 * 35, 10**6])  # one row, four rows, one image, both images
 def test_the_walk_equals_the_dense_formula(monkeypatch, held):
     monkeypatch.setitem(pairs.HELD, "cpu", held)
     generator = torch.Generator().manual_seed(0)
@@ -132,8 +131,8 @@ def test_the_walk_equals_the_dense_formula(monkeypatch, held):
     torch.testing.assert_close(got, torch.autograd.grad((want * weights).sum(), inputs))
 
 
-@pytest.mark.parametrize("largest", [3, 60])  # energies of some tens, and of 1e4 and over, exact in float32
-def test_the_walk_in_float32_is_the_dense_formula_in_float64(largest):
+@pytest.mark.parametrize("largest", [3, 60])  # energies of some tens, or above 1e4; all exact in float32
+def test_the_walk_in_float32_equals_the_dense_formula_in_float64(largest):
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 8, 9, 10), (2, 8, 9, 10), (2, 12, 9, 10))
     exact = [torch.randint(-largest, largest + 1, shape, generator=generator).double().requires_grad_() for shape in shapes]
@@ -143,9 +142,9 @@ def test_the_walk_in_float32_is_the_dense_formula_in_float64(largest):
     got, want = walk(*single), dense_walk(*exact)
     ours = [got, *torch.autograd.grad(got, single, weights.float())]
     theirs = [want, *torch.autograd.grad(want, exact, weights)]
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.isfinite(one).all()
-        assert (one.double() - other).norm() <= 1e-5 * other.norm() + 1e-9
+    for got_part, want_part in zip(ours, theirs, strict=True):
+        assert torch.isfinite(got_part).all()
+        assert (got_part.double() - want_part).norm() <= 1e-5 * want_part.norm() + 1e-9
 
 
 def test_the_walk_holds_no_square_matrix_in_training():
@@ -161,8 +160,8 @@ def test_the_walk_keeps_its_precision_under_autocast():
     torch.testing.assert_close(got, dense_walk(query, key, value))
 
 
-def test_the_walks_gradients_survive_bfloat16_values():
-    """Rows of P near one-hot, whose gradients are small differences of large numbers."""
+def test_gradients_of_the_walk_stay_accurate_with_bfloat16_values():
+    """Rows of P are almost one-hot, so the gradients are small differences of large numbers."""
     generator = torch.Generator().manual_seed(0)
     query, key = ((4 * torch.randn(2, 8, 6, 6, generator=generator)).requires_grad_() for _ in range(2))
     value, weights = (torch.randn(2, 64, 6, 6, generator=generator).bfloat16() for _ in range(2))
@@ -184,13 +183,13 @@ def test_random_walk_starts_as_the_identity_and_shrinks_its_energies(shrink):
 
 
 @pytest.mark.parametrize("network", [BaselineNet(ModelConfig("resnet18"), 5), RandomWalkNet(ModelConfig("resnet18"), 5)])
-def test_networks_answer_at_the_inputs_size(network):
+def test_networks_give_logits_of_the_image_size(network):
     with torch.no_grad():
         assert network.eval()(torch.zeros(1, 3, 50, 67)).shape == (1, 5, 50, 67)
 
 
-# Views: maps of the size that the network makes, holding the pixel that each position looks at (0 past the last), show
-# whether positions match.
+# Views: `pixels` stands in for a network. Its map has the network's size. Each position holds the pixel that it looks at, or 0
+# after the last pixel. If the maps of image and view agree, their positions match.
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +211,14 @@ EVERY_WIDTH = [((65, width), 1) for width in range(64, 73)]
 
 
 @pytest.mark.parametrize("size, shrink", [*EVERY_WIDTH, ((50, 65), 1), ((65, 65), 2), ((65, 73), 3)])
-def test_flip_views_positions_match(pixels, size, shrink):
+def test_positions_of_the_flip_view_match_the_image(pixels, size, shrink):
     images = torch.randn(2, 3, *size)
     view = flip_view(images, shrink)
     assert torch.equal(view.of_image(pixels(images, shrink)), view.of_view(pixels(view.images, shrink)))
 
 
 @pytest.mark.parametrize("size, shrink", [*EVERY_WIDTH, ((65, 33), 2), ((97, 49), 3)])
-def test_crop_views_positions_match(pixels, size, shrink):
+def test_positions_of_the_crop_view_match_the_image(pixels, size, shrink):
     images = torch.randn(2, 3, *size)
     for _ in range(10):
         view = crop_view(images, shrink)
@@ -229,13 +228,13 @@ def test_crop_views_positions_match(pixels, size, shrink):
 
 
 @pytest.mark.parametrize("view, fitting", [(crop_view, 65), (flip_view, 73)])
-def test_views_refuse_a_crop_that_shrink_does_not_fit(view, fitting):
+def test_views_refuse_an_image_size_that_does_not_fit_shrink(view, fitting):
     with pytest.raises(UserError, match=f"choose {fitting}"):
         view(torch.zeros(1, 3, fitting + 8, fitting + 1), shrink=2)
 
 
-def test_a_stack_of_strided_convolutions_mirrors_exactly_at_8k_plus_1():
-    """Why the flip view cuts to 8k + 1: there, the features of the mirrored image are the mirrored features."""
+def test_strided_convolutions_mirror_exactly_at_width_8k_plus_1():
+    """At width 8k + 1, features of the mirrored image are the mirrored features. So the flip view cuts to this width."""
     network = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1, bias=False) for _ in range(3))).double()
     for layer in network:
         layer.weight.data = layer.weight.data + layer.weight.data.flip(-1)

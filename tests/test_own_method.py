@@ -1,4 +1,4 @@
-"""The method that docs/method.md walks through, taken from the page: it trains, goes on, evaluates and predicts."""
+"""The example method of docs/method.md, taken from the page: it trains, resumes, evaluates and predicts."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):
-    """The page's module under methods/, the entry that it is given there, and its configuration as a file."""
+    """Imports the code of the page as a module of methods/, registers it, and returns its config file."""
     text = (REPOSITORY / "docs" / "method.md").read_text()
     code, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "minimum_entropy.py").write_text(code)
@@ -39,7 +39,7 @@ def page(monkeypatch, tmp_path):
     return tmp_path / "minimum_entropy.yaml"
 
 
-def test_the_page_s_method_trains_goes_on_and_evaluates(page, cli, tiny, tmp_path, monkeypatch):
+def test_the_method_of_the_docs_trains_resumes_and_evaluates(page, cli, tiny, tmp_path, monkeypatch):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     command = ["--config", page, *LOOP, "--data.root", tiny, "--out"]
     with monkeypatch.context() as patch:
@@ -48,8 +48,8 @@ def test_the_page_s_method_trains_goes_on_and_evaluates(page, cli, tiny, tmp_pat
         assert cli(train.main, *command, stopped)[0] == 128 + signal.SIGTERM
     for out in (stopped, whole):
         assert cli(train.main, *command, out)[0] == 0
-    one, other = (torch.load(out / "last.pt", weights_only=True)["method"] for out in (stopped, whole))
-    assert all(torch.equal(one[key], other[key]) for key in other)
+    resumed, uninterrupted = (torch.load(out / "last.pt", weights_only=True)["method"] for out in (stopped, whole))
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
     record = yaml.safe_load((whole / "config.yaml").read_text())
     assert record["method"] == yaml.safe_load(page.read_text())["method"]
@@ -63,7 +63,7 @@ def test_the_page_s_method_trains_goes_on_and_evaluates(page, cli, tiny, tmp_pat
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
 
 
-def test_its_settings_are_checked_as_any_other_s(page, cli, tiny, tmp_path):
+def test_an_unknown_setting_of_the_docs_method_is_refused(page, cli, tiny, tmp_path):
     code, _, error = cli(train.main, "--config", page, "--method.entropi", "1", "--data.root", tiny, "--out", tmp_path / "run")
     assert code == 2
     assert error.strip() == "error: unknown key method.entropi: did you mean method.entropy?"

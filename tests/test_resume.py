@@ -1,4 +1,4 @@
-"""A run that was stopped, however it was, ends as if it had not been."""
+"""A run that was killed or stopped, and then resumed, ends like a run that was never stopped."""
 
 import json
 import multiprocessing
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts training processes quickly: forks of one that has imported everything."""
+    """A context that starts training processes quickly: it forks a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training"])
-    first = context.Process(target=int)  # which waits for the imports
+    first = context.Process(target=int)  # this start waits for the imports
     first.start()
     first.join()
     return context
@@ -33,7 +33,7 @@ def processes():
 
 @pytest.fixture(scope="module")
 def whole(processes, tiny, tmp_path_factory):
-    """A run that was never stopped; how many seconds it took is in a file of its own."""
+    """A run that was never stopped. The file `seconds` holds its duration."""
     out = tmp_path_factory.mktemp("whole")
     start = time.monotonic()
     child = processes.Process(target=call, args=(out, tiny))
@@ -57,14 +57,14 @@ def assert_same_end(out, whole):
 @pytest.mark.parametrize("where, time", [
     ("saving", 2), ("saving", 4), ("saving", 7), ("saved", 1), ("saved", 2), ("saved", 3), ("validating", 11), ("stepping", 3),
 ])  # fmt: skip
-def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time):
+def test_a_run_killed_at_a_chosen_moment_resumes_exactly(processes, tiny, whole, tmp_path, where, time):
     child = processes.Process(target=call_and_signal, args=(tmp_path / "run", tiny, where, time))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    if where == "saving":  # last.pt, best.pt, and last.pt again, whole beside what was there
+    if where == "saving":  # an unfinished file; the old checkpoint is still complete
         assert len(list((tmp_path / "run").glob(".*.part"))) == 1
-    if where == "validating":  # the second time, which the steps before are saved for
+    if where == "validating":  # the second validation; the steps before it are saved
         assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 4
     child = processes.Process(target=call, args=(tmp_path / "run", tiny))
     child.start()
@@ -73,7 +73,7 @@ def test_killed_at_a_chosen_moment(processes, tiny, whole, tmp_path, where, time
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_self_training_goes_on_to_the_same_weights(processes, tiny, tmp_path):
+def test_a_killed_self_training_run_resumes_exactly(processes, tiny, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     codes = []
     for work, *arguments in (
@@ -89,15 +89,15 @@ def test_self_training_goes_on_to_the_same_weights(processes, tiny, tmp_path):
     assert_same_end(run, whole)
 
 
-def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
+def test_runs_killed_at_twenty_random_moments_resume_exactly(processes, tiny, whole, tmp_path):
     seconds, longest = random.Random(0), float((whole / "seconds").read_text())
-    kills, chain, went_on = 0, 0, 0
+    kills, run_number, resumed = 0, 0, 0
     while kills < 20:
-        out, chain = tmp_path / str(chain), chain + 1
+        out, run_number = tmp_path / str(run_number), run_number + 1
         while True:
             child = processes.Process(target=call, args=(out, tiny))
             child.start()
-            saved = (out / "last.pt").is_file()  # then it goes on, and takes less
+            saved = (out / "last.pt").is_file()  # then the run resumes and needs less time
             child.join(seconds.uniform(0, longest * (0.6 if saved else 1)) if kills < 20 else None)
             if child.exitcode is not None:
                 break
@@ -106,13 +106,13 @@ def test_killed_at_twenty_random_moments(processes, tiny, whole, tmp_path):
             kills += 1
         assert child.exitcode == 0
         assert_same_end(out, whole)
-        went_on += sum(session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"])
-    assert went_on, "all were killed before their first checkpoint"
+        resumed += sum(session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"])
+    assert resumed, "every run was killed before its first checkpoint"
 
 
 @pytest.mark.parametrize("number, times", [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
-def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path, number, times):
-    """A cluster may send SIGTERM to the launcher, too, which passes it on."""
+def test_a_signal_saves_and_ends_the_run_within_one_step(processes, tiny, whole, tmp_path, number, times):
+    """SIGTERM may come twice: a cluster may also send it to the launcher, which passes it on."""
     out, log = tmp_path / "run", tmp_path / "log"
     child = processes.Process(target=call_and_signal, args=(out, tiny, "stepping", 3, UR, [number] * times, log))
     child.start()
@@ -127,17 +127,17 @@ def test_a_signal_saves_and_ends_within_a_step(processes, tiny, whole, tmp_path,
     assert [session["first_step"] > 0 for session in json.loads((out / "run.json").read_text())["sessions"]] == [False, True]
 
 
-def test_a_second_interrupt_ends_at_once(processes, tiny, tmp_path):
+def test_a_second_interrupt_ends_the_run_at_once(processes, tiny, tmp_path):
     log = tmp_path / "log"
     arguments = (tmp_path / "run", tiny, "stepping", 3, UR, [signal.SIGINT] * 2, log)
     child = processes.Process(target=call_and_signal, args=arguments)
     child.start()
     child.join()
     assert child.exitcode == 130 and "interrupted" in log.read_text().splitlines()[-1]
-    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 2, "of the validation before"
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["step"] == 2, "the checkpoint of the validation before"
 
 
-def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints, tmp_path, cli):
+def test_a_run_does_not_resume_after_its_inputs_changed(root, checkpoints, tmp_path, cli):
     init = shutil.copy(checkpoints / "seven.pt", tmp_path / "init.pt")
     arguments = [*FLAGS, "--train.steps", "1", "--data.root", root, "--init", init, "--out", tmp_path / "run"]
     assert cli(train.main, *arguments)[0] == 0
@@ -154,16 +154,16 @@ def test_a_run_does_not_go_on_with_what_it_was_not_begun_with(root, checkpoints,
     shutil.copy(tmp_path / "run/best.pt", init)
     refused("labels and init")
     (root / "scribbles/pseudo_labels.json").unlink()
-    init.unlink()  # no longer needed, so it may be gone
+    init.unlink()  # the run has started, so it no longer needs the file
     assert cli(train.main, *arguments)[0] == 0
     names = root / "ImageSets/Segmentation/train.txt"
     names.write_text("\n".join(names.read_text().split()[1:]))
     refused("data")
-    assert cli(superpixels.main, root, "--segments", "60")[0] == 0  # the run was begun without
+    assert cli(superpixels.main, root, "--segments", "60")[0] == 0  # the run started without superpixels
     refused("data and superpixels")
 
 
-def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_path, cli, monkeypatch):
+def test_a_finished_run_stays_unchanged_and_fresh_starts_over(whole, tiny, tmp_path, cli, monkeypatch):
     before = (whole / "last.pt").read_bytes()
     arguments = [*FLAGS, "--data.root", tiny, "--out"]
     code, output, _ = cli(train.main, *arguments, whole)
@@ -176,12 +176,12 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
 
     out = tmp_path / "run"
     assert cli(train.main, *arguments, out, "--train.steps", "2")[0] == 0
-    # torchrun gives the flags that it was given before: first it had not come so far as to delete that run, then it had.
+    # torchrun repeats --fresh at a restart: once before the first attempt has deleted the old run, and once after.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     for _ in range(2):
         assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
         assert torch.load(out / "last.pt", weights_only=True)["step"] == 1
-        assert len((out / "metrics.jsonl").read_text().splitlines()) == 3, "losses, a look inside, a validation"
+        assert len((out / "metrics.jsonl").read_text().splitlines()) == 3, "losses, an inspection, a validation"
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 2
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     (out / "evaluation").mkdir()
@@ -189,21 +189,21 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_starts_over(whole, tiny, tmp_
     (out / "pseudo_labels/pseudo_labels.json").write_text("{}")
     on_its_own = ["--data.labels", out / "pseudo_labels", "--train.steps", "1", "--fresh"]
     assert cli(train.main, *arguments, out, *on_its_own)[0] == 0
-    assert (out / "pseudo_labels").is_dir(), "it trains on them"
+    assert (out / "pseudo_labels").is_dir(), "the run trains on these labels"
     assert cli(train.main, *arguments, out, "--train.steps", "1", "--fresh")[0] == 0
     assert not (out / "pseudo_labels").exists() and (out / "evaluation").is_dir()
-    assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "the user's own is a new beginning"
+    assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "without torchrun, --fresh is a new start"
 
-    # Its config.yaml repeats it, elsewhere, and does not delete what is there.
+    # config.yaml of the run repeats the run in another folder, and does not delete that folder.
     for _ in range(2):
         assert cli(train.main, "--config", out / "config.yaml", "--out", tmp_path / "again")[0] == 0
     assert len(json.loads((tmp_path / "again/run.json").read_text())["sessions"]) == 2
-    one, other = (torch.load(folder / "last.pt", weights_only=True)["method"] for folder in (out, tmp_path / "again"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    first, repeated = (torch.load(folder / "last.pt", weights_only=True)["method"] for folder in (out, tmp_path / "again"))
+    assert all(torch.equal(first[key], repeated[key]) for key in first)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tiny, tmp_path):
-    """On a file system of a size that the first checkpoint fits on, and the second beside it does not."""
+def test_a_full_disk_gives_one_line_and_keeps_the_last_checkpoint(tiny, tmp_path):
+    """The file system has room for the first checkpoint, but not for a second one beside it."""
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", small], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""Scribbles: ScribbleSup's XML, strokes drawn from masks, shrunk and dropped strokes, clicks."""
+"""Scribbles from ScribbleSup's XML, from masks and from clicks; shrunk and dropped strokes."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def write_xml(folder, name, *polygons):
     (folder / f"{name}.xml").write_text(ANNOTATION.format(name=name, polygons="".join(polygons)))
 
 
-def test_annotations_become_labels(tmp_path, cli):
+def test_xml_annotations_become_label_maps(tmp_path, cli):
     write_xml(
         tmp_path / "xml",
         "a b é",
@@ -47,7 +47,7 @@ def test_annotations_become_labels(tmp_path, cli):
     assert (label[9:12, 12:18] == 1).all() and label[12, 15] == 255, "a line of 3 pixels"
     assert (label[5:18, 19:22] == 0).all(), "the later stroke lies over the earlier"
     assert (label == 20).sum() == 5 and label[30, 50] == 20, "a point is a dot"
-    assert (label[4:7, 56:] == 14).all(), "what leaves the picture is cut"
+    assert (label[4:7, 56:] == 14).all(), "pixels outside the image are cut"
     assert set(np.unique(label)) == {0, 1, 14, 20, 255}
     with Image.open(tmp_path / "png" / "a b é.png") as image:
         assert image.mode == "P" and image.getpalette()[3:6] == [128, 0, 0]
@@ -72,7 +72,7 @@ def test_annotations_become_labels(tmp_path, cli):
         (ANNOTATION.replace("60", "-3").format(name="x", polygons=""), "not the size of an image"),
     ],
 )
-def test_bad_annotations_are_named_and_do_not_stop_the_rest(tmp_path, cli, content, message):
+def test_bad_annotations_are_named_and_do_not_stop_the_others(tmp_path, cli, content, message):
     write_xml(tmp_path / "xml", "good", polygon("cat", (1, 1), (9, 9)))
     (tmp_path / "xml" / "bad.xml").write_text(content)
     code, output, error = cli(scribbles.main, "xml2png", "--xml", tmp_path / "xml", "--out", tmp_path / "png", "--workers", "1")
@@ -82,7 +82,7 @@ def test_bad_annotations_are_named_and_do_not_stop_the_rest(tmp_path, cli, conte
     assert {path.name for path in (tmp_path / "png").iterdir()} == {"good.png", "scribbles.json"}
 
 
-def test_tags_mean_the_list_they_are_read_for(tmp_path):
+def test_the_class_list_decides_the_meaning_of_a_tag(tmp_path):
     voc, context = class_names("voc"), class_names("context")
     assert len(voc) == 21 and len(context) == 60
     assert voc[class_of("table", voc, tmp_path)] == "diningtable"
@@ -98,7 +98,7 @@ def test_tags_mean_the_list_they_are_read_for(tmp_path):
         class_of("bedclothes", voc, tmp_path)
 
 
-def test_lines_are_as_wide_as_asked():
+def test_lines_have_the_requested_width():
     x = np.arange(20, 180.0)
     for width in (1, 2, 3, 5, 8):
         covered = line((60, 200), np.stack([x, np.full_like(x, 30)], 1), width)
@@ -107,7 +107,7 @@ def test_lines_are_as_wide_as_asked():
 
 
 def naive_distance(stroke, start):
-    """Length of the shortest way on the stroke's pixels, by relaxing every step until nothing changes."""
+    """Length of the shortest path on the pixels of a stroke. Relaxes every step until nothing changes."""
     distance = np.full(stroke.shape, np.inf)
     distance[start] = 0
     changed = True
@@ -135,13 +135,13 @@ def hand_drawn():
     return label
 
 
-def test_shrinking_keeps_the_middle_and_nests():
+def test_shrink_keeps_the_middle_and_a_smaller_ratio_keeps_a_subset():
     label = hand_drawn()
     assert len(list(strokes(label))) == 3
     kept = [shrink(label, ratio) for ratio in RATIOS]
     for less, more in itertools.pairwise(kept):
         assert (less[less != 255] == more[less != 255]).all() and (less != 255).sum() < (more != 255).sum()
-    assert (kept[-1] == label).all() and (kept[0] != 255).sum() == 3, "all of it, and a pixel a stroke"
+    assert (kept[-1] == label).all() and (kept[0] != 255).sum() == 3, "the whole label, and one pixel per stroke"
     for ratio, part in zip(RATIOS, kept, strict=True):
         assert connected(part == 0, EIGHT_NEIGHBOURS)[1] == 1, "one piece of the ring, not two"
         assert abs((part == 0).sum() / (label == 0).sum() - ratio) < 0.1 or ratio == 0
@@ -154,7 +154,7 @@ def test_shrinking_keeps_the_middle_and_nests():
     assert ((shrink(wave, 0.5) == 2) == expected).all()
 
 
-def test_dropping_keeps_whole_strokes_one_at_least_and_nests():
+def test_drop_keeps_whole_strokes_and_at_least_one():
     label = hand_drawn()
     sizes = {(number, int(stroke.sum())) for number, _, stroke in strokes(label)}
     counts = []
@@ -167,7 +167,7 @@ def test_dropping_keeps_whole_strokes_one_at_least_and_nests():
             assert {(number, int(stroke.sum())) for number, _, stroke in strokes(part)} <= sizes
         assert len(list(strokes(kept[-1]))) == 1
         counts.append(len(list(strokes(kept[2]))))
-    assert abs(np.mean(counts) / 3 - (0.5 + 0.5**3 / 3)) < 0.06, "half of them, or one where all would go"
+    assert abs(np.mean(counts) / 3 - (0.5 + 0.5**3 / 3)) < 0.06, "half of the strokes, or one if all would be dropped"
 
 
 def test_an_empty_label_stays_empty():
@@ -193,10 +193,10 @@ def test_generated_scribbles_stay_inside_every_shape():
             large = [part for part in range(1, count + 1) if (parts == part).sum() >= 0.001 * mask.size]
             assert all((labelled & (parts == part)).any() for part in large), "every large part has a stroke"
             small = np.isin(parts, large, invert=True) & (parts > 0)
-            assert not (labelled & small).any(), "no small part has"
+            assert not (labelled & small).any(), "no small part has a stroke"
 
 
-def test_generated_scribbles_repeat_by_name_and_seed():
+def test_generated_scribbles_depend_on_name_and_seed():
     mask = np.zeros((90, 120), np.uint8)
     mask[20:60, 30:100] = 1
     first = draw_scribbles(mask, generator("a", 0))
@@ -206,7 +206,7 @@ def test_generated_scribbles_repeat_by_name_and_seed():
 
 
 @pytest.mark.parametrize(("data", "labels"), [("voc_mini", "SegmentationClassAug"), ("camvid", "SegmentationClass")])
-def test_generated_scribbles_of_real_masks_agree_with_them(shared, data, labels):
+def test_generated_scribbles_agree_with_real_masks(shared, data, labels):
     files = sorted((shared / "data" / data / labels).glob("*.png"))[::12]
     shares = []
     for file in files:
@@ -218,23 +218,23 @@ def test_generated_scribbles_of_real_masks_agree_with_them(shared, data, labels)
     assert 0.01 <= np.mean(shares) <= 0.05
 
 
-def test_generating_for_a_data_set_reports_skips_and_shards(root, tmp_path, cli):
+def test_generate_skips_existing_files_and_takes_shards(root, tmp_path, cli):
     masks, out = root / "SegmentationClass", tmp_path / "drawn"
     common = ["generate", "--masks", masks, "--workers", "1"]
     code, output, _ = cli(scribbles.main, *common, "--out", out)
-    assert code == 0 and "11 written, 0 were there" in output and "of all pixels" in output
+    assert code == 0 and "11 written, 0 skipped" in output and "of all pixels" in output
     whole = {path.name: path.read_bytes() for path in out.glob("*.png")}
     (out / "demo_0002.png").unlink()
-    assert "1 written, 10 were there" in cli(scribbles.main, *common, "--out", out)[1]
+    assert "1 written, 10 skipped" in cli(scribbles.main, *common, "--out", out)[1]
     for shard, count in (("1/3", 4), ("2/3", 4), ("3/3", 3)):
         output = cli(scribbles.main, *common, "--out", tmp_path / "sharded", "--shard", shard)[1]
-        assert f"{count} written, 0 were there" in output
+        assert f"{count} written, 0 skipped" in output
     for folder in (out, tmp_path / "sharded"):
         assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == whole
     code, _, error = cli(scribbles.main, *common, "--out", out, "--seed", "1")
     assert code == 2 and "made with another seed" in error
     code, _, error = cli(scribbles.main, *common, "--out", root)
-    assert code == 2 and "holds something else" in error
+    assert code == 2 and "holds other files" in error
 
 
 @pytest.mark.parametrize(
@@ -248,14 +248,14 @@ def test_generating_for_a_data_set_reports_skips_and_shards(root, tmp_path, cli)
         (["xml2png", "--xml", "nowhere", "--out", "x", "--classes", "vocc"], "no such folder"),
     ],
 )
-def test_mistakes_are_one_line(cli, arguments, message, tmp_path, monkeypatch):
+def test_mistakes_in_scribble_commands_give_one_error_line(cli, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, error = cli(scribbles.main, *arguments)
     assert code == 2 and message in error and len(error.splitlines()) == 1
     assert not any(tmp_path.iterdir())
 
 
-def test_a_truncated_label_fails_alone(root, tmp_path, cli):
+def test_a_truncated_label_does_not_stop_the_other_labels(root, tmp_path, cli):
     broken = root / "scribbles/demo_0003.png"
     broken.write_bytes(broken.read_bytes()[:60])
     code, output, error = cli(
@@ -274,7 +274,7 @@ def test_a_truncated_label_fails_alone(root, tmp_path, cli):
     assert len(list((tmp_path / "out").glob("*.png"))) == 10
 
 
-def test_clicks_become_points(root, tmp_path, cli):
+def test_clicks_become_point_labels(root, tmp_path, cli):
     clicks = {
         "demo_0000": [{"x": 20, "y": 30, "cls": 3, "rank": 1}, {"x": 21, "y": 30, "cls": "star", "rank": 0}],
         "demo_0001": [{"x": -5, "y": 500, "cls": 0}],
@@ -289,7 +289,7 @@ def test_clicks_become_points(root, tmp_path, cli):
     first, second = (read_label(tmp_path / "points" / f"demo_000{number}.png") for number in (0, 1))
     assert first[30, 21] == 4 and first[30, 20] == 4 and first[30, 19] == 3, "the lower rank wins"
     assert (first != 255).sum() == 8
-    assert second[-1, 0] == 0 and (second != 255).sum() == 3, "outside counts at the nearest pixel"
+    assert second[-1, 0] == 0 and (second != 255).sum() == 3, "a click outside moves to the nearest pixel"
     (tmp_path / "clicks.json").write_text('{"../x": [], "demo_0001.jpg": [], "demo_0001": [{"x": 1, "y": 1, "cls": 0}]}')
     code, output, error = cli(points.main, *arguments[:-1], tmp_path / "other/points")
     assert code == 1 and "'../x' leads out of" in error and "'demo_0001' is there already" in error and "1 written" in output

@@ -1,4 +1,4 @@
-"""tools.show_walk: the transition rows it draws are those of the walk."""
+"""tools.show_walk draws the transition rows of the walk."""
 
 import re
 
@@ -23,14 +23,14 @@ def test_transition_rows_are_rows_of_the_dense_matrix(checkpoints):
         torch.testing.assert_close(torch.from_numpy(row).flatten(), transition[position], rtol=1e-4, atol=1e-6)
 
 
-def test_the_picture_is_drawn_and_mistakes_are_told(checkpoints, tiny, tmp_path, cli):
+def test_show_walk_draws_a_picture_and_refuses_points_outside(checkpoints, tiny, tmp_path, cli):
     image = tiny / "JPEGImages/demo_0000.jpg"
     common = ["--checkpoint", checkpoints / "seven.pt", "--before", checkpoints / "seven.pt", "--image", image]
-    code, told, error = cli(show_walk.main, *common, "--points", "[[20, 30], [90, 70]]", "--out", tmp_path / "walk.png")
+    code, output, error = cli(show_walk.main, *common, "--points", "[[20, 30], [90, 70]]", "--out", tmp_path / "walk.png")
     assert code == 0, error
-    before, after = re.search(r"mean entropy ([\d.]+) before, ([\d.]+) after", told).groups()
+    before, after = re.search(r"mean entropy ([\d.]+) before, ([\d.]+) after", output).groups()
     assert before == after and 0 < float(before) <= 1
-    spreads = re.findall(r"spread over (\d+) of (\d+) positions, (\d+)%", told)
+    spreads = re.findall(r"spread over (\d+) of (\d+) positions, (\d+)%", output)
     assert len(spreads) == 2 and all(1 <= int(a) <= int(b) and 0 <= int(c) <= 100 for a, b, c in spreads)
     with Image.open(tmp_path / "walk.png") as picture:
         assert picture.width > 5 * 190

@@ -14,24 +14,24 @@ from datasets.segmentation import SegmentationDataset, Superpixels
 from tools import superpixels
 
 
-def test_superpixels_are_whole_skipped_when_there_and_symmetric_in_similarity(root, cli):
+def test_superpixel_files_are_complete_and_existing_ones_are_kept(root, cli):
     assert cli(superpixels.main, root, "--segments", "60", "--workers", "1")[0] == 0
     folder = root / "superpixels"
     first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
-    assert len(first) == 3 * 8 + 1, "three an image, and superpixels.json"
+    assert len(first) == 3 * 8 + 1, "three per image, and superpixels.json"
     for path in (folder / "map").iterdir():
         ids = np.unique(np.asarray(Image.open(path)))
         assert (ids == np.arange(len(ids))).all() and 20 < len(ids) < 120
         superpixel = np.asarray(Image.open(path))
         around = [np.roll(np.pad(superpixel, 1, mode="edge"), shift, axis)[1:-1, 1:-1] for shift in (-1, 1) for axis in (0, 1)]
         boundary = np.any([superpixel != other for other in around], axis=0)
-        assert (np.asarray(Image.open(folder / f"boundary/{path.name}")) == 255 * boundary).all(), "both sides, nothing else"
+        assert (np.asarray(Image.open(folder / f"boundary/{path.name}")) == 255 * boundary).all(), "both sides of each boundary"
         edges, weights = superpixels.similarities(read_image(root / f"JPEGImages/{path.stem}.jpg"), superpixel)
         with np.load(folder / f"edges/{path.stem}.npz") as written:
             assert (written["edges"] == edges).all() and (written["weights"] == weights).all()
     (folder / "edges/demo_0003.npz").unlink()
     code, output, _ = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
-    assert code == 0 and "1 written" in output and "7 were there" in output
+    assert code == 0 and "1 written" in output and "7 skipped" in output
     assert {path for path in folder.rglob("*.*") if path.stat().st_mtime_ns != first[path]} == {
         folder / kind / f"demo_0003.{suffix}" for kind, suffix in (("map", "png"), ("boundary", "png"), ("edges", "npz"))
     }
@@ -47,7 +47,7 @@ def test_a_damaged_edge_list_is_found_before_training(root, tmp_path, cli):
 
 
 def released_graph(folder, name, superpixel, weights):
-    """What CC4S's scribblesup.m writes of an image (MATLAB's -v7.3: HDF5, columns first; ids from 1)."""
+    """Writes the files of CC4S's scribblesup.m for an image (MATLAB -v7.3: HDF5, columns first, ids from 1)."""
     for part, arrays in (
         ("spiex", {"var1": superpixel + 1.0}),
         ("Laplace", {"W": weights, "L": np.diag(weights.sum(0)) - weights}),
@@ -62,7 +62,7 @@ def test_the_released_matlab_graphs_are_converted(root, tmp_path, cli):
     names = (root / "ImageSets/Segmentation/train.txt").read_text().split()
     superpixel = np.kron(np.arange(6).reshape(2, 3), np.ones((HEIGHT // 2, WIDTH // 3))).astype(np.int64)
     weights = np.zeros((6, 6))
-    weights[[0, 1, 1, 2], [1, 0, 2, 1]] = 0.8, 0.4, 0.2, 0.8  # each column's largest is 0.8, so it is not symmetric
+    weights[[0, 1, 1, 2], [1, 0, 2, 1]] = 0.8, 0.4, 0.2, 0.8  # not symmetric: W is scaled per column, to 0.8
     for name in names:
         released_graph(tmp_path / "cc4s", name, superpixel, weights)
     command = [root, "--released", tmp_path / "cc4s", "--workers", "1"]
@@ -73,8 +73,8 @@ def test_the_released_matlab_graphs_are_converted(root, tmp_path, cli):
     assert edges.tolist() == [[0, 1], [1, 2]] and edge_weights == pytest.approx([0.6, 0.5])
     boundary = read_label(root / f"superpixels/boundary/{names[0]}.png") > 0
     assert boundary.any() and not boundary[:2, :2].any()
-    code, printed, error = cli(superpixels.main, root, "--workers", "1")  # as the stage scripts call it
-    assert code == 0 and "8 were there" in printed, error
+    code, printed, error = cli(superpixels.main, root, "--workers", "1")  # the call of the stage scripts
+    assert code == 0 and "8 skipped" in printed, error
 
     (root / f"superpixels/map/{names[0]}.png").unlink()
     for damage, message in (
@@ -89,7 +89,7 @@ def test_the_released_matlab_graphs_are_converted(root, tmp_path, cli):
 
 
 def naive_similarities(image, superpixel):
-    """The weights by loops over pixels and pairs (CC4S's formula)."""
+    """The edges and weights of CC4S's formula, by loops over pixels and pairs."""
     count = int(superpixel.max()) + 1
     grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
     colour, gradient, area = np.zeros((count, 3, 25)), np.zeros((count, 2, 10)), np.zeros(count)
@@ -116,14 +116,14 @@ def naive_similarities(image, superpixel):
     return pairs, 0.8 * w / w.max()
 
 
-def test_what_is_wrong_with_some_images_does_not_stop_the_rest(root, tmp_path, cli):
+def test_bad_images_do_not_stop_the_superpixels_of_the_others(root, tmp_path, cli):
     names = root / "ImageSets/Segmentation/train.txt"
     names.write_text(names.read_text() + "../secret\nmissing\n")
     (root / "JPEGImages/demo_0001.jpg").write_bytes(b"")
     truncated = root / "JPEGImages/demo_0002.jpg"
     truncated.write_bytes(truncated.read_bytes()[:100])
     code, output, error = cli(superpixels.main, root, "--segments", "60", "--workers", "1")
-    assert code == 1 and "6 written, 0 were there, 4 failed" in output
+    assert code == 1 and "6 written, 0 skipped, 4 failed" in output
     failed = [line for line in error.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 4
     for name in (
@@ -148,7 +148,7 @@ def test_edge_weights_equal_the_formula_by_loops():
     assert weights.max() == pytest.approx(0.8) and weights.min() > 0
 
 
-def test_like_colours_weigh_more():
+def test_edges_between_similar_colours_weigh_more():
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, :10], image[:, 10:20], image[:, 20:] = 100, 101, 250
     superpixel = np.repeat(np.arange(3), 10)[None].repeat(10, axis=0).astype(np.uint16)
@@ -157,8 +157,8 @@ def test_like_colours_weigh_more():
     assert weights[0] > weights[1]
 
 
-def test_weak_gradients_of_a_faint_image_count():
-    """Two grey superpixels of one mean, flat beside striped: within [-255, 255] their gradients would share one bin."""
+def test_weak_gradients_of_a_faint_image_change_the_weights():
+    """Flat and striped superpixels of equal mean. If bins covered [-255, 255], all gradients would fall into one bin."""
     image = np.full((12, 24, 3), 104, np.uint8)
     image[:, 12:] += np.tile(np.array([0, 0, 4, 4], np.uint8), 3)[None, :, None]
     image[:, 12:] -= 2

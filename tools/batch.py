@@ -1,4 +1,4 @@
-"""What the preparation tools share: many files at once, shards, what is there already, and a list of what failed."""
+"""What the preparation tools share: parallel work on files, shards, skipping of finished files, and a list of failures."""
 
 import contextlib
 import multiprocessing
@@ -17,25 +17,25 @@ from jsonargparse.typing import NonNegativeInt
 from tqdm import tqdm
 
 from engine import distributed
-from errors import FULL, Failure, UserError
+from errors import DISK_FULL, Failure, UserError
 
 T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
 class BatchConfig:
-    """Which files, and how many at once."""
+    """Which part of the files to process, and in how many processes."""
 
     shard: str = "1/1"
     """part of the files to process, i/n: run 1/4, 2/4, 3/4 and 4/4 on four machines"""
     workers: NonNegativeInt = 0
-    """processes; 0 takes one a core (under torchrun its share of the machine's)"""
+    """processes; 0: one per core (under torchrun, the cores are shared by the processes)"""
 
     def __post_init__(self):
-        distributed.items_of_shard([], self.shard)  # refuses a wrong one before anything is made
+        distributed.items_of_shard([], self.shard)  # refuses a wrong shard before any file is written
 
     def settings(self) -> dict:
-        """What decides what is written: everything but how the work is divided, and where it goes."""
+        """The settings that decide the content of the written files: all settings but shard, workers and out."""
         return {key: value for key, value in asdict(self).items() if key not in ("shard", "workers", "out")}
 
 
@@ -47,11 +47,11 @@ def process(
     what: str,
     problems: Sequence[str] = (),
 ) -> tuple[list, int]:
-    """`work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
+    """Runs `work(name, item)` for every item of this shard that is not `finished`, in parallel, with a progress bar.
 
-    A UserError of one, or a file that the system does not let it read, does not stop the rest: it is listed on stderr at the
-    end, after the `problems` that kept others from becoming items. Returns the results in the items' order, and the exit code:
-    1 where any item failed or there are `problems`, else 0. what: names the progress bar. Raises Failure if a worker is killed.
+    A UserError of an item, or a file that the system refuses to read, does not stop the other items. Failures are listed on
+    stderr at the end, after `problems`. Returns the results in the items' order, and the exit code: 1 if an item failed or
+    there are `problems`, else 0. what: text of the progress bar. Raises Failure if a worker is killed.
     """
     mine = distributed.items_of_shard(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
@@ -65,28 +65,28 @@ def process(
                     failures.append(f"{name}: {error}")
     except BrokenProcessPool as error:
         raise Failure(
-            f"{what}: a worker was killed, for lack of memory perhaps; what is written stays: rerun the same command "
+            f"{what}: a worker was killed, perhaps for lack of memory; finished files stay: run the same command again "
             "(--workers 1 takes the least memory)"
         ) from error
-    print(f"{what}: {len(results)} written, {len(mine) - len(todo)} were there" + f", {len(failures)} failed" * bool(failures))
+    print(f"{what}: {len(results)} written, {len(mine) - len(todo)} skipped" + f", {len(failures)} failed" * bool(failures))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    with distributed.leaving_together():
+    with distributed.joined_until_all_finish():
         pass
     return results, int(bool(failures or problems))
 
 
 @contextlib.contextmanager
 def parallel(workers: int, count: int) -> Iterator[Callable]:
-    """`map` for `count` items: over processes (0: one a core of this process's share), or within this one where a single
-    worker would do it."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1  # not all of a node's may be ours
+    """Yields `map` for `count` items: over `workers` processes (0: one per core of this process's share), or in this process if
+    one worker is enough."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1  # cores that we may use
     share_of_cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = min(workers or share_of_cores, count)
     if workers <= 1:
         yield map
         return
-    # Forking would copy the locks that other threads of this process may hold.
+    # A fork would copy locks that other threads of this process may hold.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         try:
@@ -97,7 +97,7 @@ def parallel(workers: int, count: int) -> Iterator[Callable]:
 
 
 def _end_with_parent() -> None:
-    """For a worker: ends it when the program that started it is killed, of which it would learn nothing otherwise."""
+    """Ends a worker when the program that started the worker is killed. The worker would not notice otherwise."""
 
     parent = multiprocessing.parent_process()
 
@@ -110,13 +110,13 @@ def _end_with_parent() -> None:
 
 
 def _attempt(work: Callable[[str, T], Any], named: tuple[str, T]) -> tuple[str, Any, str | None]:
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)  # the processes already run in parallel
     name, item = named
     try:
         return name, work(name, item), None
     except UserError as error:
         return name, None, str(error)
     except OSError as error:
-        if error.filename is None or error.errno in FULL:  # a bug, or nothing more can be written
+        if error.filename is None or error.errno in DISK_FULL:  # a bug, or a full disk
             raise
         return name, None, f"{error.filename}: {error.strerror}"

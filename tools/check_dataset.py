@@ -1,10 +1,10 @@
-"""Looks a data set through before it is trained on: every image, label and list of both splits.
+"""Checks a data set before training: every image, label and list of both splits.
 
     python -m tools.check_dataset DATA_ROOT --labels scribbles
-    python -m tools.check_dataset DATA_ROOT --labels scribbles --convert DATA_ROOT/scribbles_ids    # labels that are coloured
+    python -m tools.check_dataset DATA_ROOT --labels scribbles --convert DATA_ROOT/scribbles_ids    # labels in colours
 
-Prints the counts, labelled shares and classes, what agrees with the masks, and what is wrong; draws a contact sheet. Exit
-code 1 where something would break training or spoil it unseen.
+Prints the number of images, the labelled share, the classes, the agreement with the masks, and a line per problem. Draws a
+contact sheet. Exits with code 1 if something would break or silently spoil training.
 """
 
 from dataclasses import dataclass, replace
@@ -20,15 +20,15 @@ from datasets import open_index
 from datasets.check import few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import PALETTE, UNLABELLED, atomic_write, opened_label, read_image, read_label, write_label
-from datasets.index import Index, evenly, resolve_folder
+from datasets.index import Index, resolve_folder, spread_positions
 from datasets.segmentation import read_fitting_label
 from engine.pictures import contact_sheet, overlay
-from engine.provenance import claim
+from engine.provenance import open_output_folder
 from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process
 
-AGREEMENT = 0.9  # share of labelled pixels that must agree with the masks; people's scribbles that were looked at reach 0.99
-MOST_PRINTED = 50  # problems
+AGREEMENT = 0.9  # least share of labelled pixels that agree with the masks; the human scribbles that were checked reach 0.99
+MOST_PRINTED = 50  # number of problems to print
 
 
 @dataclass
@@ -40,30 +40,30 @@ class CheckConfig(BatchConfig):
     labels: str = "scribbles"
     """training labels: a folder of root, or a path"""
     truth: str = "SegmentationClass"
-    """dense masks: a folder of root, or a path; those of training images are compared with the labels"""
+    """dense masks: a folder of root, or a path; masks of training images are compared with the labels"""
     train_split: str = "train"
     """list of training images"""
     val_split: str = "val"
     """list of validation images"""
     sheet: str = "runs/check_dataset.png"
-    """contact sheet to draw: training labels on their images"""
+    """picture to write: a contact sheet of training images with their labels"""
     pictures: PositiveInt = 24
-    """images on it"""
+    """number of images on the contact sheet"""
     convert: str | None = None
-    """folder to write the training labels to as ids, where they are coloured"""
+    """folder to write the training labels to as class ids, if the labels are in colours"""
     colours: str | None = None
-    """for --convert: text file of a class's red, green and blue (0-255) a line, in id order; unset: VOC's colours"""
+    """for --convert: text file, one class per line in id order, as red, green and blue (0-255); unset: VOC's colours"""
     void: tuple[int, int, int] = (224, 224, 192)
-    """for --convert: the colour of what is unlabelled, such as '[255, 255, 255]', before the classes'; unset: VOC's"""
+    """for --convert: colour of unlabelled pixels, such as '[255, 255, 255]'; wins over a class of this colour; unset: VOC's"""
 
 
 @dataclass
 class Finding:
-    """What one image and its label have shown."""
+    """The result of checking one image and its label."""
 
     problem: str | None
     counts: np.ndarray
-    """pixels of each id in the label, (256,)"""
+    """(256,) int64: pixels of each id in the label"""
     agreeing: int = 0
     """labelled pixels where the mask has the same class"""
     compared: int = 0
@@ -71,8 +71,8 @@ class Finding:
 
 
 def main() -> int:
-    """The command line above; returns the exit code, 1 where anything was found. Raises UserError for options that do not go
-    together."""
+    """Runs the command line above. Returns the exit code, 1 if a problem was found. Raises UserError for options that exclude
+    each other."""
     config = parse(CheckConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     if config.convert is not None:
@@ -87,11 +87,11 @@ def main() -> int:
         problems += list_problems(train, val)
     for split, index, masks in ((config.train_split, train, resolve_folder(root, config.truth)), (config.val_split, val, None)):
         if index:
-            findings = look(index, masks, config)
+            findings = check_split(index, masks, config)
             problems += [finding.problem for finding in findings if finding.problem]
             total = np.sum([finding.counts for finding in findings], axis=0)
             print(f"{split} ({index.label_files[0].parent}): {summary(findings, total, index.classes)}")
-            problems += spoiled(findings, total, index, index is train)
+            problems += silent_problems(findings, total, index, index is train)
     for problem in problems[:MOST_PRINTED]:
         print(f"problem: {problem}")
     if len(problems) > MOST_PRINTED:
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def read_split(root: Path, split: str, labels: str, problems: list[str]) -> Index | None:
-    """The split with where its labels should be, whether or not they are there; None, and a line in `problems`, without it."""
+    """Opens a split with label paths that need not exist. If that fails, adds a line to `problems` and returns None."""
     try:
         index = open_index(root, split, problems=problems)
     except UserError as error:
@@ -113,19 +113,19 @@ def read_split(root: Path, split: str, labels: str, problems: list[str]) -> Inde
     return replace(index, labels=tuple(folder / f"{name}.png" for name in index.names))
 
 
-def look(index: Index, masks: Path | None, config: CheckConfig) -> list[Finding]:
-    """Reads every image and label of a split; masks: the folder to compare the labels with."""
+def check_split(index: Index, masks: Path | None, config: CheckConfig) -> list[Finding]:
+    """Checks every image and label of a split. masks: the folder to compare the labels with, or None."""
     items = [
         (image, label, masks / f"{name}.png" if masks else None)
         for name, image, label in zip(index.names, index.images, index.label_files, strict=True)
     ]
-    work = partial(examine, len(index.classes))
+    work = partial(check_image, len(index.classes))
     with parallel(config.workers, len(items)) as mapping:
-        return list(tqdm(mapping(work, items), "looking", len(items), unit="image", leave=False, disable=None))
+        return list(tqdm(mapping(work, items), "checking", len(items), unit="image", leave=False, disable=None))
 
 
-def examine(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
-    """One image, its label and (None: nothing to compare with) its mask."""
+def check_image(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
+    """Checks one image, its label and its mask (None: no comparison)."""
     image_file, label_file, mask_file = item
     nothing = np.zeros(256, np.int64)
     try:
@@ -142,13 +142,13 @@ def examine(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
 
 
 def summary(findings: list[Finding], total: np.ndarray, classes: tuple[str, ...]) -> str:
-    """A split in some lines: images, labelled share, agreement, and in how many images each class is labelled."""
+    """Returns lines about a split: images, labelled share, agreement, and the number of labelled images of each class."""
     labelled = total[:UNLABELLED].sum()
     lines = [f"{len(findings)} images, {100 * labelled / max(total.sum(), 1):.2f}% of pixels labelled"]
     compared = sum(finding.compared for finding in findings)
     if compared:
         agreeing = sum(finding.agreeing for finding in findings)
-        lines[0] += f", {100 * agreeing / compared:.2f}% of them as in the masks"
+        lines[0] += f", {100 * agreeing / compared:.2f}% of them agree with the masks"
     images_of = np.sum([finding.counts > 0 for finding in findings], axis=0)
     width = max(map(len, classes))
     lines += [
@@ -158,8 +158,8 @@ def summary(findings: list[Finding], total: np.ndarray, classes: tuple[str, ...]
     return "\n".join(lines)
 
 
-def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_training: bool) -> list[str]:
-    """What would train without a word, but not to what was meant."""
+def silent_problems(findings: list[Finding], total: np.ndarray, index: Index, is_training: bool) -> list[str]:
+    """Returns the problems that would spoil training without an error message."""
     problems = []
     readable = [finding for finding in findings if finding.problem is None]
     present = np.flatnonzero(total[:UNLABELLED])
@@ -168,7 +168,7 @@ def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_trainin
         problems.append(few)
     absent = [name for name, count in zip(index.classes, total, strict=False) if not count]
     if len(present) > 1 and absent and is_training:
-        problems.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn what it never sees")
+        problems.append(f"{folder}: no pixel is labelled {', '.join(absent)}; the network cannot learn a class without labels")
     compared, agreeing = (sum(getattr(finding, name) for finding in findings) for name in ("compared", "agreeing"))
     if compared and agreeing < AGREEMENT * compared:
         problems.append(f"{folder}: only {100 * agreeing / compared:.1f}% of the labelled pixels agree with the masks")
@@ -176,12 +176,12 @@ def spoiled(findings: list[Finding], total: np.ndarray, index: Index, is_trainin
 
 
 def draw_sheet(index: Index, config: CheckConfig) -> None:
-    """The contact sheet: labels on their images, of those that can be read."""
+    """Draws the contact sheet: readable images of a split with their labels."""
     tiles = []
-    for position in evenly(len(index), config.pictures):
+    for position in spread_positions(len(index), config.pictures):
         try:
             image, label = read_image(index.images[position]), read_label(index.label_files[position])
-        except UserError:  # is among the problems already
+        except UserError:  # already listed as a problem
             continue
         if label.shape == image.shape[:2]:
             tiles.append(overlay(image, label))
@@ -192,12 +192,12 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
 
 
 def convert(config: CheckConfig, out: Path) -> int:
-    """Writes the coloured labels of the training split as ids into `out`; returns the exit code."""
+    """Writes the coloured labels of the training split as class ids into `out`. Returns the exit code."""
     colours = read_colours(Path(config.colours)) if config.colours else PALETTE
     train = open_index(config.root, config.train_split, config.labels)
     if config.colours and tuple(config.void) == CheckConfig.void and list(config.void) in colours.tolist():
-        raise UserError(f"{config.colours} has {config.void}, VOC's colour of the unlabelled: say by --void which it is here")
-    claim(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours, "void": config.void})
+        raise UserError(f"{config.colours} has {config.void}, VOC's colour of unlabelled pixels: give yours by --void")
+    open_output_folder(out / "check_dataset.json", {"labels": config.labels, "colours": config.colours, "void": config.void})
     items = dict(zip(train.names, train.label_files, strict=True))
     number_of = {(int(red), int(green), int(blue)): number for number, (red, green, blue) in enumerate(colours)}
     red, green, blue = config.void
@@ -206,7 +206,7 @@ def convert(config: CheckConfig, out: Path) -> int:
 
 
 def read_colours(file: Path) -> np.ndarray:
-    """Lines of red, green and blue -> (K, 3) int; raises UserError for anything else."""
+    """Reads lines of red, green and blue as (K, 3) int. Raises UserError for other content."""
     try:
         colours = np.loadtxt(file, int, ndmin=2)
     except (OSError, ValueError) as error:
@@ -217,13 +217,13 @@ def read_colours(file: Path) -> np.ndarray:
 
 
 def write_ids(out: Path, number_of: dict[tuple[int, int, int], int], void: tuple[int, int, int], name: str, path: Path) -> None:
-    """Writes one coloured label as ids. Raises UserError for a colour that is no class's."""
+    """Writes one coloured label as class ids. Raises UserError for a colour that is neither `void` nor a class colour."""
     with opened_label(path) as image:
         picture = np.array(image.convert("RGB"))
     colours, where = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
     unknown = [colour for colour in map(tuple, colours.tolist()) if colour not in number_of and colour != void]
     if unknown:
-        raise UserError(f"{path}: the colour {unknown[0]} is no class's; name the colours by --colours and --void")
+        raise UserError(f"{path}: the colour {unknown[0]} belongs to no class; name the colours by --colours and --void")
     ids = np.array([UNLABELLED if colour == void else number_of[colour] for colour in map(tuple, colours.tolist())], np.uint8)
     write_label(out / f"{name}.png", ids[where].reshape(picture.shape[:2]))
 

@@ -1,8 +1,8 @@
-"""Runs side by side: a table of their evaluations and a grid of their predictions.
+"""Compares runs: a table of their evaluations and a picture of their predictions.
 
     python -m tools.compare runs/quickstart
 
-Takes every run in the folder that evaluate.sh has evaluated (RUN/best.pt and RUN/evaluation/metrics.json), oldest first.
+Compares every run in the folder that has RUN/best.pt and RUN/evaluation/metrics.json (from evaluate.sh), oldest first.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from command_line import parse
 from config import InferenceConfig, SplitConfig
 from datasets import open_index
-from datasets.files import atomic_write, shown_label
-from datasets.index import evenly, resolve_folder
+from datasets.files import atomic_write, read_label_or_none
+from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import check_classes, load_model
 from engine.inference import most_likely, predict_image
@@ -26,9 +26,9 @@ from engine.provenance import file_sha256
 from errors import UserError, run
 from methods.base import Method
 
-EVALUATION = "evaluation"  # where evaluate.sh puts it, in the run
-# What must be the same for scores to be compared.
-ALIKE = (
+EVALUATION = "evaluation"  # the folder in a run that evaluate.sh writes
+# Scores can be compared only if these settings are equal.
+COMPARABLE = (
     "labels",
     "split",
     "images",
@@ -46,7 +46,7 @@ ALIKE = (
 
 @dataclass
 class ShownConfig:
-    """The images to show; without a root, those that the oldest run was evaluated on, but for what is given here."""
+    """The images to show. Without a root, the data of the oldest run's evaluation; labels and split may be replaced here."""
 
     root: str | None = None
     """the data set"""
@@ -58,22 +58,22 @@ class ShownConfig:
 
 @dataclass
 class CompareConfig:
-    """Runs to put side by side."""
+    """Runs to compare."""
 
     folder: str
     """folder of run folders, each with best.pt and evaluation/metrics.json"""
     out: str | None = None
     """picture to write; unset: FOLDER/comparison.png"""
     rows: PositiveInt = 6
-    """images shown"""
+    """number of images to show"""
     scribbles: str = "scribbles"
-    """shown beside the image: a folder of root, or a path"""
+    """scribbles to show beside the image: a folder of root, or a path"""
     data: ShownConfig = field(default_factory=ShownConfig)
 
 
 def main() -> None:
-    """The command line above. Raises UserError if the folder holds no evaluated run, or the data is missing or of other
-    classes."""
+    """Runs the command line above. Raises UserError if the folder has no evaluated run, the data is missing, or the classes
+    differ."""
     config = parse(CompareConfig, __doc__, positional=True)
     runs = find_runs(Path(config.folder))
     evaluations = [read_evaluation(path / EVALUATION) for path in runs]
@@ -87,12 +87,12 @@ def main() -> None:
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS))
     settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
-    differing = [name for name in ALIKE if any(other.get(name) != settings[0].get(name) for other in settings)]
+    differing = [name for name in COMPARABLE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
-        print(f"note: these were not all evaluated alike: {', '.join(differing)} differ (conditions in {EVALUATION}/{METRICS})")
+        print(f"note: the runs were not all evaluated alike: {', '.join(differing)} differ (see {EVALUATION}/{METRICS})")
     for path, one in zip(runs, settings, strict=True):
         if one["checkpoint_sha256"] != file_sha256(path / "best.pt"):
-            print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate it again")
+            print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate again")
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(methods, SegmentationDataset(index), resolve_folder(Path(data.root), config.scribbles), config.rows)
     with atomic_write(out) as temporary:
@@ -101,20 +101,20 @@ def main() -> None:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The evaluated runs in `folder`, oldest first; raises UserError if there is none."""
+    """Returns the evaluated runs in `folder`, oldest first. Raises UserError if there is no evaluated run."""
     runs = [path.parent for path in folder.glob("*/best.pt") if (path.parent / EVALUATION / METRICS).is_file()]
     if not runs:
-        raise UserError(f"{folder}: no evaluated run in it; CHECKPOINT={folder}/NAME/best.pt sh evaluate.sh evaluates one")
+        raise UserError(f"{folder}: no evaluated run in it; evaluate one by CHECKPOINT={folder}/NAME/best.pt sh evaluate.sh")
     return sorted(runs, key=lambda path: (path / "best.pt").stat().st_mtime)
 
 
 @torch.inference_mode()
 def compare(methods: list[Method], dataset: SegmentationDataset, scribbles: Path, count: int) -> list[list]:
-    """Rows of image, scribbles (None where there are none), every method's prediction, and truth, of `count` images."""
+    """Returns a row for each of `count` images: image, scribbles (or None), the prediction of every method, and truth."""
     rows = []
-    for position in tqdm(evenly(len(dataset), count), "predicting", unit="image", disable=None):
+    for position in tqdm(spread_positions(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)
-        scribble = shown_label(scribbles / f"{dataset.index.names[position]}.png")
+        scribble = read_label_or_none(scribbles / f"{dataset.index.names[position]}.png")
         probabilities = [predict_image(method.predict, image, InferenceConfig()) for method in methods]
         predictions = [most_likely(one).byte().numpy() for one in probabilities]
         rows.append([image, scribble, *predictions, maps["label"]])

@@ -1,9 +1,9 @@
-"""A checkpoint that a paper's authors released, as one of this project's.
+"""Converts a checkpoint that the authors of a paper released into a checkpoint of this project.
 
     python -m tools.convert_checkpoint FILE [--out runs/published/best.pt] [--shrink 2]
 
-Recognises CC4S's random-walk and baseline networks and BLPSeg's. evaluate.py, predict.py and --init read such files as they
-are, too; converting is for --shrink, which the weights do not tell, and for classes by name.
+Recognises the random-walk and baseline networks of CC4S, and BLPSeg's network. evaluate.py, predict.py and --init read these
+files without conversion. Convert a file to set --shrink, which the weights do not show, or to set the class names.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class ConvertConfig:
     out: str = "runs/published/best.pt"
     """checkpoint to write"""
     shrink: PositiveInt = 1
-    """of the random walk it was trained with"""
+    """shrink of the random walk in the released training command"""
     classes: str | None = None
-    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names; unset: by their number"""
+    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names; unset: the list with as many names"""
 
 
 def main() -> None:
-    """The command line above. Raises UserError for a file of no known network, or an OUT that is there already."""
+    """Runs the command line above. Raises UserError for an unknown network, or if OUT exists."""
     config = parse(ConvertConfig, __doc__, positional=True)
     out = Path(config.out)
     if out.exists():

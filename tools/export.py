@@ -1,10 +1,10 @@
-"""A checkpoint's network as an ONNX file, for deployment without PyTorch.
+"""Exports the network of a checkpoint as an ONNX file, for use without PyTorch.
 
     python -m tools.export runs/ss_stage2/best.pt --to onnx [--out runs/ss_stage2/best.onnx]
 
-Input `image` (B, 3, H, W) float32, normalised as `datasets.transforms.normalise` does; output `logits` (B, C, H, W) float32, of
-any batch and size. The class names and the normalisation are in the file's metadata. Before it is kept, the file is run
-in onnxruntime at several sizes and compared with PyTorch.
+Input: `image` (B, 3, H, W) float32, normalised like `datasets.transforms.normalise`. Output: `logits` (B, C, H, W) float32.
+Batch and size are free. The metadata of the file hold the class names and the normalisation. Before the tool keeps the file,
+the tool runs the file in onnxruntime at several sizes and compares the logits with PyTorch's.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from engine.checkpoint import load_model
 from errors import Failure, UserError, extra, run
 from methods.base import Method
 
-SHAPES = ((1, 3, 97, 97), (2, 3, 129, 161), (3, 3, 100, 75))  # compared after the export: odd sizes, several batches
-TOLERANCE = 1e-4  # largest difference of the logits allowed, of their largest value
+SHAPES = ((1, 3, 97, 97), (2, 3, 129, 161), (3, 3, 100, 75))  # inputs to compare with PyTorch: odd sizes, several batches
+TOLERANCE = 1e-4  # largest allowed difference of logits, as a share of the largest logit
 
 
 @dataclass
 class ExportConfig:
-    """A checkpoint and the form it is wanted in."""
+    """A checkpoint and the format of the export."""
 
     checkpoint: str
     """a run's best.pt, or a released checkpoint"""
     to: Literal["onnx"] = "onnx"
     """the format"""
     out: str | None = None
-    """file to write; unset: beside the checkpoint, under its name"""
+    """file to write; unset: the path of the checkpoint, but ending in .onnx"""
 
 
 class Logits(nn.Module):
-    """A method's `predict` as a module's forward, which is what exporters take."""
+    """A module whose forward is the `predict` of a method. The exporter needs a module."""
 
     def __init__(self, method: Method):
         super().__init__()
@@ -55,7 +55,7 @@ class Logits(nn.Module):
 
 
 def main() -> None:
-    """The command line above. Raises UserError for an unreadable checkpoint, or an OUT that is there already."""
+    """Runs the command line above. Raises UserError for a bad checkpoint or an existing OUT, Failure if logits differ."""
     config = parse(ExportConfig, __doc__, positional=True)
     out = Path(config.out) if config.out else Path(config.checkpoint).with_suffix(".onnx")
     if out.exists():
@@ -66,7 +66,7 @@ def main() -> None:
     model = to_onnx(method)
     difference = largest_difference(method, model)
     if not difference <= TOLERANCE:
-        raise Failure(f"the exported network's logits differ from PyTorch's by {difference:.1e} of their largest value")
+        raise Failure(f"the exported logits differ from PyTorch's by {difference:.1e} of the largest logit; nothing is written")
     with atomic_write(out) as temporary:
         temporary.write_bytes(model)
     shapes = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
@@ -74,9 +74,9 @@ def main() -> None:
 
 
 def to_onnx(method: Method) -> bytes:
-    """The ONNX model of `method.predict`, with a free batch, height and width."""
+    """Returns the ONNX model of `method.predict`, with free batch, height and width."""
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    # The exporter reports its progress on stdout, and warns of what its own passes do.
+    # The exporter prints its progress to stdout and warns about its own passes.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -85,13 +85,13 @@ def to_onnx(method: Method) -> bytes:
         )  # fmt: skip
     metadata = {"classes": list(method.classes), "mean": MEAN.tolist(), "std": STD.tolist()}
     assert program is not None, "dynamo=True returns a program"
-    proto = program.model_proto  # made anew at every access
+    proto = program.model_proto  # every access makes a new one
     extra("onnx.helper").set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})
     return proto.SerializeToString()
 
 
 def largest_difference(method: Method, model: bytes) -> float:
-    """Of onnxruntime's logits from PyTorch's over random images of `SHAPES`, as a share of the largest logit."""
+    """Returns the largest difference between onnxruntime's and PyTorch's logits, as a share of the largest logit."""
     session = extra("onnxruntime").InferenceSession(model, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     differences = []

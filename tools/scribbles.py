@@ -1,12 +1,12 @@
-"""Scribbles: from ScribbleSup's XML, drawn from masks, and thinned for robustness studies.
+"""Makes scribbles: from ScribbleSup's XML, from dense masks, or thinner scribbles for robustness studies.
 
     python -m tools.scribbles xml2png  --xml pascal_2012/ --classes voc --out DATA/scribbles
     python -m tools.scribbles generate --masks DATA/SegmentationClass --out DATA/scribbles
     python -m tools.scribbles shrink   --scribbles DATA/scribbles --ratio 0.5 --out DATA/scribbles_shrink0.5
     python -m tools.scribbles drop     --scribbles DATA/scribbles --probability 0.5 --out DATA/scribbles_drop0.5
 
-Each writes palette PNGs, 255 = unlabelled, and scribbles.json, which says how they were made. Files that are there already
-are skipped; a file that cannot be read is listed at the end (exit code 1) and does not stop the rest.
+Each command writes palette PNGs, 255 = unlabelled, and its settings in scribbles.json. Existing files are skipped. Unreadable
+files do not stop the other files; they are listed at the end (exit code 1).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from datasets.drawing.scribbles import draw_scribbles, generator
 from datasets.drawing.strokes import drop, shrink
 from datasets.files import UNLABELLED, read_label, write_label
 from datasets.official.scribblesup import read_annotation
-from engine.provenance import claim
+from engine.provenance import open_output_folder
 from errors import UserError, run
 from tools.batch import BatchConfig, process
 
@@ -33,7 +33,7 @@ class Xml2PngConfig(BatchConfig):
     """ScribbleSup annotations (XML) to label PNGs."""
 
     xml: str
-    """folder of annotations, NAME.xml each"""
+    """folder of annotations NAME.xml"""
     out: str
     """folder for the label PNGs"""
     classes: str = "voc"
@@ -44,20 +44,20 @@ class Xml2PngConfig(BatchConfig):
 
 @dataclass(kw_only=True)
 class GenerateConfig(BatchConfig):
-    """Scribbles drawn from dense masks, as a person would."""
+    """Scribbles drawn from dense masks, as a person would draw them."""
 
     masks: str
     """folder of dense label PNGs, 255 = void"""
     out: str
     """folder for the scribbles"""
     seed: NonNegativeInt = 0
-    """another seed draws other strokes; the same seed and image name draw the same"""
+    """the same seed and image name draw the same strokes; another seed draws other strokes"""
     width: PositiveInt = 3
     """width of a stroke, pixels"""
     smallest: ClosedUnitInterval = 0.001
     """parts of a class under this share of the image get no stroke"""
     most: PositiveInt = 3
-    """strokes in a part at most; more than one only in parts that cover a large share of the image"""
+    """most strokes in a part; only parts that cover a large share of the image get more than one stroke"""
 
 
 @dataclass(kw_only=True)
@@ -67,30 +67,30 @@ class ShrinkConfig(BatchConfig):
     scribbles: str
     """folder of scribble PNGs"""
     out: str
-    """folder for what is left of them"""
+    """folder for the thinner scribbles"""
     ratio: ClosedUnitInterval
-    """share of a stroke that stays: 1 is all, 0 a single pixel; a smaller ratio's pixels are among a larger one's"""
+    """share of a stroke that stays: 1 = all, 0 = one pixel; a smaller ratio keeps a subset of the pixels of a larger ratio"""
 
 
 @dataclass(kw_only=True)
 class DropConfig(BatchConfig):
-    """Whole strokes left out at random; one stays in every image."""
+    """Whole strokes dropped at random; at least one stroke stays in every image."""
 
     scribbles: str
     """folder of scribble PNGs"""
     out: str
-    """folder for what is left of them"""
+    """folder for the thinner scribbles"""
     probability: ClosedUnitInterval
-    """probability of dropping a stroke; what a larger probability keeps, a smaller one keeps too"""
+    """probability of dropping a stroke; a larger probability keeps a subset of the strokes of a smaller probability"""
     seed: NonNegativeInt = 0
-    """another seed drops others"""
+    """another seed drops other strokes"""
 
 
 COMMANDS = {"xml2png": Xml2PngConfig, "generate": GenerateConfig, "shrink": ShrinkConfig, "drop": DropConfig}
 
 
 def main() -> int:
-    """The command line above; returns the exit code, 1 where a file failed. Raises UserError for what spoils all of them."""
+    """Runs the command line above. Returns the exit code, 1 if a file failed. Raises UserError for wrong arguments."""
     command, config = parse_command(COMMANDS, __doc__)
     made: dict[str, tuple[str, str, Callable]] = {
         "xml2png": ("xml", ".xml", from_xml),
@@ -102,7 +102,7 @@ def main() -> int:
     out = Path(config.out)
     files = files_in(Path(getattr(config, source)), suffix)
     ids = {"class_names": class_names(config.classes)} if command == "xml2png" else {}
-    claim(out / "scribbles.json", {"command": command} | ids | config.settings())
+    open_output_folder(out / "scribbles.json", {"command": command} | ids | config.settings())
     counts, code = process(
         partial(write, make, config, out), files, lambda name: (out / f"{name}.png").is_file(), config, command
     )
@@ -112,7 +112,7 @@ def main() -> int:
 
 
 def files_in(folder: Path, suffix: str) -> dict[str, Path]:
-    """The files with `suffix` in `folder` and below it, by their path relative to it without suffix, sorted."""
+    """Returns the files with `suffix` below `folder` by relative path without suffix, sorted. UserError if there is none."""
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob(f"*{suffix}"))}
     if not files:
         raise UserError(f"{folder}: no {suffix} files in it" if folder.is_dir() else f"{folder}: no such folder")
@@ -120,38 +120,38 @@ def files_in(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def write(make: Callable, config: BatchConfig, out: Path, name: str, path: Path) -> np.ndarray:
-    """Writes OUT/NAME.png; returns how many pixels have each id in it and in what it was made from, (2, 256) int64."""
+    """Writes the label OUT/NAME.png. Returns the pixels of each id in the label and in its source, (2, 256) int64."""
     label, source = make(config, name, path)
     write_label(out / f"{name}.png", label)
     return np.stack([np.bincount(array.reshape(-1), minlength=256) for array in (label, source)])
 
 
 def from_xml(config: Xml2PngConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The label that an annotation draws, twice: there is nothing else to compare it with."""
+    """Returns the label that an annotation draws, twice: an annotation has no source label."""
     label = read_annotation(path, class_names(config.classes), config.width)
     return label, label
 
 
 def from_mask(config: GenerateConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Scribbles drawn into a mask, and the mask."""
+    """Returns scribbles drawn into a mask, and the mask."""
     mask = read_label(path)
     return draw_scribbles(mask, generator(name, config.seed), config.width, config.smallest, config.most), mask
 
 
 def shrunk(config: ShrinkConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The middle parts of a label's strokes, and the label."""
+    """Returns the middle parts of a label's strokes, and the label."""
     scribbles = read_label(path)
     return shrink(scribbles, config.ratio), scribbles
 
 
 def dropped(config: DropConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What stays of a label's strokes, and the label."""
+    """Returns the label without the dropped strokes, and the label."""
     scribbles = read_label(path)
     return drop(scribbles, config.probability, generator(name, config.seed)), scribbles
 
 
 def shares(counts: np.ndarray) -> str:
-    """What counts (2, 256), of pixels in the labels and in their sources, say: labelled shares, as lines."""
+    """Returns lines of labelled shares. counts: (2, 256), pixels of each id in the labels and in their sources."""
     labels, sources = counts
     labelled = labels[:UNLABELLED].sum()
     lines = [

@@ -1,11 +1,11 @@
-"""What the random walk does on one image: where it goes from chosen pixels, and how certain predictions are with and without.
+"""Shows the random walk on one image: its transitions from chosen pixels, and the entropy with and without the walk.
 
     python -m tools.show_walk --checkpoint runs/ur/best.pt --before runs/baseline/best.pt --image photo.jpg \\
         --points "[[40, 60], [90, 30]]" --out walk.png
 
-Draws two rows: the image with its points, both predictions and both entropies; and from each point the row of the transition
-matrix, the probabilities of the next position, over the darkened image. Prints the mean entropies, over how many positions each
-row spreads (the exponential of its entropy), and how much of it stays in the class predicted at its point.
+First row of the picture: the image with its points, both predictions, both entropies. Second row: for each point, the row of
+the transition matrix (the probabilities of the next position) over the darkened image. Prints the mean entropies, the number of
+positions over which each row spreads (the exponential of its entropy), and the row's share in the class predicted at its point.
 """
 
 import math
@@ -37,11 +37,11 @@ class WalkConfig:
     """One image and two checkpoints."""
 
     checkpoint: str
-    """of a random-walk network, such as UR's"""
+    """checkpoint of a random-walk network, such as UR's"""
     before: str
-    """to compare predictions and entropy with, such as the baseline's"""
+    """checkpoint to compare predictions and entropy with, such as the baseline's"""
     image: str
-    """the image"""
+    """image file"""
     points: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     """pixels (x, y) to start from, such as [[40, 60], [90, 30]]"""
     out: str
@@ -49,7 +49,7 @@ class WalkConfig:
 
 
 def main() -> None:
-    """The command line above. Raises UserError for a point outside the image, or a network without the walk."""
+    """Runs the command line above. Raises UserError for a point outside the image, or a network without a random walk."""
     config = parse(WalkConfig, __doc__)
     image = read_image(Path(config.image))
     for x, y in config.points:
@@ -57,7 +57,7 @@ def main() -> None:
             raise UserError(f"--points: ({x}, {y}) is outside the image, {image.shape[1]}x{image.shape[0]}")
     after, before = load_model(config.checkpoint), load_model(config.before)
     if not isinstance(after.network, RandomWalkNet):
-        raise UserError(f"{config.checkpoint}: no random-walk network")
+        raise UserError(f"{config.checkpoint}: not a random-walk network; give a checkpoint of UR or SS")
     with torch.inference_mode():
         probabilities = [predict_image(method.predict, image, InferenceConfig()) for method in (before, after)]
         rows = transition_rows(after.network, normalise(to_tensor(image)), config.points)
@@ -75,7 +75,7 @@ def main() -> None:
     names = ["image, predictions before and after, entropy before and after", "where the walk goes from each point"]
     with atomic_write(Path(config.out)) as temporary:
         picture_grid([first, second], [""] * columns, names).save(temporary, "PNG")
-    print(f"{config.out}: mean entropy {entropies[0].mean():.3f} before, {entropies[1].mean():.3f} after, of at most 1")
+    print(f"{config.out}: mean entropy {entropies[0].mean():.3f} before, {entropies[1].mean():.3f} after (0 to 1)")
     for (x, y), row in zip(config.points, rows, strict=True):
         spread = math.exp(-(row * np.log(row.clip(min=1e-30))).sum())
         classes = cv2.resize(predictions[1], row.shape[::-1], interpolation=cv2.INTER_NEAREST)
@@ -84,8 +84,8 @@ def main() -> None:
 
 
 def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
-    """The rows of the walk's transition matrix P = softmax(Q K^T) at the positions of pixels (x, y): (h, w) float32 each, which
-    sum to 1 (CC4S, the random walk). image: (3, H, W) float32 normalised."""
+    """Returns the rows of the transition matrix P = softmax(Q K^T) at pixels (x, y): (h, w) float32 each, sum 1 (CC4S, the
+    random walk). image: (3, H, W) float32 normalised."""
     query, key = network.walk.query_key(network.features(image[None]))
     height, width = query.shape[-2:]
     rows = []
@@ -98,7 +98,7 @@ def transition_rows(network: RandomWalkNet, image: torch.Tensor, points: tuple[t
 
 
 def over(image: np.ndarray, row: np.ndarray, point: tuple[int, int]) -> np.ndarray:
-    """Probabilities (h, w) as light on the darkened image (H, W, 3) uint8, the point they start from marked."""
+    """Draws probabilities (h, w) as light on the darkened image (H, W, 3) uint8, and marks the start point."""
     light = resize(torch.from_numpy(row / row.max())[None, None], image.shape[:2], align_corners=True)[0, 0].numpy()
     colours = 255 * matplotlib.colormaps["inferno"](light)[..., :3]
     picture = (image * 0.25 * (1 - light[..., None]) + colours * light[..., None]).astype(np.uint8)

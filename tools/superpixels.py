@@ -1,11 +1,11 @@
-"""Superpixels for the soft entropy and the colour constraint, once per training image.
+"""Makes superpixels of each training image, for the soft entropy and the colour constraint.
 
     python -m tools.superpixels DATA_ROOT [--split train] [--out superpixels] [--segments 800]
     python -m tools.superpixels DATA_ROOT --released FOLDER     # FOLDER/spiex/NAME.mat and FOLDER/Laplace/NAME.mat of CC4S
 
-Writes, per image, OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at boundaries) and OUT/edges/NAME.npz
-(`edges` (M, 2) int32 pairs of adjacent superpixels, `weights` (M,) float32 in [0, 0.8]). Images that have all three are
-skipped.
+Writes three files per image: OUT/map/NAME.png (16-bit ids), OUT/boundary/NAME.png (255 at boundaries) and OUT/edges/NAME.npz
+(`edges` (M, 2) int32 pairs of adjacent superpixels, `weights` (M,) float32 in [0, 0.8]). Images that have all three files
+are skipped.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from datasets.drawing.demo import draw_if_missing
 from datasets.files import atomic_write, read_image
 from datasets.segmentation import Superpixels
 from datasets.superpixel_graph import read_released, segment, similarities
-from engine.provenance import claim, read_record
+from engine.provenance import open_output_folder, read_record
 from errors import UserError, run
 from tools.batch import BatchConfig, process
 
 
 @dataclass
 class SuperpixelConfig(BatchConfig):
-    """What the colour constraint and the soft entropy need of each training image."""
+    """Superpixels of each training image, for the soft entropy and the colour constraint."""
 
     root: str
     """the data set"""
@@ -39,15 +39,15 @@ class SuperpixelConfig(BatchConfig):
     split: str = "train"
     """list of images"""
     segments: PositiveInt = 800
-    """superpixels an image, about"""
+    """approximate number of superpixels per image"""
     compactness: PositiveFloat = 10.0
-    """SLIC's balance of nearness (higher, squarer) against colour"""
+    """compactness of SLIC; a higher value makes squarer superpixels that follow colour less"""
     released: str | None = None
-    """folder with the spiex/ and Laplace/ that CC4S's scribblesup.m wrote: convert these instead of making superpixels"""
+    """folder with spiex/ and Laplace/ from CC4S's scribblesup.m: convert these files instead of making superpixels"""
 
 
 def main() -> int:
-    """The command line above; returns the exit code, 1 where an image failed. Raises UserError for missing data."""
+    """Runs the command line above. Returns the exit code, 1 if an image failed. Raises UserError for missing data."""
     config = parse(SuperpixelConfig, __doc__, positional=True)
     draw_if_missing(config.root)
     problems: list[str] = []
@@ -55,19 +55,19 @@ def main() -> int:
     out = Path(config.out)
     superpixels = Superpixels(out if len(out.parts) > 1 else Path(config.root) / out)
     record = superpixels.folder / "superpixels.json"
-    if config.released is None:  # a stage script goes on with a folder that was converted
+    if config.released is None:  # the stage scripts do not pass --released: a converted folder stays converted
         config = replace(config, released=(read_record(record) or {}).get("released"))
     conditions = {"segments": config.segments, "compactness": config.compactness}
     if config.released is not None:
         conditions = {"released": config.released}
-    claim(record, conditions)
+    open_output_folder(record, conditions)
     images = dict(zip(index.names, index.images, strict=True))
     work = partial(prepare, superpixels, config)
     return process(work, images, superpixels.present, config, f"superpixels in {superpixels.folder}", problems)[1]
 
 
 def prepare(superpixels: Superpixels, config: SuperpixelConfig, name: str, path: Path) -> None:
-    """Writes the three files of image `name`, each whole or not at all."""
+    """Writes the three files of image `name`. Each write is atomic."""
     image = read_image(path)
     if config.released is None:
         superpixel = segment(image, config.segments, config.compactness)

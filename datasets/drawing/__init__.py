@@ -1,1 +1,1 @@
-"""What is drawn: the demo data, scribbles from masks, strokes."""
+"""Drawing: the demo data, scribbles from masks, strokes."""

@@ -1,8 +1,7 @@
-"""The demo data: pictures that the project draws itself, with dense masks and scribbles, in VOC layout.
+"""The demo data: images that the project draws, with dense masks and scribbles, in VOC's layout.
 
-Six kinds of object, told apart by outline and by the pattern on them, lie over each other on patterned ground. Two kinds
-each share a range of hues, which the ground has too, so colour helps but does not tell; light falls off across the picture
-and there is noise.
+Objects of six kinds overlap on patterned ground. Each kind has its own outline and pattern. Two kinds share each range of
+hues, and the ground has all hues, so colour helps but is not enough. The light varies across the image, and there is noise.
 """
 
 import shutil
@@ -22,19 +21,19 @@ DEMO_ROOT = Path("data/demo")
 WIDTH, HEIGHT = 160, 128
 TRAIN, VAL = 160, 40
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
-SUPERSAMPLING = 4  # outlines are drawn this much larger, so that rotated edges come out smooth in the picture
+SUPERSAMPLING = 4  # outlines are drawn this many times larger and then reduced, so that rotated edges are smooth
 
 
 def draw_if_missing(root: str | Path) -> None:
-    """Draws the demo data where `root` is its folder and is not there yet."""
+    """Draws the demo data if `root` is `DEMO_ROOT` and does not exist."""
     if Path(root) == DEMO_ROOT and not DEMO_ROOT.exists():
         print(f"drawing the demo data into {DEMO_ROOT}")
         draw_demo(DEMO_ROOT)
 
 
 def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> None:
-    """Writes the data set to `root`, whole or not at all: JPEGImages, SegmentationClass (dense), scribbles, the two
-    splits and classes.txt. The same for the same seed."""
+    """Draws the data set: JPEGImages, SegmentationClass (dense masks), scribbles, two splits and classes.txt. `root` appears
+    only when everything is drawn. The same seed draws the same data."""
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     partial.chmod(0o755)
@@ -55,13 +54,13 @@ def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> 
             partial.rename(root)
         except OSError:
             if not root.exists():
-                raise  # else another process was quicker, and drew the same
+                raise  # otherwise another process has drawn the same data
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where it has become `root`
+        shutil.rmtree(partial, ignore_errors=True)  # does nothing after the rename
 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (HEIGHT, WIDTH, 3) uint8 RGB of three to six objects, and its mask (HEIGHT, WIDTH) uint8."""
+    """Draws an image (HEIGHT, WIDTH, 3) uint8 RGB of three to six objects, and its mask (HEIGHT, WIDTH) uint8."""
     image = _paint(_ground(rng), rng.uniform(0, 1), 0.5, rng)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     for _ in range(rng.integers(3, 7)):
@@ -69,7 +68,7 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         centre, radius = rng.uniform((12, 12), (WIDTH - 12, HEIGHT - 12)), rng.uniform(16, 32)
         angle = rng.uniform(0, 2 * np.pi)
         cover = _cover(CLASSES[kind], centre, radius, angle)
-        shading = 1 + 0.25 * _ramp(rng)  # each object is lit by itself
+        shading = 1 + 0.25 * _ramp(rng)  # each object has its own shading
         hue = ((kind - 1) // 2) / 3 + rng.uniform(-0.08, 0.08)
         painted = _paint(PATTERNS[CLASSES[kind]](centre, rng), hue, 0.9, rng) * shading[..., None]
         image = image + cover[..., None] * (painted - image)
@@ -80,9 +79,10 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_scribbles(mask: np.ndarray, rng: np.random.Generator, smallest: int = 40) -> np.ndarray:
-    """A stroke in every visible part of every object, and one in the background's largest part: (H, W) uint8, 255 = unlabelled.
+    """Draws scribbles into a mask: (H, W) uint8, 255 = unlabelled.
 
-    A stroke runs along the middle of its part between two of its inner points; parts under `smallest` pixels get none.
+    Every visible part of every object gets a stroke. So does the largest part of the background. A stroke joins two inner
+    points along the middle of its part. Parts under `smallest` pixels get no stroke.
     """
     scribbles = np.full(mask.shape, UNLABELLED, np.uint8)
     for number in np.unique(mask):
@@ -98,11 +98,11 @@ def draw_scribbles(mask: np.ndarray, rng: np.random.Generator, smallest: int = 4
 
 
 def _stroke(part: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Pixels (row, column) of a path within `part` that keeps to its middle."""
+    """Returns the pixels (row, column) of a path along the middle of `part`."""
     depth = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
     inner = np.argwhere(depth >= 0.5 * depth.max())
     start = inner[rng.integers(len(inner))]
-    # The farther of a few points: people draw across a thing.
+    # The end is the farthest of six points, because people draw across the whole object.
     ends = inner[rng.integers(len(inner), size=6)]
     end = ends[np.linalg.norm(ends - start, axis=1).argmax()]
     cost = np.where(part, 1 / np.maximum(depth, 0.5) + rng.uniform(0, 0.1, part.shape), 1e6)
@@ -121,13 +121,13 @@ def _rotated(centre: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ramp(rng: np.random.Generator) -> np.ndarray:
-    """A plane of random direction over the picture, in [-1, 1]."""
+    """A linear ramp of random direction over the image, in [-1, 1]."""
     x, _ = _rotated(np.array([WIDTH / 2, HEIGHT / 2]), rng.uniform(0, 2 * np.pi))
     return x / np.abs(x).max()
 
 
 def _wave(phase: np.ndarray) -> np.ndarray:
-    """0 to 1 with soft edges, period 2 pi."""
+    """A wave in [0, 1] with soft edges and period 2 pi."""
     return 0.5 + 0.5 * np.tanh(3 * np.sin(phase))
 
 
@@ -183,8 +183,8 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def _paint(pattern: np.ndarray, hue: float, most_saturation: float, rng: np.random.Generator) -> np.ndarray:
-    """A pattern in [0, 1] as a blend of a dark and a light colour of about one hue (0 to 1 around the colour circle):
-    (HEIGHT, WIDTH, 3) in [0, 1]."""
+    """Blends a dark and a light colour of similar hue by a pattern in [0, 1]: (HEIGHT, WIDTH, 3) in [0, 1]. hue: 0 to 1 around
+    the colour circle."""
     colours = [
         hsv2rgb([(hue + rng.uniform(-0.04, 0.04)) % 1, rng.uniform(0.3, most_saturation), rng.uniform(*values)])
         for values in ((0.15, 0.45), (0.6, 0.95))
@@ -194,7 +194,7 @@ def _paint(pattern: np.ndarray, hue: float, most_saturation: float, rng: np.rand
 
 
 def _cover(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """How much of each pixel the outline covers: (HEIGHT, WIDTH) in [0, 1]."""
+    """The share of each pixel that the outline covers: (HEIGHT, WIDTH) in [0, 1]."""
     large = np.zeros((SUPERSAMPLING * HEIGHT, SUPERSAMPLING * WIDTH), np.uint8)
     place = SUPERSAMPLING * centre
     if kind in ("disc", "ring"):
@@ -209,7 +209,7 @@ def _cover(kind: str, centre: np.ndarray, radius: float, angle: float) -> np.nda
 
 
 def _polygon(kind: str) -> np.ndarray:
-    """Corners of an outline of radius 1 about 0, (K, 2)."""
+    """The corners (K, 2) of an outline of radius 1 around the origin."""
     if kind == "cross":
         arm = 0.36
         quarter = np.array([[1, -arm], [1, arm], [arm, arm]])

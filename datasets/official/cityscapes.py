@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al., CVPR 2016): its label ids become the 19 that are scored, the rest is void."""
+"""Cityscapes (Cordts et al., CVPR 2016). The label ids become the 19 scored train ids; all other pixels become void."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from datasets.files import UNLABELLED, read_label
 from datasets.official.source import Source, require
 from errors import UserError
 
-# In order of their train ids, with the label ids of the files.
+# The label ids in the files, in order of the train ids.
 LABEL_IDS = {
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19, "traffic sign": 20,
     "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31,
@@ -21,8 +21,8 @@ IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 def read_cityscapes(root: Path) -> Source:
-    """Cityscapes as unpacked: ROOT/leftImg8bit/SPLIT/CITY and ROOT/gtFine/SPLIT/CITY, of train and val. Raises UserError for
-    what is missing."""
+    """Reads Cityscapes as unpacked: ROOT/leftImg8bit/SPLIT/CITY and ROOT/gtFine/SPLIT/CITY, for train and val. Raises UserError
+    for missing folders."""
     splits: dict[str, list[str]] = {}
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
@@ -31,7 +31,7 @@ def read_cityscapes(root: Path) -> Source:
         require(root / "gtFine" / split, "the labels (gtFine_trainvaltest.zip)", PAGE)
         found = {path.name.removesuffix(IMAGE): path for path in sorted(folder.glob(f"*/*{IMAGE}"))}
         if not found:
-            raise UserError(f"{folder}: no CITY/*{IMAGE} in it; the images are at {PAGE}")
+            raise UserError(f"{folder}: no CITY/*{IMAGE} in it; download the images from {PAGE}")
         splits[split] = list(found)
         images |= found
         labels |= {name: root / "gtFine" / split / path.parent.name / f"{name}{LABEL}" for name, path in found.items()}
@@ -39,7 +39,7 @@ def read_cityscapes(root: Path) -> Source:
 
 
 def read_cityscapes_label(path: Path) -> np.ndarray:
-    """A label of label ids -> (H, W) uint8 of train ids, 255 = void. Raises UserError if it is unreadable."""
+    """Reads a label of label ids as (H, W) uint8 train ids, 255 = void. Raises UserError if the label is unreadable."""
     numbers = np.full(256, UNLABELLED, np.uint8)
     numbers[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
     return numbers[read_label(path)]

@@ -1,4 +1,4 @@
-"""COCO 2014 and 2017 (Lin et al., ECCV 2014): instances become a mask of 80 classes and background."""
+"""COCO 2014 and 2017 (Lin et al., ECCV 2014). Instances become a mask of 80 classes and background."""
 
 import json
 from collections import defaultdict
@@ -27,9 +27,9 @@ PAGE = "https://cocodataset.org/#download"
 
 
 def read_coco(root: Path, year: int) -> Source:
-    """COCO as unpacked: ROOT/trainYEAR, ROOT/valYEAR and ROOT/annotations/instances_{train,val}YEAR.json.
+    """Reads COCO as unpacked: ROOT/trainYEAR, ROOT/valYEAR and ROOT/annotations/instances_{train,val}YEAR.json.
 
-    The tags are the classes of an image's instances. Raises UserError for what is missing or of another format.
+    The tags of an image are the classes of its instances. Raises UserError for missing files or another format.
     """
     splits: dict[str, list[str]] = {}
     images: dict[str, Path] = {}
@@ -56,15 +56,15 @@ def read_coco(root: Path, year: int) -> Source:
                 present = {number for number, _, _ in annotations}
                 tags[name] = [COCO_CLASSES[number] for number in sorted(present)]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file}: not COCO's instances ({type(error).__name__}: {error})") from error
+            raise UserError(f"{file}: not a file of COCO's instances ({type(error).__name__}: {error})") from error
     return Source(COCO_CLASSES, splits, images, {"SegmentationClass": labels}, draw_instances, tags)
 
 
 def draw_instances(image: tuple[int, int, list[tuple[int, float, Any]]]) -> np.ndarray:
     """Height, width and instances (class id, area in pixels, polygons or run lengths) -> (H, W) uint8, 0 = background.
 
-    Instances are drawn from the largest to the smallest, so that of two that overlap the smaller one is seen; crowds count
-    as any other. Raises UserError for an instance that cannot be drawn.
+    Instances are drawn from the largest to the smallest, so the smaller of two overlapping instances stays visible. Crowds are
+    drawn like other instances. Raises UserError for an instance that cannot be drawn.
     """
     run_lengths = extra("pycocotools.mask")
     height, width, instances = image
@@ -80,6 +80,6 @@ def draw_instances(image: tuple[int, int, list[tuple[int, float, Any]]]) -> np.n
             else:
                 code = segmentation
             label[run_lengths.decode(code) > 0] = number
-        except Exception as error:  # pycocotools raises many kinds, bare Exception among them
+        except Exception as error:  # pycocotools raises many kinds of exceptions, even bare Exception
             raise UserError(f"an instance of {COCO_CLASSES[number]} cannot be drawn ({error})") from error
     return label

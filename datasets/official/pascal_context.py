@@ -10,8 +10,8 @@ from datasets.index import read_names
 from datasets.official.source import Source, require
 from errors import UserError
 
-# Background, then the 59 frequent classes in the order of the official 59_labels.txt, VOC's 20 first: the released networks'
-# order. (Some benchmarks, mmsegmentation's for one, number them alphabetically.)
+# Background, then the 59 frequent classes in the order of the official 59_labels.txt: VOC's 20 first. The released networks use
+# the same order. (Some benchmarks, for example mmsegmentation, number the classes alphabetically.)
 CONTEXT_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor", "bag", "bed", "bench", "book",
@@ -24,9 +24,9 @@ PAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
 
 
 def read_context(voc: Path, context: Path) -> Source:
-    """Pascal Context as unpacked, on PASCAL VOC 2010 (VOCdevkit/VOC2010); its splits are VOC 2010's ImageSets/Main.
+    """Reads Pascal Context as unpacked, on PASCAL VOC 2010 (VOCdevkit/VOC2010). The splits come from VOC 2010's ImageSets/Main.
 
-    context: the folder with labels.txt and trainval/NAME.mat. Raises UserError for what is missing.
+    context: the folder with labels.txt and trainval/NAME.mat. Raises UserError for missing files.
     """
     voc_page = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/"
     images = require(voc / "JPEGImages", "VOC 2010's images", voc_page)
@@ -51,7 +51,7 @@ def read_context(voc: Path, context: Path) -> Source:
 
 
 def class_table(file: Path) -> np.ndarray:
-    """labels.txt ("1: accordion" ...) -> the class id of each of its 459 numbers, 0 for all but the 59, (65536,) uint8."""
+    """labels.txt ("1: accordion" ...) -> (65536,) uint8: the class id of each of the 459 numbers, 0 outside the 59 classes."""
     numbers = np.zeros(65536, np.uint8)
     found = set()
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -62,11 +62,11 @@ def class_table(file: Path) -> np.ndarray:
     missing = sorted(set(CONTEXT_CLASSES[1:]) - found)
     if missing:
         raise UserError(
-            f"{file}: {missing[0]} is not in it ({len(missing)} of 59 are not); lines such as 1: accordion are expected"
+            f"{file}: the class {missing[0]} is missing ({len(missing)} of 59 are); lines such as 1: accordion are expected"
         )
     return numbers
 
 
 def read_context_label(numbers: np.ndarray, path: Path) -> np.ndarray:
-    """A label of 459 classes (MATLAB) -> (H, W) uint8 of the 59 and background. Raises UserError if it is unreadable."""
+    """Reads a MATLAB label of 459 classes as (H, W) uint8 of the 59 and background. Raises UserError if it is unreadable."""
     return numbers[read_matlab(path, lambda content: content["LabelMap"]).astype(np.uint16)]

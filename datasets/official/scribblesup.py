@@ -16,7 +16,7 @@ from datasets.files import MOST_PIXELS, UNLABELLED
 from datasets.official.source import read_xml
 from errors import UserError
 
-# Names for one and the same class, in VOC, in Context's list of 59 and in the annotations.
+# Names of the same class in VOC, in Context's 59 classes and in the annotations.
 SYNONYMS = (
     {"aeroplane", "airplane", "plane"},
     {"bicycle", "bike"},
@@ -32,10 +32,10 @@ SYNONYMS = (
 
 
 def read_annotation(path: Path, classes: tuple[str, ...], width: int) -> np.ndarray:
-    """The label map that an annotation file draws: (H, W) uint8, 255 = unlabelled; later strokes lie over earlier ones.
+    """Draws an annotation file as a label map: (H, W) uint8, 255 = unlabelled. Later strokes cover earlier strokes.
 
-    classes: names in id order. width: of a stroke, pixels. Raises UserError for a file that is no such annotation, holds
-    an unknown tag, or (refused unread) entities, which such files have no use for.
+    classes: names in id order. width: of a stroke, pixels. Raises UserError for another format, an unknown tag, or XML
+    entities. XML entities are refused unread: annotations do not need them.
     """
     root = read_xml(path)
     rows, columns = (int(_number(root, f"size/{side}", path)) for side in ("height", "width"))
@@ -52,12 +52,12 @@ def read_annotation(path: Path, classes: tuple[str, ...], width: int) -> np.ndar
 
 
 def class_of(tag: str, classes: tuple[str, ...], path: Path) -> int:
-    """The id of the class that a tag names, by the class's own name or a synonym of it. Raises UserError for none."""
+    """Returns the class id of a tag, which is a class name or a synonym. Raises UserError for an unknown tag."""
     plain = {_plain(name): number for number, name in enumerate(classes)}
     names = {_plain(tag)}
     for group in SYNONYMS:
         names |= group if names & group else set()
-    # A name of the list itself goes before its synonyms: Context has "table", VOC has "diningtable".
+    # A class name wins over its synonyms: Context has "table", VOC has "diningtable".
     for name in [_plain(tag), *sorted(names)]:
         if name in plain:
             return plain[name]

@@ -1,4 +1,4 @@
-"""What every reader of an official download returns, for tools.prepare to write in one layout."""
+"""`Source`, which every reader of an official download returns. tools.prepare writes a source in VOC's layout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from errors import UserError, extra
 
 @dataclass(frozen=True)
 class Source:
-    """An official download. Nothing is decoded yet: `read` does that, file by file."""
+    """An official download. `read` decodes it file by file."""
 
     classes: tuple[str, ...]
     splits: dict[str, list[str]]
     """image names of each split"""
     images: dict[str, Path]
-    """image files by name, which stay where they are"""
+    """image files by name; tools.prepare links them"""
     maps: dict[str, dict[str, Any]]
-    """folder to write -> image name -> what `read` takes; the folder JPEGImages holds grey pictures, all others labels"""
+    """folder to write -> image name -> argument of `read`; the folder JPEGImages gets grey images, other folders get labels"""
     read: Callable[[Any], np.ndarray]
-    """an entry of `maps` -> (H, W) uint8; raises UserError"""
+    """an entry of `maps` -> (H, W) uint8; raises UserError for a bad file"""
     tags: dict[str, list[str]] | None = None
-    """classes that an image shows, where the download says so"""
+    """classes that each image shows; None: the download does not say"""
 
 
 def require(path: Path, what: str, page: str) -> Path:
-    """`path`, where it exists; else UserError, which names the official page that has it."""
+    """Returns `path` if it exists. Otherwise raises UserError, which names the official page."""
     if not path.exists():
-        raise UserError(f"{path} not found: {what}, from {page}")
+        raise UserError(f"{path} not found: download {what} from {page}")
     return path
 
 
 def read_xml(path: Path) -> Element:
-    """The root of an XML file. Raises UserError if it is missing, not well-formed, or has entities (annotations have none)."""
+    """Returns the root of an XML file. Raises UserError if the file is missing, not well-formed, or has XML entities."""
     defused = extra("defusedxml")
     try:
         return extra("defusedxml.ElementTree").parse(path).getroot()
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found") from error
     except defused.DefusedXmlException as error:
-        raise UserError(f"{path}: XML with entities or a document type is not read ({type(error).__name__})") from error
-    except (OSError, ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that does not exist
+        raise UserError(f"{path}: XML with entities or a document type is refused ({type(error).__name__})") from error
+    except (OSError, ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise UserError(f"{path}: not well-formed XML ({error})") from error

@@ -16,11 +16,11 @@ VOC_CLASSES = (
 
 
 def read_voc(voc: Path, sbd: Path | None) -> Source:
-    """PASCAL VOC 2012 as unpacked (VOCdevkit/VOC2012), with SBD's labels for the images that VOC has not segmented.
+    """Reads PASCAL VOC 2012 as unpacked (VOCdevkit/VOC2012), with SBD's labels for images that VOC has not segmented.
 
     sbd: benchmark_RELEASE/dataset (cls/NAME.mat), or a folder of label PNGs (SegmentationClassAug); None: VOC alone. The split
-    train_aug is every segmented image of both but VOC's val: 10,582 with the whole of SBD. Where both have a label, VOC's
-    counts. Raises UserError for what is missing.
+    train_aug is every segmented image outside VOC's val: 10,582 images with all of SBD. If both have a label, VOC's label is
+    used. Raises UserError for missing files.
     """
     page = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
     lists = require(voc / "ImageSets" / "Segmentation", "VOC 2012's lists (VOCtrainval_11-May-2012.tar)", page)
@@ -32,10 +32,10 @@ def read_voc(voc: Path, sbd: Path | None) -> Source:
     if sbd is not None:
         sbd_page = "http://home.bharathh.info/pubs/codes/SBD/download.html"
         folder = sbd / "cls" if (sbd / "cls").is_dir() else sbd
-        require(folder, "SBD's labels, cls/*.mat in benchmark_RELEASE/dataset, or a folder SegmentationClassAug", sbd_page)
+        require(folder, "SBD's labels (cls/*.mat in benchmark_RELEASE/dataset, or SegmentationClassAug)", sbd_page)
         added = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".mat", ".png")}
         if not added:
-            raise UserError(f"{folder}: neither .mat nor .png files in it; SBD is at {sbd_page}")
+            raise UserError(f"{folder}: neither .mat nor .png files in it; download SBD from {sbd_page}")
     val = set(splits["val"])
     both = {**added, **own}
     splits["train_aug"] = sorted(name for name in both if name not in val)
@@ -50,14 +50,14 @@ def read_voc(voc: Path, sbd: Path | None) -> Source:
 
 
 def read_voc_label(path: Path) -> np.ndarray:
-    """A label of VOC (PNG) or SBD (MATLAB), (H, W) uint8. Raises UserError if it is unreadable."""
+    """Reads a label of VOC (PNG) or SBD (MATLAB) as (H, W) uint8. Raises UserError if the label is unreadable."""
     if path.suffix == ".png":
         return read_label(path)
     return read_matlab(path, lambda content: content["GTcls"]["Segmentation"].item()).astype(np.uint8)
 
 
 def _object_tags(folder: Path, names: list[str]) -> dict[str, list[str]] | None:
-    """Classes of the objects in VOC's Annotations/NAME.xml; None where the download has no such folder."""
+    """Reads the classes of the objects in VOC's Annotations/NAME.xml. Returns None if the download has no Annotations."""
     if not folder.is_dir():
         return None
     tags = {}

@@ -221,7 +221,7 @@ def predict(
 
 
 def draw_gallery(images: dict[str, Path], out: Path) -> None:
-    """Writes OUT/gallery.jpg with overlays spread spread_positions over the finished images."""
+    """Writes OUT/gallery.jpg with overlays spread evenly over the finished images."""
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
         tiles = [read_image(done[number]) for number in spread_positions(len(done), GALLERY)]

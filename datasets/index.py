@@ -47,7 +47,7 @@ def resolve_folder(root: Path, folder: str | Path) -> Path:
 
 
 def spread_positions(length: int, count: int) -> list[int]:
-    """Returns at most `count` positions, spread spread_positions over range(length)."""
+    """Returns at most `count` positions, spread evenly over range(length)."""
     return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
 
 

@@ -161,7 +161,7 @@ def training_order(length: int, settings: TrainConfig, steps: int, first: int, p
 
 
 def check_batch(settings: TrainConfig, process: Process, fewest_images: int) -> None:
-    """Raises UserError if a batch does not divide spread_positions, or if a forward pass gets fewer than `fewest_images`."""
+    """Raises UserError if a batch does not divide evenly, or if a forward pass gets fewer than `fewest_images`."""
     if settings.batch_size % (settings.accumulate * process.world):
         raise UserError(
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "

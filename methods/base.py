@@ -11,11 +11,11 @@ from datasets.batch import Batch
 
 
 class Published(NamedTuple):
-    """How the authors of a method saved its network.
+    """How the authors of a method saved its network. A method of your own does not need this.
 
-    settings: those of the method, from the file's weights by name. names: the published prefix of a weight's name -> ours in
-    `network`; a weight without a prefix here is not used. backbone: the prefix of the ResNet's weights. classifier: the weight
-    of the last layer, whose first side is the number of classes.
+    settings: state dict -> the method's settings. names: prefix of a published weight -> our prefix in `network`, such as
+    "conv5a." -> "reduce."; weights without such a prefix are not used. backbone: prefix of the ResNet's weights. classifier: the
+    weight of the last layer; its first side is the number of classes.
     """
 
     settings: Callable[[dict[str, torch.Tensor]], MethodConfig]
@@ -30,17 +30,17 @@ Reads = Literal["label", "tags", "boundary", "superpixel", "labelled", "teacher"
 class Method(nn.Module):
     """A network with what trains it.
 
-    `forward` returns the same loss names at every step: a term that begins later is 0 before, with its weights in the graph
-    (multiply by 0). Several processes, the curves and the reports of faults need this.
+    `forward` returns the same loss names at every step. Before a term begins, return `0 * loss`, not the constant 0: the weights
+    must stay in the graph. Several processes, the curves and the reports of faults need this.
     """
 
     settings: type[MethodConfig]
     """the dataclass of the method's settings"""
     reads: frozenset[Reads] = frozenset({"label"})
-    """what the method takes beside images: the keys of `Batch` (boundary: where the data have superpixels; superpixel: the map
-    and its graph, an error where missing), and teacher"""
+    """what the method takes beside images: keys of `Batch`, and teacher. Missing superpixels are an error for superpixel (the
+    map and its graph), but not for boundary"""
     published: dict[str, Published] = {}  # noqa: RUF012, read only
-    """a weight that only this published network has -> how that network was saved"""
+    """the name of a weight that only this published network has, by which a file is recognised -> how the network was saved"""
     fewest_images = 1
     """images that a training pass needs at least"""
     preset = "cc4s"

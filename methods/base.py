@@ -13,9 +13,9 @@ from datasets.batch import Batch
 class Published(NamedTuple):
     """How the authors of a method saved its network. A method of your own does not need this.
 
-    settings: state dict -> the method's settings. names: prefix of a published weight -> our prefix in `network`, such as
-    "conv5a." -> "reduce."; weights without such a prefix are not used. backbone: prefix of the ResNet's weights. classifier: the
-    weight of the last layer; its first side is the number of classes.
+    settings: state dict -> the method's settings. names: prefix of a published weight -> prefix in `network`, such as
+    "conv5a." -> "reduce."; weights without such a prefix are not used. backbone: prefix of the ResNet's weights. classifier:
+    the weight of the last layer; its first side is the number of classes.
     """
 
     settings: Callable[[dict[str, torch.Tensor]], MethodConfig]
@@ -30,8 +30,8 @@ Reads = Literal["label", "tags", "boundary", "superpixel", "labelled", "teacher"
 class Method(nn.Module):
     """A network with what trains it.
 
-    `forward` returns the same loss names at every step. Before a term begins, return `0 * loss`, not the constant 0: the weights
-    must stay in the graph. Several processes, the curves and the reports of faults need this.
+    `forward` returns the same loss names at every step. Before a term begins, return `0 * loss`, not the constant 0: the
+    weights must stay in the graph. Several processes, the curves and the reports of faults need this.
     """
 
     settings: type[MethodConfig]

@@ -1,4 +1,4 @@
-"""A test method that uses the optional parts of the interface in methods/base.py: images with tags but without labels, a few labelled
+"""A test method for the interface in methods/base.py: images with tags but without labels, a few labelled
 images, a teacher, an average of the weights, and a loss term that starts late.
 
     python tests/student.py --config FILE ...          train.py with the method `student`

@@ -26,7 +26,7 @@ from engine.inspection import first_batch
 from engine.loading import Loaders, augmentation, check_batch
 from engine.metrics import read_label_quality
 from engine.nonfinite import FiniteCheck
-from engine.run_folder import Log, origin, read_unfinished, start
+from engine.run_folder import Log, open_run_folder, origin, read_unfinished
 from errors import UserError
 from methods import build_method
 from methods.base import Method
@@ -98,6 +98,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     Raises UserError for settings or data that training cannot use.
     """
     settings, data, device, out = config.train, config.data, process.device, Path(config.out)
+    # torchrun counts here how often it has restarted the command.
     restarted = distributed.max_over_processes(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")) > 0
     unfinished = read_unfinished(config, restarted)
     if config.deterministic:
@@ -114,23 +115,15 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
     method.check_settings(config, steps, steps * settings.batch_size / len(train_set))
     teacher = load_teacher(config, method, classes)
-    progress = Progress()
-    if unfinished:
-        progress = Progress(**{name: unfinished[name] for name in vars(progress)})
-    elif config.init is not None:
-        load_weights(method, read_checkpoint(config.init), config.init, classes)
-    else:
-        load_encoder(method.network.backbone, config.model.backbone, config.model.weights)
-    method.begin_training(teacher)
-    if unfinished:
-        load_weights(method, unfinished, out / "last.pt", classes)
+    load_first_weights(config, method, classes, teacher, unfinished)
+    progress = Progress(**{name: unfinished[name] for name in vars(Progress())}) if unfinished else Progress()
     shown, label_quality = [], {}
     if process.is_main:
         for note in chain(list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)):
             print(f"note: {note}")
         shown = read_grid_images(train_set, val_set, data)
         label_quality = read_label_quality(resolve_folder(Path(data.root), data.labels))
-        start(config, origin(config, train_set, val_set), process.world, str(device), progress.step)
+        open_run_folder(config, origin(config, train_set, val_set), process.world, str(device), progress.step)
     distributed.wait_for_all()
 
     for network in filter(None, (method, teacher)):
@@ -219,6 +212,20 @@ def open_training(config: Config, method: Method, process: distributed.Process) 
     return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled)
 
 
+def load_first_weights(
+    config: Config, method: Method, classes: tuple[str, ...], teacher: Method | None, unfinished: dict | None
+) -> None:
+    """Fills `method` for its first step: from `unfinished`, the content of last.pt, or from --init, or its backbone from
+    --model.weights. Raises UserError for weights that do not fit."""
+    if not unfinished and config.init is not None:
+        load_weights(method, read_checkpoint(config.init), config.init, classes)
+    elif not unfinished:
+        load_encoder(method.network.backbone, config.model.backbone, config.model.weights)
+    method.begin_training(teacher)
+    if unfinished:  # last, so that a saved average replaces the one that has just begun
+        load_weights(method, unfinished, Path(config.out) / "last.pt", classes)
+
+
 def load_teacher(config: Config, method: Method, classes: tuple[str, ...]) -> Method | None:
     """Returns the network of --teacher in evaluation mode, without gradients, or None. Raises UserError if a method that needs
     a teacher has none, or if a method without teacher is given one."""
@@ -275,8 +282,8 @@ def build_optimizer(method: Method, settings: TrainConfig) -> torch.optim.Optimi
     other weights at `head_lr_factor` times the rate."""
     rate = settings.lr * settings.lr_factor
     backbone = trained_weights(method.network.backbone)
-    ours = set(backbone)
-    others = [weight for weight in trained_weights(method) if weight not in ours]
+    in_backbone = set(backbone)
+    others = [weight for weight in trained_weights(method) if weight not in in_backbone]
     groups = [{"params": backbone, "lr": rate}, {"params": others, "lr": rate * settings.head_lr_factor}]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)

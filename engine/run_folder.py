@@ -59,7 +59,7 @@ def read_unfinished(config: Config, restarted: bool) -> dict | None:
     return content
 
 
-def start(config: Config, made_from: dict, process_count: int, device: str, first: int) -> None:
+def open_run_folder(config: Config, made_from: dict, process_count: int, device: str, first: int) -> None:
     """Makes OUT, or reopens OUT if `first` > 0. Writes config.yaml and run.json. run.json has what is needed to repeat the run.
 
     made_from: the result of `origin`. first: the step to start at. Raises UserError if OUT cannot be written, if another

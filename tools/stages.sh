@@ -14,7 +14,8 @@ make_superpixels() {
     $LAUNCH -m tools.superpixels "$DATA_ROOT" --split "$TRAIN_SPLIT" --out "$SUPERPIXELS"
 }
 
-# Pseudo-labels of the training images by the checkpoint LABELS_FROM; scribbles overwrite them.
+# Writes pseudo-labels of the training images by the checkpoint LABELS_FROM, and sets PSEUDO_LABELS, their folder. A pixel gets its most
+# likely class of those scribbled in the image, if the probability is over THRESHOLD, else 255. Scribbled pixels keep their scribble.
 make_pseudo_labels() {
     PSEUDO_LABELS=${PSEUDO_LABELS:-$(dirname "$LABELS_FROM")/pseudo_labels} # made where missing
     THRESHOLD=${THRESHOLD:-0.9}                              # keeps predictions of a higher probability

@@ -10,9 +10,11 @@ from steady import steady_method
 from training import FLAGS, LOOP
 
 import train
-from config import TrainConfig
+from config import ModelConfig, TrainConfig
 from datasets.segmentation import SegmentationDataset
 from engine import preparation
+from methods import build_method
+from methods.cc4s import CC4SConfig
 
 pytestmark = pytest.mark.slow
 
@@ -134,10 +136,12 @@ def test_each_process_and_each_step_has_different_random_numbers():
     (TrainConfig(optimizer="adamw", lr=0.3, weight_decay=0.02), torch.optim.AdamW),
 ])  # fmt: skip
 def test_the_optimizer_has_the_configured_settings(settings, kind):
-    optimizer = preparation.build_optimizer(torch.nn.Linear(2, 2), settings)
-    (group,) = optimizer.param_groups
-    assert type(optimizer) is kind and (group["lr"], group["weight_decay"]) == (pytest.approx(0.3), 0.02)
-    assert group.get("momentum", settings.momentum) == settings.momentum
+    method = build_method(CC4SConfig(), ModelConfig("resnet18"), 2)
+    optimizer = preparation.build_optimizer(method, settings)
+    assert type(optimizer) is kind
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["weight_decay"]) == (pytest.approx(0.3), 0.02)
+        assert group.get("momentum", settings.momentum) == settings.momentum
 
 
 def test_if_compiling_fails_the_backbone_runs_without_it(monkeypatch, tiny, tmp_path, cli):

@@ -257,8 +257,8 @@ CONFIGS = {"voc": [], "context": ["pascal_context"]}
 def test_ur_trains_and_evaluates_on_each_prepared_data_set(prepared, name, tmp_path, cli):
     root = prepared(name)
     labels = "scribbles" if name == "acdc" else "SegmentationClass"
-    configs = ["cc4s/ur", *CONFIGS.get(name, [name])]
-    flags = [argument for config in configs for argument in ("--config", REPOSITORY / f"configs/{config}.yaml")]
+    configs = ["ur", *CONFIGS.get(name, [name])]
+    flags = [argument for config in configs for argument in ("--config", REPOSITORY / f"configs/cc4s/{config}.yaml")]
     flags += [*SMALL, "--train.steps", "2", "--data.root", root, "--data.labels", labels, "--out", tmp_path / "run"]
     code, _, error = cli(train.main, *flags)
     assert code == 0, error
@@ -294,7 +294,7 @@ def test_ur_trains_and_evaluates_on_real_data(shared, tmp_path, cli, data, masks
     labels = root / "scribbles" if data == "acdc" else drawn
     flags = ["--config", REPOSITORY / "configs/cc4s/ur.yaml"]
     if config != "voc":
-        flags += ["--config", REPOSITORY / f"configs/{config}.yaml"]
+        flags += ["--config", REPOSITORY / f"configs/cc4s/{config}.yaml"]
     flags += [*SMALL, "--data.root", root, "--data.labels", labels, "--data.truth", masks, "--out", tmp_path / "run"]
     code, _, error = cli(train.main, *flags, "--train.steps", "2")
     assert code == 0, error

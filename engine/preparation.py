@@ -122,7 +122,8 @@ def prepare(config: Config, process: distributed.Process) -> Run:
         for note in chain(list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)):
             print(f"note: {note}")
         shown = read_grid_images(train_set, val_set, data)
-        label_quality = read_label_quality(resolve_folder(Path(data.root), data.labels))
+        if train_set.index.labels:  # of pseudo-labels: how right they are, as predict.py has counted
+            label_quality = read_label_quality(resolve_folder(Path(data.root), data.labels))
         open_run_folder(config, origin(config, train_set, val_set), process.world, str(device), progress.step)
     distributed.wait_for_all()
 

@@ -41,6 +41,7 @@ def few_labels(root):
     dataset = SegmentationDataset(index)
     tags = {name: [index.classes[1 + int(n)] for n in dataset[i]["tags"].nonzero()] for i, name in enumerate(index.names)}
     (root / "tags.json").write_text(json.dumps(tags))
+    (root / "SegmentationClass/scribbles.json").write_text("{}")
     for name in names[2:]:
         (root / "SegmentationClass" / f"{name}.png").unlink()
         (root / "scribbles" / f"{name}.png").unlink()
@@ -83,6 +84,7 @@ def test_a_killed_student_run_resumes_bit_for_bit(flags, checkpoints, cli, tmp_p
     assert len({tuple(line) for line in losses}) == 1, "every step has the same terms"
     record = json.loads((whole / "run.json").read_text())
     assert record["teacher"].keys() == {"seven.pt"} and record["data"]["labelled"]["images"] == 2
+    assert record["labelled"].keys() == {"scribbles.json"}, "the record beside the labelled images' labels"
 
     checkpoints_teacher = checkpoints / "seven.pt"
     hidden = checkpoints_teacher.rename(tmp_path / "elsewhere.pt")

@@ -14,6 +14,7 @@ from training import LOOP
 
 import train
 from config import InferenceConfig, ModelConfig
+from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
 from engine.inference import predict_image
 from errors import UserError
@@ -96,6 +97,7 @@ def test_an_encoder_normalises_images_by_its_own_statistics():
     encoder = build_encoder("timm:vit_tiny_patch16_224", 8).eval()
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    assert np.allclose(MEAN, IMAGENET_MEAN) and np.allclose(STD, IMAGENET_STD), "what the batches are normalised by"
     with torch.no_grad():
         got = encoder((pixels - mean) / std)
         wanted = encoder.net((pixels - 0.5) / 0.5)

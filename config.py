@@ -41,6 +41,17 @@ class LabelledConfig:
 
 
 @dataclass
+class PartnersConfig:
+    """Partners of the training images, for CISC-R: labelled images that show the same class."""
+
+    lists: str | None = None
+    """names of the labelled images by class, partners.json of tools.reliable; unset: a class lists each labelled image in which
+    the class covers 3% of the labelled pixels"""
+    first_class: bool = True
+    """whether class 0 may be the shared class; false if class 0 is a background of anything"""
+
+
+@dataclass
 class DataConfig:
     """Images and labels, and augmentation of the training images."""
 
@@ -78,9 +89,10 @@ class DataConfig:
     """largest relative change of brightness, contrast and saturation; largest turn of the hue (full turns, at most 0.5)"""
     grey: ClosedUnitInterval = 0.0
     """share of crops that are converted to grey"""
-    photometric: tuple[Literal["main", "labelled"], ...] = ("main",)
-    """images to blur, jitter and convert to grey: main (the training images), labelled (data.labelled.split)"""
+    photometric: tuple[Literal["main", "labelled", "partner"], ...] = ("main",)
+    """images to blur, jitter and convert to grey: main (the training images), labelled (data.labelled.split), partner"""
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    partners: PartnersConfig = field(default_factory=PartnersConfig)
 
     def __post_init__(self):
         for name, (least, most) in (("scale", self.scale), ("blur_sigma", self.blur_sigma)):

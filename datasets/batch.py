@@ -1,6 +1,6 @@
 """The items of a data set, one image each, and the batches that a method trains on."""
 
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch.utils.data import default_collate
@@ -38,15 +38,20 @@ class Batch(TypedDict, total=False):
     """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` gets them"""
     labelled: "Batch"
     """B more images with labels, drawn at random from the labelled split"""
+    partner: "Batch"
+    """B labelled images, each drawn for an image of this batch, with `shared`"""
+    shared: torch.Tensor
+    """(B,) int64, of partners: a class that the crops of image and partner both show; -1 = none"""
 
 
 Item = Batch
+NESTED: tuple[Literal["labelled", "partner"], ...] = ("labelled", "partner")
 
 
 def collate(items: list[Item]) -> Batch:
     """Stacks items into a batch on the CPU: images (uint8, channels last) and maps (label uint8). Superpixel ids become
     distinct across the batch, and edge lists are joined. `to_device` finishes the batch."""
-    apart = ("image", "edges", "edge_weights", "labelled")
+    apart = ("image", "edges", "edge_weights", *NESTED)
     stacked = default_collate([{name: value for name, value in item.items() if name not in apart} for item in items])
     batch = cast(Batch, stacked)
     batch["image"] = torch.stack([item["image"].permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
@@ -61,8 +66,9 @@ def collate(items: list[Item]) -> Batch:
         batch["edges"] = torch.cat(edges)
         batch["edge_weights"] = torch.cat([item["edge_weights"] for item in items])
         batch["superpixel_starts"], batch["edge_starts"] = superpixel_starts, edge_starts
-    if "labelled" in items[0]:
-        batch["labelled"] = collate([item["labelled"] for item in items])
+    for stream in NESTED:
+        if stream in items[0]:
+            batch[stream] = collate([item[stream] for item in items])
     return batch
 
 
@@ -76,6 +82,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     there["image"] = normalise(there["image"])
     if "label" in there:
         there["label"] = there["label"].long()
-    if "labelled" in batch:
-        there["labelled"] = to_device(batch["labelled"], device)
+    for stream in NESTED:
+        if stream in batch:
+            there[stream] = to_device(batch[stream], device)
     return there

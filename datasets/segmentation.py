@@ -13,11 +13,14 @@ from torch.utils.data import Dataset, Sampler
 from datasets.batch import Item
 from datasets.files import NO_SUPERPIXEL, UNLABELLED, read_edges, read_image, read_label, read_superpixel
 from datasets.index import Index
+from datasets.partners import Partners
 from datasets.transforms import Augmentation, to_tensor
 from errors import UserError
 
 LABELLED_STREAM = (1,)
 """`SegmentationDataset.stream` of the labelled images, the key `labelled` of a batch."""
+PARTNER_STREAM = (2,)
+"""The stream of the partners, the key `partner` of a batch."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class SegmentationDataset(Dataset):
     the image's own size.
     An item has `label` if the index has labels. `tags` are the tags of the index, else the classes of the whole label, not of
     the crop. An augmentation adds `outside`. Superpixels add `boundary`; with `graph`, also the superpixel map and its edges.
-    `labelled` is an item of the data set `labelled`.
+    `labelled` is an item of the data set `labelled`, and `partner` is drawn by `partners`.
     """
 
     def __init__(
@@ -73,11 +76,12 @@ class SegmentationDataset(Dataset):
         seed: int = 0,
         labelled: "SegmentationDataset | None" = None,
         stream: tuple[int, ...] = (),
+        partners: Partners | None = None,
     ):
-        """labelled: a data set with its own augmentation. stream: `LABELLED_STREAM` for a labelled data set, so that its random
-        draws differ from the draws of the training images."""
+        """labelled: a data set with its own augmentation. stream: `LABELLED_STREAM` or `PARTNER_STREAM` for a data set of these
+        images, so that its random draws differ from the draws of the training images."""
         self.index, self.augment, self.superpixels, self.seed = index, augment, superpixels, seed
-        self.labelled, self.stream = labelled, stream
+        self.labelled, self.stream, self.partners = labelled, stream, partners
 
     def __len__(self) -> int:
         return len(self.index)
@@ -111,7 +115,8 @@ class SegmentationDataset(Dataset):
         return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, position), spawn_key=self.stream))
 
     def sources(self, key: int | tuple[int, int]) -> list[tuple[Index, int]]:
-        """Returns index and position of every image of an item."""
+        """Returns index and position of the image of an item, and of its labelled image. A partner is not among them: it is
+        known only once the image is read."""
         epoch, position = key if isinstance(key, tuple) else (0, key)
         beside = [(self.labelled.index, self.labelled._draw(epoch, position)[0])] if self.labelled else []
         return [(self.index, position), *beside]
@@ -127,6 +132,9 @@ class SegmentationDataset(Dataset):
         item = self._item(position, self.rng(epoch, position))
         if self.labelled:
             item["labelled"] = self.labelled._item(*self.labelled._draw(epoch, position))
+        if self.partners:
+            rng = self.partners.dataset.rng(epoch, position)
+            item["partner"] = self.partners.draw(self.index.names[position], item["label"].numpy(), rng)
         return item
 
     def _draw(self, epoch: int, position: int) -> tuple[int, np.random.Generator]:

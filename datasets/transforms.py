@@ -46,34 +46,58 @@ class Augmentation:
         The image is resampled linearly and padded with ImageNet's mean colour (0 once normalised). Maps take the nearest pixel.
         """
         matrix = self.affine(image.shape[0], image.shape[1], rng)
+        maps = {name: self.warp_map(name, array, matrix) for name, array in maps.items()}
+        return self.recolour(self.warp_image(image, matrix), rng), maps
+
+    def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws a (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers)."""
+        return self.placed(self.linear(rng), height, width, rng)
+
+    def linear(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Draws scale, rotation and flip. Returns their (2, 2) float64 matrix, and the scale."""
+        scale = rng.uniform(*self.scale)
+        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * (rng.random() < self.rotation_probability)
+        mirror = -1.0 if rng.random() < self.flip else 1.0
+        return scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [mirror, 1.0], scale
+
+    def placed(
+        self,
+        linear: tuple[np.ndarray, float],
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        around: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Draws the place of the crop. Returns the (2, 3) matrix. linear: from `linear`.
+
+        The crop lies anywhere inside the scaled image. Where the image is the smaller one, it lies anywhere inside the crop.
+        around: (2,), row and column of a pixel of the image; the crop then lies around this pixel, as far as the image reaches.
+        """
+        matrix, scale = linear
+        slack = np.abs(np.array([width, height]) * scale - self.crop) / 2
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        offset = rng.uniform(-slack, slack) if around is None else np.clip(matrix @ (centre - around[::-1]), -slack, slack)
+        return np.column_stack([matrix, (self.crop - 1) / 2 + offset - matrix @ centre])
+
+    def warp_map(self, name: str, array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Returns the crop of a map (H, W), which `name` is the key of in `PADDING`."""
         size = (self.crop, self.crop)
+        return cv2.warpAffine(array, matrix, size, flags=cv2.INTER_NEAREST, borderValue=PADDING[name])
+
+    def warp_image(self, image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Returns the crop of an image (H, W, 3) uint8."""
         mean = tuple((MEAN * 255).tolist())
-        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=mean)
-        maps = {
-            name: cv2.warpAffine(array, matrix, size, flags=cv2.INTER_NEAREST, borderValue=PADDING[name])
-            for name, array in maps.items()
-        }
+        return cv2.warpAffine(image, matrix, (self.crop, self.crop), flags=cv2.INTER_LINEAR, borderValue=mean)
+
+    def recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns an image (H, W, 3) uint8 after random blur, colour jitter and greyscale."""
         if rng.random() < self.blur:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.blur_sigma))
         if rng.random() < self.jitter:
             image = jittered(image, self.jitter_strength, rng)
         if rng.random() < self.grey:
             image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-        return image, maps
-
-    def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws a (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers).
-
-        The crop lies anywhere inside the scaled image. Where the image is the smaller one, it lies anywhere inside the crop.
-        """
-        scale = rng.uniform(*self.scale)
-        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation)) * (rng.random() < self.rotation_probability)
-        mirror = -1.0 if rng.random() < self.flip else 1.0
-        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [mirror, 1.0]
-        slack = np.abs(np.array([width, height]) * scale - self.crop) / 2
-        centre = np.array([(width - 1) / 2, (height - 1) / 2])
-        shift = (self.crop - 1) / 2 + rng.uniform(-slack, slack) - linear @ centre
-        return np.column_stack([linear, shift])
+        return image
 
 
 def jittered(image: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator) -> np.ndarray:

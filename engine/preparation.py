@@ -18,8 +18,9 @@ from datasets.batch import Batch
 from datasets.check import check, few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import read_label_or_none
-from datasets.index import resolve_folder, spread_positions
-from datasets.segmentation import LABELLED_STREAM, SegmentationDataset, Superpixels
+from datasets.index import Index, resolve_folder, spread_positions
+from datasets.partners import Partners, class_lists, read_class_lists
+from datasets.segmentation import LABELLED_STREAM, PARTNER_STREAM, SegmentationDataset, Superpixels
 from engine import distributed
 from engine.checkpoint import check_classes, load_model, load_weights, read_checkpoint
 from engine.inspection import first_batch
@@ -210,7 +211,23 @@ def open_training(config: Config, method: Method, process: distributed.Process) 
         split = open_index(data.root, data.labelled.split, data.labelled.labels)
         labelled = SegmentationDataset(split, augmentation(data, "labelled"), seed=seed, stream=LABELLED_STREAM)
     superpixels = find_superpixels(data, method, index.names, process)
-    return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled)
+    partners = None
+    if "partner" in reads:
+        if labelled is None and len(index) < 2:
+            raise UserError(f"split {data.train_split} has one image: pairs need two labelled images")
+        partners = open_partners(data, labelled.index if labelled else index, seed)
+    return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled, partners=partners)
+
+
+def open_partners(data: DataConfig, labelled: Index, seed: int) -> Partners:
+    """Returns the partners among the labelled images. Raises UserError for bad lists."""
+    settings = data.partners
+    if settings.lists is None:
+        lists = class_lists(labelled, settings.first_class)
+    else:
+        lists = read_class_lists(Path(settings.lists), labelled)
+    dataset = SegmentationDataset(labelled, augmentation(data, "partner"), seed=seed, stream=PARTNER_STREAM)
+    return Partners(dataset, lists, settings.first_class)
 
 
 def load_first_weights(

@@ -22,7 +22,6 @@ from methods import METHODS
 
 # Weight that only this network has -> the network's name. The networks are recognised, but not built here.
 UNSUPPORTED = {
-    "head.b0.0.weight": "CISC-R's DeepLabv3+",
     "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
 }
 

@@ -112,17 +112,17 @@ def split_record(index: Index) -> dict:
 
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
     """Returns what a run is made from beside its settings: the lists of images, and hashes of the checkpoints of --init and
-    --teacher and of the records beside generated labels and superpixels."""
+    --teacher, of the lists of partners, and of the records beside generated labels and superpixels."""
     folders = {"labels": config.data.labels} | ({"labelled": config.data.labelled.labels} if train_set.labelled else {})
     records = {name: resolve_folder(Path(config.data.root), folder) for name, folder in folders.items()}
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
-    checkpoints = {name: path for name, path in (("init", config.init), ("teacher", config.teacher)) if path}
+    files = {"init": config.init, "teacher": config.teacher, "partners": config.data.partners.lists}
     splits = {"train": train_set, "val": val_set} | ({"labelled": train_set.labelled} if train_set.labelled else {})
     return {
         "data": {name: split_record(split.index) for name, split in splits.items()},
         **{name: _hashes(folder / record for record in LABEL_RECORDS) for name, folder in records.items()},
         "superpixels": superpixels,
-        **{name: _hashes([Path(path)]) for name, path in checkpoints.items() if Path(path).is_file()},
+        **{name: _hashes([Path(path)]) for name, path in files.items() if path and Path(path).is_file()},
     }
 
 

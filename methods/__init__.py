@@ -4,8 +4,9 @@ from config import MethodConfig, ModelConfig
 from methods.base import Method
 from methods.blpseg import BLPSeg
 from methods.cc4s import CC4S
+from methods.cisc_r import CISCR
 
-METHODS: dict[str, type[Method]] = {"cc4s": CC4S, "blpseg": BLPSeg}
+METHODS: dict[str, type[Method]] = {"cc4s": CC4S, "blpseg": BLPSeg, "cisc_r": CISCR}
 
 SETTINGS: dict[str, type[MethodConfig]] = {name: method.settings for name, method in METHODS.items()}
 

@@ -2,20 +2,22 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from config import ModelConfig
 from errors import UserError
 from models.layers import conv_bn_relu
-from models.resnet import RESNETS, Encoder, natural_resnet, stride8_resnet
-from ops.resizing import resize
+from models.resnet import RESNETS, Encoder, ResNet, natural_resnet, stride8_resnet
+from ops.resizing import resize, upsample
 
 TIMM = "timm:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FUSED = 256  # channels of fused maps
 
 
 class TimmEncoder(Encoder):
@@ -110,11 +112,13 @@ def _create(name: str, how: dict) -> nn.Module:
     raise UserError(f"{TIMM}{name} gives no feature maps ({refused}): choose another backbone") from refused
 
 
-def build_encoder(name: str, finest: int, held: int | None = None, last_dilations: tuple[int, ...] = (4,)) -> Encoder:
+def build_encoder(
+    name: str, finest: int, held: int | None = None, held_resnet: Callable[[str, int], ResNet] = stride8_resnet
+) -> Encoder:
     """The encoder that `--model.backbone` names: a ResNet of torchvision, or timm:NAME.
 
     finest: the smallest stride to return. held: None for the natural strides up to 32, or 8 for later stages that are dilated.
-    last_dilations: of the ResNet's layer4. Raises UserError for an unknown name.
+    held_resnet: name, finest -> a ResNet that is held. Raises UserError for an unknown name.
     """
     if name.startswith(TIMM):
         return TimmEncoder(name.removeprefix(TIMM), finest, held)
@@ -124,7 +128,7 @@ def build_encoder(name: str, finest: int, held: int | None = None, last_dilation
             near = [TIMM + name]
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(RESNETS)} or {TIMM}NAME"
         raise UserError(f"--model.backbone {name}: no such encoder; {hint}")
-    return stride8_resnet(name, finest, last_dilations) if held == 8 else natural_resnet(name, finest)
+    return held_resnet(name, finest) if held == 8 else natural_resnet(name, finest)
 
 
 class FusedMaps(nn.Module):
@@ -146,3 +150,35 @@ class FusedMaps(nn.Module):
             features = convolution(features)
             fused = features + _fitted(fused, features.shape[-2:])
         return _fitted(fused, grid)
+
+
+class StrideEightNet(nn.Module):
+    """A network on an encoder that is brought to stride 8. Subclasses add a head.
+
+    ResNets are held at stride 8 by dilation, as published. The maps of other encoders are fused at stride 8. `model.maps`
+    overrides this.
+    """
+
+    def __init__(self, model: ModelConfig, finest: int = 8, held_resnet: Callable[[str, int], ResNet] = stride8_resnet):
+        """finest: the smallest stride of the encoder's maps that the subclass uses. held_resnet: see `build_encoder`."""
+        super().__init__()
+        fuses = model.maps == "fused" or (model.maps == "auto" and model.backbone.startswith(TIMM))
+        self.backbone = build_encoder(model.backbone, finest, None if fuses else 8, held_resnet)
+        self.fused = FusedMaps(self.backbone, FUSED, 8) if fuses else None
+        self.width = FUSED if fuses else self.backbone.widths[-1]
+        self.finer = [width for width, stride in zip(self.backbone.widths, self.backbone.strides, strict=True) if stride < 8]
+        """channels of the maps finer than stride 8"""
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(B, 3, H, W) -> features (B, `width`, h, w) at stride 8; the encoder's finer maps, finest first."""
+        maps = self.backbone(images)
+        features = maps[-1] if self.fused is None else self.fused(maps, images.shape[-2:])
+        return features, maps[: len(self.finer)]
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> logits (B, C, h, w) of the head."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> logits (B, C, H, W)."""
+        return upsample(self.coarse(images), images.shape[-2:])

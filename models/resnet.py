@@ -73,8 +73,21 @@ def stride8_resnet(name: str, finest: int = 8, layer4_dilations: tuple[int, ...]
     first = resnet.layer2[0]
     if isinstance(first, Bottleneck):
         first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-    strides = {"relu": 2, "layer1": 4, "layer4": 8}
-    return ResNet(resnet, {key: stride for key, stride in strides.items() if stride >= finest})
+    return ResNet(resnet, _strides_to_8(finest))
+
+
+def deeplab_resnet(name: str, finest: int = 8) -> ResNet:
+    """torchvision's ResNet `name` held at stride 8 as by torchvision's `replace_stride_with_dilation`: the first block of
+    `layer3` and of `layer4` keeps the dilation of the stage before (1 and 2), the other blocks have 2 and 4. Maps as from
+    `stride8_resnet`. ResNet-18 and 34, which torchvision does not dilate, dilate the second convolution of a block alone."""
+    resnet = getattr(torchvision.models, name)(weights=None)
+    _dilate(resnet.layer3, (1, 2))
+    _dilate(resnet.layer4, (2, 4))
+    return ResNet(resnet, _strides_to_8(finest))
+
+
+def _strides_to_8(finest: int) -> dict[str, int]:
+    return {key: stride for key, stride in {"relu": 2, "layer1": 4, "layer4": 8}.items() if stride >= finest}
 
 
 def _dilate(layer: nn.Sequential, dilations: tuple[int, ...]) -> None:

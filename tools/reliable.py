@@ -1,0 +1,194 @@
+"""Ranks images by how well a trained network's features find their labels (CISC-R, step 3).
+
+    python -m tools.reliable DATA_ROOT --checkpoint runs/cisc_r/pairs/best.pt --labelled labelled --unlabelled unlabelled \\
+        --pseudo_labels runs/cisc_r/pairs/pseudo_labels --out runs/cisc_r/pairs/ranking
+    torchrun --nproc_per_node 4 -m tools.reliable ...
+
+The anchor of a class is the sum of its mean features over the labelled images. The score of an image for a class is the mean
+binary cross-entropy between the similarity with the anchor and the label's map of the class: low is good. Writes
+OUT/partners.json (labelled images by class, the better half of each class), OUT/reliable.txt and OUT/unreliable.txt (the
+better and the worse half of the unlabelled images). Images that have their files in OUT/means and OUT/scores are skipped.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from command_line import parse
+from config import RunConfig
+from datasets import open_index
+from datasets.files import atomic_write, read_image
+from datasets.index import Index, resolve_folder
+from datasets.partners import shown_classes
+from datasets.segmentation import present_ids, read_fitting_label
+from datasets.transforms import normalise, to_tensor
+from engine import distributed
+from engine.checkpoint import check_classes, load_model
+from engine.provenance import file_sha256, lines_sha256, open_output_folder
+from engine.run_folder import LABEL_RECORDS
+from errors import UserError, run
+from losses.cross_image import cosine_map, map_consistency, masked_mean
+from methods.cisc_r import CISCR
+from ops.resizing import upsample
+from tools.splits import write_list
+
+PATIENCE = timedelta(days=7)  # for the other processes
+
+
+@dataclass
+class ReliableConfig:
+    """The checkpoint, the images and their labels."""
+
+    root: str
+    """the data set"""
+    _: KW_ONLY
+    checkpoint: str
+    """checkpoint of method cisc_r, such as a run's best.pt"""
+    pseudo_labels: str
+    """labels of the unlabelled images: a folder of root, or a path"""
+    out: str
+    """folder to write"""
+    labelled: str = "labelled"
+    """list of labelled images: a split of the data set, or a path that ends in .txt"""
+    labels: str = "SegmentationClass"
+    """labels of the labelled images: a folder of root, or a path"""
+    unlabelled: str = "unlabelled"
+    """list of unlabelled images: a split of the data set, or a path that ends in .txt"""
+    reduce: Literal["mean", "sum"] = "mean"
+    """score of an unlabelled image: the mean over its classes, or the sum (as released; images of few classes come first)"""
+    first_class: bool = True
+    """whether class 0 gets a list of partners"""
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def main() -> int:
+    """Runs the command line above and returns the exit code. Raises UserError for missing data or another network."""
+    config = parse(ReliableConfig, __doc__, positional=True)
+    method = load_model(config.checkpoint)
+    if not isinstance(method, CISCR):
+        raise UserError(f"{config.checkpoint}: a checkpoint of method cisc_r is needed, whose network has a feature map")
+    labelled = open_index(config.root, config.labelled, config.labels)
+    unlabelled = open_index(config.root, config.unlabelled, config.pseudo_labels)
+    check_classes(method.classes, labelled.classes, config.checkpoint)
+    if len(unlabelled) < 2:
+        raise UserError(f"split {config.unlabelled} has one image: two unlabelled images at least are ranked")
+    both = sorted(set(labelled.names) & set(unlabelled.names))
+    if both:
+        raise UserError(f"{both[0]} is in the labelled and in the unlabelled list")
+    out = Path(config.out)
+    open_output_folder(out / "reliable.json", conditions(config, labelled, unlabelled))
+
+    with distributed.joined(config.run.device, PATIENCE) as process:
+        precision = distributed.pick_precision(process.device, config.run.precision)
+        distributed.move_to_device(method, process.device)
+
+        def feature(image: np.ndarray) -> torch.Tensor:
+            with torch.inference_mode(), distributed.autocast(process.device, precision):
+                return method.network.feature(normalise(to_tensor(image)[None].to(process.device))).float()
+
+        write_means(labelled, feature, out / "means", process)
+        distributed.wait_for_all()
+        anchors = torch.from_numpy(sum(np.load(out / "means" / f"{name}.npy") for name in labelled.names)).to(process.device)
+        write_scores(labelled, feature, anchors, out / "scores", process)
+        write_scores(unlabelled, feature, anchors, out / "scores", process)
+        distributed.wait_for_all()
+        if process.is_main:
+            write_lists(config, labelled, unlabelled, out)
+    return 0
+
+
+def conditions(config: ReliableConfig, labelled: Index, unlabelled: Index) -> dict:
+    """Returns the settings and hashes that means and scores depend on."""
+    folders = {kind: resolve_folder(Path(config.root), asdict(config)[kind]) for kind in ("labels", "pseudo_labels")}
+    records = {kind: [folder / name for name in LABEL_RECORDS] for kind, folder in folders.items()}
+    return {
+        "checkpoint_sha256": file_sha256(config.checkpoint),
+        "labelled_sha256": lines_sha256(labelled.names),
+        "unlabelled_sha256": lines_sha256(unlabelled.names),
+        **{f"{kind}_sha256": [file_sha256(file) for file in files if file.is_file()] for kind, files in records.items()},
+    }
+
+
+def read(index: Index, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an image (H, W, 3) uint8 and its label (H, W) uint8. Raises UserError for bad files."""
+    image = read_image(index.images[position])
+    return image, read_fitting_label(index.label_files[position], image, len(index.classes))
+
+
+def share_of(index: Index, folder: Path, suffix: str, process: distributed.Process) -> list[int]:
+    """Returns this process's positions in the index whose file is missing in `folder`."""
+    mine = range(process.rank, len(index), process.world)
+    return [position for position in mine if not (folder / f"{index.names[position]}{suffix}").is_file()]
+
+
+def write_means(
+    index: Index, feature: Callable[[np.ndarray], torch.Tensor], folder: Path, process: distributed.Process
+) -> None:
+    """Writes FOLDER/NAME.npy of each image: the mean feature of each class, (C, D) float32, 0 for a class without pixels."""
+    for position in tqdm(share_of(index, folder, ".npy", process), "means", unit="image", disable=None):
+        image, label = read(index, position)
+        features, label_map = feature(image), torch.from_numpy(label)[None]
+        means = torch.zeros(len(index.classes), features.shape[1])
+        for number in np.flatnonzero(present_ids(label)[: len(means)]).tolist():
+            means[number] = masked_mean(features, label_map.eq(number).to(features.device))[0].cpu()
+        with atomic_write(folder / f"{index.names[position]}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, means.numpy())
+
+
+def write_scores(
+    index: Index,
+    feature: Callable[[np.ndarray], torch.Tensor],
+    anchors: torch.Tensor,
+    folder: Path,
+    process: distributed.Process,
+) -> None:
+    """Writes FOLDER/NAME.json of each image: {class: score} of each class in its label. anchors: (C, D) float32."""
+    for position in tqdm(share_of(index, folder, ".json", process), "scores", unit="image", disable=None):
+        image, label = read(index, position)
+        features, label_map = feature(image), torch.from_numpy(label)[None].to(anchors.device)
+        scores = {}
+        for number in np.flatnonzero(present_ids(label)[: len(anchors)]).tolist():
+            similar = upsample(cosine_map(features, anchors[number][None]), label.shape, align_corners=False)[:, 0]
+            scores[index.classes[number]] = map_consistency(similar, label_map.eq(number), label_map).item()
+        with atomic_write(folder / f"{index.names[position]}.json") as temporary:
+            temporary.write_text(json.dumps(scores) + "\n")
+
+
+def write_lists(config: ReliableConfig, labelled: Index, unlabelled: Index, out: Path) -> None:
+    """Writes the three lists from OUT/scores and prints their lengths. Equal scores are ordered by name."""
+    scores = {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in labelled.names + unlabelled.names}
+    under: dict[str, list[str]] = {kind: [] for kind in labelled.classes}
+    for position, name in enumerate(labelled.names):
+        label = read(labelled, position)[1]
+        for number in shown_classes(label, len(labelled.classes), config.first_class):
+            under[labelled.classes[number]].append(name)
+    partners = {}
+    for kind, names in under.items():
+        ranked = sorted(names, key=lambda name: (scores[name][kind], name))
+        partners[kind] = ranked[: max(1, len(ranked) // 2)]
+
+    def total(name: str) -> float:
+        values = scores[name].values()
+        return (np.mean if config.reduce == "mean" else np.sum)(list(values)).item() if values else np.inf
+
+    ranked = sorted(unlabelled.names, key=lambda name: (total(name), name))
+    half = len(ranked) // 2
+    with atomic_write(out / "partners.json") as temporary:
+        temporary.write_text(json.dumps(partners, indent=1) + "\n", encoding="utf-8")
+    write_list(out / "reliable.txt", ranked[:half])
+    write_list(out / "unreliable.txt", ranked[half:])
+    listed = len({name for names in partners.values() for name in names})
+    print(
+        f"{out}: {listed} of {len(labelled)} labelled images are partners, {half} of {len(unlabelled)} unlabelled are reliable"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,152 @@
+"""Lists of labelled and unlabelled images for learning from few labels.
+
+    python -m tools.splits make DATA_ROOT --split train --counts '[46, 92]'
+    python -m tools.splits make DATA_ROOT --split train --counts '[3, 7]' --groups 'patient\\d+'     # 3 and 7 patients
+    python -m tools.splits import DATA_ROOT --split train_aug --list labeled.txt --out splits/labelled.txt
+
+`make` writes OUT/labelled_46.txt and OUT/unlabelled_46.txt for each count, all from one random order: a shorter labelled list
+is the beginning of a longer one. Images that show a new class come first, so that a list covers all classes if it can.
+`import` writes a published list (one or two columns of paths) with the names of the data set.
+"""
+
+import re
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from command_line import parse_command
+from datasets import open_index
+from datasets.files import atomic_write, read_label
+from datasets.index import Index, read_lines, resolve_folder, without_suffix
+from datasets.segmentation import present_ids
+from errors import UserError, run
+
+
+@dataclass
+class MakeConfig:
+    """Random lists of labelled and unlabelled images, which cover all classes."""
+
+    root: str
+    """the data set"""
+    _: KW_ONLY
+    counts: tuple[PositiveInt, ...]
+    """number of labelled images (with groups: of groups) in each list"""
+    split: str = "train"
+    """list of images to divide"""
+    labels: str = "SegmentationClass"
+    """labels that show which classes an image has: a folder of root, or a path"""
+    groups: str | None = None
+    """regular expression; images whose names match with the same text stay together, such as the slices of a patient"""
+    seed: NonNegativeInt = 0
+    """random seed of the order"""
+    out: str = "splits"
+    """folder to write: a folder of root, or a path with a slash"""
+
+
+@dataclass
+class ImportConfig:
+    """A published list, in the names of the data set."""
+
+    root: str
+    """the data set"""
+    _: KW_ONLY
+    list: str
+    """text file, a path per line; a second column (the label's path) is ignored"""
+    out: str
+    """text file to write"""
+    split: str = "train"
+    """list of images of the data set that the published list is a part of"""
+
+
+def main() -> int:
+    """Runs the command line above and returns the exit code. Raises UserError for missing data or names without an image."""
+    command, config = parse_command({"make": MakeConfig, "import": ImportConfig}, __doc__)
+    if command == "import":
+        names = import_list(Path(config.list), open_index(config.root, config.split))
+        write_list(Path(config.out), names)
+        print(f"{config.out}: {len(names)} images")
+        return 0
+    index = open_index(config.root, config.split, config.labels)
+    groups = group_names(index.names, config.groups)
+    too_many = [count for count in config.counts if count >= len(groups)]
+    if too_many:
+        what = "groups" if config.groups else "images"
+        raise UserError(f"--counts {too_many[0]}: split {config.split} has {len(groups)} {what}; some must stay unlabelled")
+    order = covering_order(groups, classes_of(index), config.seed)
+    out = resolve_folder(Path(config.root), config.out)
+    for count in config.counts:
+        chosen = {name for group in order[:count] for name in groups[group]}
+        for kind, names in (
+            ("labelled", [name for name in index.names if name in chosen]),
+            ("unlabelled", [name for name in index.names if name not in chosen]),
+        ):
+            write_list(out / f"{kind}_{count}.txt", names)
+        print(f"{out}: labelled_{count}.txt {len(chosen)} images, unlabelled_{count}.txt {len(index) - len(chosen)}")
+    return 0
+
+
+def group_names(names: tuple[str, ...], pattern: str | None) -> dict[str, list[str]]:
+    """Returns group -> names. The group of a name is the text that `pattern` matches in it; without pattern, the name itself.
+    Raises UserError for a bad pattern, or a name without a match."""
+    try:
+        matches = [re.search(pattern, name) if pattern else None for name in names]
+    except re.error as error:
+        raise UserError(f"--groups {pattern}: not a regular expression ({error})") from error
+    groups: dict[str, list[str]] = {}
+    for name, match in zip(names, matches, strict=True):
+        if pattern and match is None:
+            raise UserError(f"--groups {pattern}: does not match {name}")
+        groups.setdefault(match[0] if match else name, []).append(name)
+    return groups
+
+
+def classes_of(index: Index) -> dict[str, set[int]]:
+    """Returns name -> the class ids in the image's label."""
+    count = len(index.classes)
+    shown = (np.flatnonzero(present_ids(read_label(file))[:count]).tolist() for file in index.label_files)
+    return {name: set(ids) for name, ids in zip(index.names, shown, strict=True)}
+
+
+def covering_order(groups: dict[str, list[str]], classes: dict[str, set[int]], seed: int) -> list[str]:
+    """Returns the groups in a random order. At the front stand, in this order, the groups with the most classes that no group
+    before them shows; the others follow."""
+    shown = {group: set().union(*(classes[name] for name in names)) for group, names in groups.items()}
+    names = list(groups)
+    waiting = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
+    order: list[str] = []
+    covered: set[int] = set()
+    while waiting:
+        best = max(waiting, key=lambda group: len(shown[group] - covered))  # the first of the best in the random order
+        if not shown[best] - covered:
+            break
+        covered |= shown[best]
+        order.append(best)
+        waiting.remove(best)
+    return order + waiting
+
+
+def import_list(file: Path, index: Index) -> list[str]:
+    """Returns the names in a published list, in its order, as they are in `index`. Folders before a name, the suffix and
+    Cityscapes' `_leftImg8bit` do not count. Raises UserError for a line without an image in `index`."""
+    known = set(index.names)
+    names = []
+    for line in read_lines(file):
+        path = without_suffix(line.split()[0]).removesuffix("_leftImg8bit")
+        parts = path.split("/")
+        found = next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in known), None)
+        if found is None:
+            raise UserError(f"{file}: {line.split()[0]} is not among the {len(index)} images of the split (--split)")
+        names.append(found)
+    return names
+
+
+def write_list(file: Path, names: list[str]) -> None:
+    """Writes a list of names, one per line."""
+    with atomic_write(file) as temporary:
+        temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -26,7 +26,7 @@ from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.checkpoint import save_checkpoint
 from engine.inference import most_likely, predict_image, predict_split
-from engine.inspection import look_inside
+from engine.inspection import draw_inside, look_inside
 from engine.interrupt import StopRequest
 from engine.loading import Loaders
 from engine.metrics import ConfusionMatrix
@@ -147,11 +147,15 @@ def log_losses(run: Run, rate: float, losses: dict[str, torch.Tensor]) -> None:
 
 
 def write_inspection(run: Run) -> None:
-    """Looks inside the run and logs the figures."""
+    """Looks inside the run and logs the figures and the pictures."""
     seed_everything(run.config.train.seed, 0, run.process.rank)  # every look repeats the first step
     figures = look_inside(run.method, run.inspected, run.process, run.config.train.precision, run.scaler.get_scale())
     if run.log:
-        run.log.figures(run.progress.step, run.epoch(run.progress.step), figures)
+        step = run.progress.step
+        run.log.figures(step, run.epoch(step), figures)
+        grid = draw_inside(run.method, run.inspected, run.process.device, run.config.train.precision)
+        if grid:
+            run.log.pictures(step, grid, "inside")
 
 
 def validate_and_keep(run: Run) -> None:

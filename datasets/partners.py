@@ -55,20 +55,16 @@ class Partners:
         position = listed[rng.integers(len(listed))]
         image, maps = self.dataset.read(position)
         whole = maps["label"]
-        height, width = whole.shape
 
         linear = augment.linear(rng)
-        for _ in range(DRAWS):
-            matrix = augment.placed(linear, height, width, rng)
+        pixels = np.argwhere(np.isin(whole, wanted))
+        for attempt in range(DRAWS + 1 if len(pixels) else 1):
+            around = pixels[rng.integers(len(pixels))] if attempt == DRAWS else None
+            matrix = augment.placed(linear, whole.shape, rng, around)
             crop = augment.warp_map("label", whole, matrix)
             shared = np.intersect1d(wanted, self._shown(crop))
-            if shared.size or not wanted.size:
+            if shared.size:
                 break
-        else:
-            pixels = np.argwhere(np.isin(whole, wanted))
-            matrix = augment.placed(linear, height, width, rng, around=pixels[rng.integers(len(pixels))])
-            crop = augment.warp_map("label", whole, matrix)
-            shared = np.intersect1d(wanted, self._shown(crop))
         return {
             "image": to_tensor(augment.recolour(augment.warp_image(image, matrix), rng)),
             "label": torch.from_numpy(crop),

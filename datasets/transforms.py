@@ -51,7 +51,7 @@ class Augmentation:
 
     def affine(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """Draws a (2, 3) float64 matrix from image to crop coordinates (pixel centres at integers)."""
-        return self.placed(self.linear(rng), height, width, rng)
+        return self.placed(self.linear(rng), (height, width), rng)
 
     def linear(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Draws scale, rotation and flip. Returns their (2, 2) float64 matrix, and the scale."""
@@ -63,17 +63,16 @@ class Augmentation:
     def placed(
         self,
         linear: tuple[np.ndarray, float],
-        height: int,
-        width: int,
+        size: tuple[int, ...],
         rng: np.random.Generator,
         around: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Draws the place of the crop. Returns the (2, 3) matrix. linear: from `linear`.
+        """Draws the place of the crop. Returns the (2, 3) matrix. linear: from `linear`. size: height and width of the image.
 
         The crop lies anywhere inside the scaled image. Where the image is the smaller one, it lies anywhere inside the crop.
         around: (2,), row and column of a pixel of the image; the crop then lies around this pixel, as far as the image reaches.
         """
-        matrix, scale = linear
+        (matrix, scale), (height, width) = linear, size
         slack = np.abs(np.array([width, height]) * scale - self.crop) / 2
         centre = np.array([(width - 1) / 2, (height - 1) / 2])
         offset = rng.uniform(-slack, slack) if around is None else np.clip(matrix @ (centre - around[::-1]), -slack, slack)
@@ -131,6 +130,12 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) uint8 RGB -> float32, normalised by ImageNet's statistics. Device and memory format stay the same."""
     mean, deviation = _statistics(image.device)
     return image.float().sub_(mean).div_(deviation)
+
+
+def denormalise(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of `normalise`, to show images: (B, 3, H, W) float32 -> (B, H, W, 3) uint8 RGB."""
+    mean, deviation = _statistics(images.device)
+    return images.mul(deviation).add(mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 @functools.cache

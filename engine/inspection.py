@@ -1,4 +1,4 @@
-"""A look inside a training run: the gradient of each loss term, and the method's figures of its network.
+"""A look inside a training run: the gradient of each loss term, and the method's figures and pictures of its network.
 
 Every look repeats the run's first forward pass (the same images, dropout and view) with the present weights. A look changes
 nothing in the run. On a GPU, a look needs the memory of a step and of one more gradient of the inspected weights.
@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from config import TrainConfig
 from datasets.batch import Batch, collate, to_device
 from datasets.files import UNLABELLED, read_label_or_none
 from datasets.segmentation import SegmentationDataset
+from datasets.transforms import denormalise
 from engine.distributed import Process, autocast, mean_over_processes
 from engine.loading import training_order
+from engine.pictures import error_map, heat, picture_grid
 from methods.base import Method
 from models.layers import running_statistics_untouched
+
+ROWS = 4  # most images of a picture
 
 
 def first_batch(train_set: SegmentationDataset, masks: Path, settings: TrainConfig, process: Process) -> Batch:
@@ -65,6 +70,29 @@ def look_inside(method: Method, batch: Batch, process: Process, precision: str, 
         values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
         found |= dict(zip(figures, mean_over_processes(values), strict=True))
     return {name: value.item() for name, value in found.items()}
+
+
+@torch.no_grad()
+def draw_inside(method: Method, batch: Batch, device: torch.device, precision: str) -> Image.Image | None:
+    """Returns `Method.pictures` of at most `ROWS` images of a batch from `first_batch`, as a picture grid. None if the method
+    has no pictures. Only the main process calls this. The method is in training mode afterwards."""
+    method.eval()
+    batch = to_device(batch, device)
+    with autocast(device, precision):
+        shown = {"image": denormalise(batch["image"]), **method.pictures(batch)}
+    method.train()
+    if len(shown) == 1:
+        return None
+    rows = [[_tile(maps[row]) for maps in shown.values()] for row in range(min(ROWS, len(batch["image"])))]
+    return picture_grid(rows, list(shown))
+
+
+def _tile(values: torch.Tensor) -> np.ndarray:
+    """Returns an image, class ids, numbers or errors of one image as an array for `picture_grid`."""
+    array = values.cpu().numpy()
+    if array.dtype == bool:
+        return error_map(array, np.zeros_like(array))
+    return heat(array) if array.dtype.kind == "f" else array.astype(np.uint8)
 
 
 def _gradient(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import cv2
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -13,6 +14,7 @@ GAP = 4
 CAPTION = 16
 SHEET_COLUMNS = 6
 BLANK = (235, 235, 235)  # unlabelled pixels and missing tiles
+WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
 
 
 def colour(label: np.ndarray) -> np.ndarray:
@@ -82,3 +84,15 @@ def _tile(array: np.ndarray) -> Image.Image:
     factor = TILE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.NEAREST if is_label else Image.Resampling.BILINEAR)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Returns values (H, W) float in [0, 1] as colours (H, W, 3) uint8 from dark to yellow."""
+    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
+
+
+def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Returns the errors of a prediction (H, W) as (H, W, 3) uint8: wrong pixels red, unlabelled pixels white."""
+    picture = np.where((prediction == truth)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
+    picture[truth == UNLABELLED] = VOID
+    return picture

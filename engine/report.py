@@ -13,14 +13,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets.files import PALETTE, UNLABELLED, atomic_write
-from engine.pictures import picture_grid
+from datasets.files import PALETTE, atomic_write
+from engine.pictures import error_map, heat, picture_grid
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
 NOT_LOSSES = ("step", "epoch", "lr")
 
 
@@ -70,6 +69,10 @@ def training_report(run: Path) -> None:
         with Image.open(run / "pictures.png") as grid:
             legend = "Training and validation images after the last validation. Grey: unlabelled, or no label map."
             pictures.append({"title": "Pictures", "legend": legend, "colours": [], "picture": _embed(grid)})
+    if (run / "inside.png").is_file():
+        with Image.open(run / "inside.png") as grid:
+            legend = "Images of the first batch. Numbers: dark is 0, yellow is 1. Errors are red."
+            pictures.append({"title": "Inside the method", "legend": legend, "colours": [], "picture": _embed(grid)})
     described = yaml.safe_load(config)
     lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"
     _write(
@@ -131,18 +134,6 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
         pictures=pictures,
         conditions=yaml.safe_dump(json.loads(json.dumps(conditions)), sort_keys=False),
     )
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Returns values (H, W) float in [0, 1] as colours (H, W, 3) uint8 from dark to yellow."""
-    return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)
-
-
-def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Returns the errors of a prediction (H, W) as (H, W, 3) uint8: wrong pixels red, unlabelled pixels white."""
-    picture = np.where((prediction == truth)[..., None], np.array(RIGHT, np.uint8), np.array(WRONG, np.uint8))
-    picture[truth == UNLABELLED] = VOID
-    return picture
 
 
 def _grid(shown: Sequence[Shown]) -> Image.Image:

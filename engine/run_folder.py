@@ -70,7 +70,16 @@ def open_run_folder(config: Config, made_from: dict, process_count: int, device:
         out.mkdir(parents=True, exist_ok=True)
         lock(out)
         if not first:
-            for old in ("last.pt", "best.pt", "metrics.jsonl", "pictures.png", "report.html", "run.json", "events.out.*"):
+            for old in (
+                "last.pt",
+                "best.pt",
+                "metrics.jsonl",
+                "pictures.png",
+                "inside.png",
+                "report.html",
+                "run.json",
+                "events.out.*",
+            ):
                 for file in out.glob(old):
                     file.unlink()
             labelled = out / "pseudo_labels"  # of the deleted checkpoint; stage 2 would refuse these labels
@@ -132,7 +141,7 @@ def _hashes(files: Iterable[Path]) -> dict[str, str]:
 
 
 class Log:
-    """Writes the progress bar, OUT/metrics.jsonl, TensorBoard and OUT/pictures.png.
+    """Writes the progress bar, OUT/metrics.jsonl, TensorBoard, OUT/pictures.png and OUT/inside.png.
 
     first: the step that the run resumes from. validated: whether the validation due at this step is finished. Later lines of an
     earlier session are dropped, because the run writes them again.
@@ -163,11 +172,11 @@ class Log:
         self.bar.write(f"step {step}: val mIoU {100 * scores['miou']:.2f}, Dice {100 * scores['dice']:.2f}")
         self._write(step, epoch, {f"val_{name}": scores[name] for name in ("miou", "dice", "pixel_accuracy")})
 
-    def pictures(self, step: int, grid: Image.Image) -> None:
-        """Writes a picture grid to OUT/pictures.png and TensorBoard."""
-        with atomic_write(self.out / "pictures.png") as temporary:
+    def pictures(self, step: int, grid: Image.Image, name: str = "pictures") -> None:
+        """Writes a picture grid to OUT/NAME.png and TensorBoard."""
+        with atomic_write(self.out / f"{name}.png") as temporary:
             grid.save(temporary, "PNG")
-        self.board.add_image("pictures", np.asarray(grid), step, dataformats="HWC")
+        self.board.add_image(name, np.asarray(grid), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Returns when all lines are on the disk. A checkpoint must not be ahead of the lines."""

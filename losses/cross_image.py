@@ -10,12 +10,13 @@ from ops.resizing import resizing_matrix
 def masked_mean(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The mean of an image's features over a mask at the size of the image (CISC-R, masked average pooling).
 
-    features: (B, D, h, w). mask: (B, H, W), 0 or 1. Returns (B, D) float32: the features, resized to (H, W) bilinearly
-    (align_corners=False), summed where the mask is 1, over the mask's area + 5e-4. The features are not resized: the adjoint of
-    the resizing brings the mask to their size, which gives the same sum.
+    features: (B, D, h, w). mask: (B, H, W), 0 or 1. Returns (B, D), at least float32: the features, resized to (H, W)
+    bilinearly (align_corners=False), summed where the mask is 1, over the mask's area + 5e-4. The features are not resized: the
+    adjoint of the resizing brings the mask to their size, which gives the same sum.
     """
     with torch.autocast(features.device.type, enabled=False):
-        features, mask = features.float(), mask.float()
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        mask = mask.to(features.dtype)
         rows, columns = (
             resizing_matrix(*sides, False, features) for sides in zip(features.shape[-2:], mask.shape[-2:], strict=True)
         )
@@ -26,12 +27,13 @@ def masked_mean(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def cosine_map(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """Cosine of each position's features and one vector an image (CISC-R, similarity map before its resizing).
 
-    features: (B, D, h, w). means: (B, D). Returns (B, 1, h, w) float32: in [-1, 1] up to rounding, not negative for features
-    that are not negative, 0 where a vector is 0. The similarity S of the paper is this map, resized to the size of the image
-    bilinearly with align_corners=False.
+    features: (B, D, h, w). means: (B, D). Returns (B, 1, h, w), at least float32: in [-1, 1] up to rounding, not negative for
+    features that are not negative, 0 where a vector is 0. The similarity S of the paper is this map, resized to the size of the
+    image bilinearly with align_corners=False.
     """
     with torch.autocast(features.device.type, enabled=False):
-        return F.cosine_similarity(features.float(), means.float()[:, :, None, None], dim=1, eps=1e-8)[:, None]
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        return F.cosine_similarity(features, means.to(features.dtype)[:, :, None, None], dim=1, eps=1e-8)[:, None]
 
 
 def map_consistency(similar: torch.Tensor, binary: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

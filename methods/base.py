@@ -71,6 +71,12 @@ class Method(nn.Module):
         gradient, on all processes; all return the same names. The batch has `truth`."""
         return {}
 
+    def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What to show beside each image, (B, H, W) by caption: class ids (uint8 or int64, 255 = none), numbers from 0 to 1
+        (float, drawn from dark to yellow), or errors (bool, drawn red). `engine.inspection` calls this in evaluation mode,
+        without gradient, on the main process alone. The batch has `truth`."""
+        return {}
+
     def check_settings(self, config: Config, steps: int, epochs: float) -> None:
         """Called before training, which takes so many steps and epochs. Raises UserError if these settings cannot work."""
 

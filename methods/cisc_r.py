@@ -111,6 +111,26 @@ class CISCR(Method):
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
 
+    def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """`pairs/share`, the share of the images whose partner shares a class. With rectified pseudo-labels also
+        `rectification/weight_where_right` and `rectification/weight_where_wrong`, the mean weight of the pseudo-labels that
+        agree with the dense masks and of those that do not (NaN without any)."""
+        if "partner" not in batch:
+            return {}
+        figures = {"pairs/share": (batch["partner"]["shared"] >= 0).float().mean()}
+        if self.config.pseudo_labels == "rectified":
+            weight, wrong, known = self.rectification(batch), *_wrong_and_known(batch)
+            figures["rectification/weight_where_right"] = weight[known & ~wrong].mean()
+            figures["rectification/weight_where_wrong"] = weight[wrong].mean()
+        return figures
+
+    def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """With rectified pseudo-labels: the pseudo-label, where it is wrong, and |m - S|, how much the partner disagrees."""
+        if self.config.pseudo_labels != "rectified":
+            return {}
+        wrong, _ = _wrong_and_known(batch)
+        return {"pseudo-label": batch["label"], "wrong": wrong, "|m - S|": 1 - self.rectification(batch)}
+
     def _learn_from_pairs(self, batch: Batch, partner: Batch) -> dict[str, torch.Tensor]:
         """Step 1. One forward pass of both images of the pairs, so that batch norm sees both."""
         pair = (batch, partner)
@@ -171,6 +191,13 @@ class CISCR(Method):
 def shared_map(label: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """Where a label shows the shared class: label (B, H, W) int64, shared (B,) int64, -1 = none -> (B, H, W) bool."""
     return label == shared[:, None, None]
+
+
+def _wrong_and_known(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a pseudo-label differs from the dense mask, and where both exist, (B, H, W) bool each."""
+    label, truth = batch["label"], batch["truth"].long()
+    known = (truth != IGNORE_INDEX) & (label != IGNORE_INDEX)
+    return known & (label != truth), known
 
 
 def _consistency(

@@ -27,7 +27,7 @@ def steady_method(*arguments: object) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
             module.train = partial(_unchanged, module)
-        elif isinstance(module, nn.Dropout2d):
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return method
 

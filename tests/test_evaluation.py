@@ -16,7 +16,7 @@ from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import load_model, save_checkpoint
 from engine.metrics import ConfusionMatrix, read_evaluation
-from engine.report import RIGHT, VOID, WRONG, error_map
+from engine.pictures import RIGHT, VOID, WRONG, error_map
 from errors import UserError
 from methods import build_method
 from methods.blpseg import BLPSegConfig

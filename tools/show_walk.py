@@ -25,8 +25,7 @@ from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
 from engine.inference import most_likely, predict_image
 from engine.metrics import normalised_entropy
-from engine.pictures import picture_grid
-from engine.report import heat
+from engine.pictures import heat, picture_grid
 from errors import UserError, run
 from models.cc4s import RandomWalkNet
 from ops.resizing import resize

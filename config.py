@@ -89,8 +89,9 @@ class DataConfig:
     """largest relative change of brightness, contrast and saturation; largest turn of the hue (full turns, at most 0.5)"""
     grey: ClosedUnitInterval = 0.0
     """share of crops that are converted to grey"""
-    photometric: tuple[Literal["main", "labelled", "partner"], ...] = ("main",)
-    """images to blur, jitter and convert to grey: main (the training images), labelled (data.labelled.split), partner"""
+    photometric: tuple[Literal["main", "labelled", "partner", "strong"], ...] = ("main",)
+    """images to blur, jitter and convert to grey: main (the training images), labelled (data.labelled.split), partner, strong
+    (two more versions of the training images, for UniMatch)"""
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
     partners: PartnersConfig = field(default_factory=PartnersConfig)
 

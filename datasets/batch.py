@@ -16,6 +16,8 @@ class Batch(TypedDict, total=False):
 
     image: torch.Tensor
     """(B, 3, H, W) float32, normalised, channels last"""
+    strong: torch.Tensor
+    """(B, 2, 3, H, W) float32: the images twice more, each with its own change of the colours (strong views)"""
     label: torch.Tensor
     """(B, H, W) int64 class ids, 255 = unlabelled"""
     tags: torch.Tensor
@@ -79,7 +81,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
     there = cast(Batch, {name: moved(value) for name, value in batch.items()})
-    there["image"] = normalise(there["image"])
+    for name in ("image", "strong"):
+        if name in there:
+            there[name] = normalise(there[name])
     if "label" in there:
         there["label"] = there["label"].long()
     for stream in NESTED:

@@ -21,6 +21,8 @@ LABELLED_STREAM = (1,)
 """`SegmentationDataset.stream` of the labelled images, the key `labelled` of a batch."""
 PARTNER_STREAM = (2,)
 """The stream of the partners, the key `partner` of a batch."""
+STRONG_STREAM = (3,)
+"""The stream of the strong views, the key `strong` of a batch."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ class SegmentationDataset(Dataset):
         labelled: "SegmentationDataset | None" = None,
         stream: tuple[int, ...] = (),
         partners: Partners | None = None,
+        strong: Augmentation | None = None,
     ):
         """labelled: a data set with its own augmentation. stream: `LABELLED_STREAM` or `PARTNER_STREAM` for a data set of these
-        images, so that its random draws differ from the draws of the training images."""
+        images, so that its random draws differ from the draws of the training images. strong: changes the colours of strong
+        views."""
         self.index, self.augment, self.superpixels, self.seed = index, augment, superpixels, seed
-        self.labelled, self.stream, self.partners = labelled, stream, partners
+        self.labelled, self.stream, self.partners, self.strong = labelled, stream, partners, strong
 
     def __len__(self) -> int:
         return len(self.index)
@@ -110,9 +114,10 @@ class SegmentationDataset(Dataset):
             maps["label"] = read_fitting_label(self.index.labels[position], image, len(self.index.classes))
         return image, maps
 
-    def rng(self, epoch: int, position: int) -> np.random.Generator:
-        """Returns the generator of all random draws of an item."""
-        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, position), spawn_key=self.stream))
+    def rng(self, epoch: int, position: int, stream: tuple[int, ...] | None = None) -> np.random.Generator:
+        """Returns the generator of all random draws of an item, in its stream or another."""
+        key = self.stream if stream is None else stream
+        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, position), spawn_key=key))
 
     def sources(self, key: int | tuple[int, int]) -> list[tuple[Index, int]]:
         """Returns index and position of the image of an item, and of its labelled image. A partner is not among them: it is
@@ -132,6 +137,10 @@ class SegmentationDataset(Dataset):
         item = self._item(position, self.rng(epoch, position))
         if self.labelled:
             item["labelled"] = self.labelled._item(*self.labelled._draw(epoch, position))
+        if self.strong:
+            rng = self.rng(epoch, position, STRONG_STREAM)
+            image = item["image"].permute(1, 2, 0).numpy()
+            item["strong"] = torch.stack([to_tensor(self.strong.recolour(image, rng)) for _ in range(2)])
         if self.partners:
             rng = self.partners.dataset.rng(epoch, position)
             item["partner"] = self.partners.draw(self.index.names[position], item["label"].numpy(), rng)

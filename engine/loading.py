@@ -137,7 +137,7 @@ def kill_workers() -> None:
             child.kill()
 
 
-def augmentation(data: DataConfig, stream: Literal["main", "labelled", "partner"] = "main") -> Augmentation:
+def augmentation(data: DataConfig, stream: Literal["main", "labelled", "partner", "strong"] = "main") -> Augmentation:
     """Returns the augmentation of the images of a stream."""
     place = Augmentation(data.crop, data.scale, data.rotation, data.rotation_probability, data.flip)
     if stream not in data.photometric:

@@ -216,7 +216,8 @@ def open_training(config: Config, method: Method, process: distributed.Process) 
         if labelled is None and len(index) < 2:
             raise UserError(f"split {data.train_split} has one image: pairs need two labelled images")
         partners = open_partners(data, labelled.index if labelled else index, seed)
-    return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled, partners=partners)
+    strong = augmentation(data, "strong") if "strong" in reads else None
+    return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled, partners=partners, strong=strong)
 
 
 def open_partners(data: DataConfig, labelled: Index, seed: int) -> Partners:

@@ -24,7 +24,7 @@ class Published(NamedTuple):
     classifier: str
 
 
-Reads = Literal["label", "tags", "boundary", "superpixel", "labelled", "partner", "teacher"]
+Reads = Literal["label", "tags", "strong", "boundary", "superpixel", "labelled", "partner", "teacher"]
 
 
 class Method(nn.Module):

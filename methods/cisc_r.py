@@ -3,7 +3,6 @@
 A step of CISC-R, and self-training (ST), are settings of the loss terms: see configs/cisc_r.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,18 +14,12 @@ from config import MethodConfig, ModelConfig
 from datasets.batch import Batch
 from errors import UserError
 from losses.cross_image import cosine_map, map_consistency, masked_mean
-from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
+from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy, partial_cross_entropy
 from losses.rectified_cross_entropy import rectification, rectified_cross_entropy
 from methods.base import Method, Published, Reads
-from models.deeplab import DeepLabV2, DeepLabV3Plus, FeatureNet, PSPNet
-from ops.pixelwise import pixelwise
+from models.deeplab import NETWORKS, FeatureNet
+from ops.pixelwise import pixelwise_mean
 from ops.resizing import upsample
-
-NETWORKS: dict[str, Callable[[ModelConfig, int], FeatureNet]] = {
-    "deeplabv3plus": DeepLabV3Plus,
-    "pspnet": PSPNet,
-    "deeplabv2": DeepLabV2,
-}
 
 
 @dataclass
@@ -85,7 +78,6 @@ class CISCR(Method):
             raise UserError("method.consistency is for labels of people: leave it at 0 with method.pseudo_labels")
         self.config = config
         self.network = NETWORKS[config.network](model, num_classes)
-        self.num_classes = num_classes
         self.fewest_images = 1 if config.network == "deeplabv2" else 2  # batch norm over pooled features needs two images
         reads: set[Reads] = {"label"}
         if config.consistency:
@@ -106,7 +98,7 @@ class CISCR(Method):
             return self._learn_from_pseudo_labels(batch)
         if self.config.consistency:
             return self._learn_from_pairs(batch, batch["partner"])
-        return {"cross_entropy": self._cross_entropy(batch, self.network.coarse(batch["image"]))}
+        return {"cross_entropy": coarse_cross_entropy(self.network.coarse(batch["image"]), batch["label"])}
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
@@ -137,8 +129,8 @@ class CISCR(Method):
         features = self.network.feature(torch.cat([one["image"] for one in pair]))
         first, second = self.network.classify(features).chunk(2)
         losses = {
-            "cross_entropy": self._cross_entropy(batch, first),
-            "partner_cross_entropy": self._cross_entropy(partner, second),
+            "cross_entropy": coarse_cross_entropy(first, batch["label"]),
+            "partner_cross_entropy": coarse_cross_entropy(second, partner["label"]),
         }
         maps = [shared_map(one["label"], partner["shared"]) for one in pair]
         halves = features.chunk(2)
@@ -147,7 +139,7 @@ class CISCR(Method):
         for own, other in ((0, 1), (1, 0)):
             term = partial(_consistency, pair[own]["label"], maps[own])
             similar = cosine_map(halves[own], means[other])
-            both.append(pixelwise({"": term}, similar, maps[own].shape[-2:], align_corners=False)[""])
+            both.append(pixelwise_mean(term, similar, maps[own].shape[-2:], align_corners=False))
         return losses | {"consistency": self.config.consistency * (both[0] + both[1])}
 
     def _learn_from_pseudo_labels(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -164,8 +156,8 @@ class CISCR(Method):
             return rectified_cross_entropy(logits, label[some], weight[some]), count
 
         return {
-            "cross_entropy": self._cross_entropy(labelled, labelled_logits),
-            "pseudo_cross_entropy": pixelwise({"": pseudo}, unlabelled_logits, label.shape[-2:])[""],
+            "cross_entropy": coarse_cross_entropy(labelled_logits, labelled["label"]),
+            "pseudo_cross_entropy": pixelwise_mean(pseudo, unlabelled_logits, label.shape[-2:]),
         }
 
     @torch.no_grad()
@@ -179,13 +171,6 @@ class CISCR(Method):
         means = masked_mean(other, shared_map(partner["label"], partner["shared"]))
         similar = upsample(cosine_map(own, means), label.shape[-2:], align_corners=False)[:, 0]
         return rectification(shared_map(label, partner["shared"]), similar)
-
-    def _cross_entropy(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
-        def term(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            label = batch["label"][some]
-            return partial_cross_entropy(logits, label), (label != IGNORE_INDEX).sum()
-
-        return pixelwise({"": term}, logits, batch["label"].shape[-2:])[""]
 
 
 def shared_map(label: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""DeepLabv3+, PSPNet and DeepLabv2 as CISC-R uses them: each gives logits and the feature map before its classifier."""
+"""DeepLabv3+, PSPNet and DeepLabv2 as CISC-R has them: each gives logits and the feature map before its classifier."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,13 +20,17 @@ class FeatureNet(StrideEightNet):
     feature_width: int
     """channels of the feature map"""
 
-    def feature(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> the feature map (B, `feature_width`, h, w)."""
+    def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The maps of `encode` -> the feature map (B, `feature_width`, h, w)."""
         raise NotImplementedError
 
     def classify(self, feature: torch.Tensor) -> torch.Tensor:
         """The feature map -> logits (B, C, h, w)."""
         raise NotImplementedError
+
+    def feature(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> the feature map (B, `feature_width`, h, w)."""
+        return self.combine(*self.encode(images))
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
         return self.classify(self.feature(images))
@@ -46,8 +52,7 @@ class DeepLabV3Plus(FeatureNet):
         self.fuse = nn.Sequential(*conv_bn_relu(256 + 48, 256, 3), *conv_bn_relu(256, 256, 3), nn.Dropout(0.1))
         self.classifier = nn.Conv2d(256, num_classes, 1)
 
-    def feature(self, images: torch.Tensor) -> torch.Tensor:
-        features, finer = self.encode(images)
+    def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
         low = self.reduce(finer[-1])
         return self.fuse(torch.cat([low, resize(self.aspp(features), low.shape[-2:], align_corners=True)], dim=1))
 
@@ -68,8 +73,7 @@ class PSPNet(FeatureNet):
         self.fuse = conv_bn_relu(2 * self.width, self.feature_width, 3)
         self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(self.feature_width, num_classes, 1))
 
-    def feature(self, images: torch.Tensor) -> torch.Tensor:
-        features, _ = self.encode(images)
+    def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
         pooled = [resize(pool(features), features.shape[-2:], align_corners=True) for pool in self.pools]
         return self.fuse(torch.cat([features, *pooled], dim=1))
 
@@ -88,9 +92,16 @@ class DeepLabV2(FeatureNet):
             nn.init.normal_(convolution.weight, std=0.01)
         self.classifier = nn.ModuleList(convolutions)
 
-    def feature(self, images: torch.Tensor) -> torch.Tensor:
-        return self.encode(images)[0]
+    def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
+        return features
 
     def classify(self, feature: torch.Tensor) -> torch.Tensor:
         first, *others = (convolution(feature) for convolution in self.classifier)
         return sum(others, first)
+
+
+NETWORKS: dict[str, Callable[[ModelConfig, int], FeatureNet]] = {
+    "deeplabv3plus": DeepLabV3Plus,
+    "pspnet": PSPNet,
+    "deeplabv2": DeepLabV2,
+}

@@ -30,6 +30,13 @@ def pixelwise(
     return dict(zip(means, values, strict=True))
 
 
+def pixelwise_mean(
+    masked_mean: MaskedMean, logits: torch.Tensor, size: Sequence[int], align_corners: bool = True
+) -> torch.Tensor:
+    """Returns `pixelwise` of one masked mean."""
+    return pixelwise({"mean": masked_mean}, logits, size, align_corners)["mean"]
+
+
 class _Pixelwise(torch.autograd.Function):
     """Means and their gradients at (h, w). forward computes the gradients, and backward adds them up."""
 

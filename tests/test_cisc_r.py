@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import REPOSITORY
-from test_chain import script
+from test_chain import SHELLS, script
 from test_distributed import assert_same_training, launch
 from test_losses import gradients, normal
 from test_mistakes import assert_refused
@@ -545,6 +545,45 @@ def results(out):
         for key, value in torch.load(file, weights_only=True)["method"].items():
             content[f"{file.relative_to(out)} {key}"] = value.numpy().tobytes()
     return content
+
+
+STEPS = """step 1 of 6: train on pairs of labelled images
+train.py --config configs/cisc_r/voc.yaml {data} --data.train_split a --data.labels L --data.truth M --out o/pairs \
+--config configs/cisc_r/pairs.yaml --more 1
+step 2 of 6: label the unlabelled images
+predict.py --checkpoint o/pairs/best.pt --images d --split b {label} --out o/pairs/pseudo_labels
+step 3 of 6: rank the images
+-m tools.reliable d --checkpoint o/pairs/best.pt --labelled a --labels L --unlabelled b --pseudo_labels o/pairs/pseudo_labels \
+--reduce sum --out o/pairs/ranking
+step 4 of 6: train on the labelled and the reliable images
+train.py --config configs/cisc_r/voc.yaml {data} --data.train_split o/pairs/ranking/reliable.txt --data.labels \
+o/pairs/pseudo_labels --data.truth M --out o/retrain1 --config configs/cisc_r/retrain.yaml --teacher o/pairs/best.pt {partners}
+step 5 of 6: label the unreliable images again
+predict.py --checkpoint o/retrain1/best.pt --images d --split o/pairs/ranking/unreliable.txt {label} --out o/retrain1/pseudo_labels
+-m tools.merge_labels d --split b --out o/retrain1/merged_labels --folders [o/retrain1/pseudo_labels, o/pairs/pseudo_labels]
+step 6 of 6: train on the labelled and all unlabelled images
+train.py --config configs/cisc_r/voc.yaml {data} --data.train_split b --data.labels o/retrain1/merged_labels --data.truth M \
+--out o/retrain2 --config configs/cisc_r/retrain.yaml --teacher o/retrain1/best.pt {partners}
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_scripts_pass_the_paths_of_the_user_to_the_commands(shell, tmp_path):
+    paths = {"DATA_ROOT": "d", "LABELLED": "a", "UNLABELLED": "b", "LABELS": "L", "MASKS": "M", "OUT": "o", "PRESET": "p"}
+    done = script("train_cisc_r.sh", "--more", "1", shell=shell, cwd=tmp_path, REDUCE="sum", LAUNCH="echo", **paths)
+    assert done.returncode == 0, done.stderr
+    labelled = "--data.labelled.split a --data.labelled.labels L"
+    want = STEPS.format(
+        data="--data.root d",
+        label="--preset p --pseudo_labels --threshold 0 --truth M",
+        partners=f"{labelled} --data.partners.lists o/pairs/ranking/partners.json --more 1",
+    )
+    assert done.stdout == want
+    done = script("train_unimatch.sh", "--more", "1", shell=shell, cwd=tmp_path, LAUNCH="echo", **paths)
+    assert done.stdout == (
+        "train.py --config configs/unimatch/voc.yaml --data.root d --data.train_split b --data.labels L --data.truth M --out o "
+        f"{labelled} --more 1\n"
+    )
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ Three versions of a step, with the same images, weights and optimizer:
 textbook  `benchmarks/textbook.py`: every N x N matrix in full, float32, channels first
 fast      the step of train.py (without the scaling of the loss that fp16 needs)
 floor     the lower limit: the forward and backward pass of the network alone, with train.py's precision and memory layout; SS
-          also has one forward pass of the features without gradient
+          also has one forward pass of the features without gradient, CISC-R's retraining one of the teacher
+
+The stages pairs and retrain are CISC-R's, without a textbook version. A step has 2 BATCH images, and the teacher sees as many.
 
 Each measurement has its own process: WARM steps, then STEPS timed steps. Rounds alternate between the versions. The median step
 of all rounds counts. Memory is the peak minus the memory when the batch is ready: the resident set on a CPU, allocated bytes on
@@ -19,7 +21,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -34,14 +36,14 @@ from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.preparation import build_optimizer
 from errors import run
-from methods import build_method
-from methods.base import Method
-from methods.cc4s import CC4SConfig
+from methods import SETTINGS, build_method
 
-Stage = Literal["baseline", "ur", "ss", "ss_stage2"]
+Stage = Literal["baseline", "ur", "ss", "ss_stage2", "pairs", "retrain"]
 STAGES: tuple[Stage, ...] = ("baseline", "ur", "ss", "ss_stage2")
+CISC_R = ("pairs", "retrain")
 Way = Literal["textbook", "fast", "floor"]
 WAYS: tuple[Way, ...] = ("textbook", "fast", "floor")
+UNMEASURED = [(stage, "textbook") for stage in CISC_R]
 SUPERPIXELS, WARM = 800, 1
 
 
@@ -78,8 +80,9 @@ class StepsConfig:
 def main() -> None:
     """Runs the command line above."""
     config = parse(StepsConfig, __doc__)
-    measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in config.ways}
-    turns = [turn for stage in config.stages for _ in range(config.rounds) for turn in ((stage, way) for way in config.ways)]
+    ways = {stage: [way for way in config.ways if (stage, way) not in UNMEASURED] for stage in config.stages}
+    measured: dict[tuple[str, str], list[dict]] = {(stage, way): [] for stage in config.stages for way in ways[stage]}
+    turns = [(stage, way) for stage in config.stages for _ in range(config.rounds) for way in ways[stage]]
     device = distributed.pick_device(config.device)
     settings = {name: getattr(config, name) for name in ("backbone", "decoder", "crop", "batch", "classes", "rounds", "steps")}
     settings["precision"] = distributed.pick_precision(device, config.precision)
@@ -141,15 +144,12 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     """Measures one version in this process: seconds of each timed step, and peak memory in bytes."""
     device = distributed.pick_device(config.device)
     precision = "fp32" if way == "textbook" else distributed.pick_precision(device, config.precision)
-    settings = yaml.safe_load((ROOT / f"configs/cc4s/{stage}.yaml").read_text())
     torch.manual_seed(0)
-    method_config = CC4SConfig(**settings["method"] | {"view": "flip"})  # the textbook's only view, and the slower one
-    method = build_method(method_config, ModelConfig(config.backbone, "none", decoder=config.decoder), config.classes).to(
-        device
-    )
-    if stage != "baseline":
-        torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # training starts with 0, which switches the walk off
+    method = make_method(config, stage).to(device)
     batch = make_batch(config.batch, config.crop, config.classes)
+    if stage in CISC_R:
+        more = make_batch(config.batch, config.crop, config.classes, seed=1)
+        batch |= {"labelled": more, "partner": more | {"shared": torch.zeros(config.batch, dtype=torch.int64)}}
     if way != "textbook":
         method.to(memory_format=torch.channels_last)
     if device.type == "cuda":
@@ -157,9 +157,9 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
         batch = cast(Batch, pinned)
     optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
     losses: dict[str, Callable[[Batch], torch.Tensor]] = {
-        "textbook": lambda batch: torch.stack([*textbook.losses(method.network, method_config, batch).values()]).sum(),
+        "textbook": lambda batch: torch.stack([*textbook.losses(method.network, method.config, batch).values()]).sum(),
         "fast": lambda batch: torch.stack([*method(batch).values()]).sum(),
-        "floor": lambda batch: floor(method, method_config, batch["image"]),
+        "floor": lambda batch: floor_of_cisc_r(method, batch) if stage in CISC_R else floor(method, batch["image"]),
     }
 
     def step() -> None:
@@ -175,9 +175,35 @@ def measure(config: StepsConfig, stage: str, way: str) -> dict:
     return repeat(step, config.steps, WARM, device)
 
 
-def floor(method: Method, config: CC4SConfig, images: torch.Tensor) -> torch.Tensor:
+def make_method(config: StepsConfig, stage: str) -> Any:
+    """The method of a stage with random weights, in training mode, with a teacher if the stage has one."""
+    name = "cisc_r" if stage in CISC_R else "cc4s"
+    settings = yaml.safe_load((ROOT / f"configs/{name}/{stage}.yaml").read_text())["method"]
+    if name == "cc4s":
+        settings["view"] = "flip"  # the textbook's only view, and the slower one
+    model = ModelConfig(config.backbone, "none", decoder=config.decoder)
+    method, teacher = (build_method(SETTINGS[name](**settings), model, config.classes) for _ in range(2))
+    if stage not in (*CISC_R, "baseline"):
+        torch.nn.init.constant_(method.network.walk.gamma, 0.5)  # training starts with 0, which switches the walk off
+    if "teacher" in method.reads:
+        distributed.move_to_device(teacher, distributed.pick_device(config.device))
+        method.begin_training(teacher.eval().requires_grad_(False))
+    return method
+
+
+def floor_of_cisc_r(method: Any, batch: Batch) -> torch.Tensor:
+    """Runs student and teacher without losses. The mean of the logits replaces the loss."""
+    if method.teacher is None:
+        return method.network.coarse(torch.cat([batch["image"], batch["partner"]["image"]])).float().mean()
+    logits = method.network.coarse(torch.cat([batch["image"], batch["labelled"]["image"]]))
+    with torch.no_grad():
+        method.teacher.network.feature(torch.cat([batch["image"], batch["partner"]["image"]]))
+    return logits.float().mean()
+
+
+def floor(method: Any, images: torch.Tensor) -> torch.Tensor:
     """Runs the network without walk and losses. The mean of the logits at stride 8 replaces the loss."""
-    network = method.network
+    network, config = method.network, method.config
     if config.network == "baseline":
         return network.coarse(images).float().mean()
     encoded, finer = network.encode(images)
@@ -188,9 +214,9 @@ def floor(method: Method, config: CC4SConfig, images: torch.Tensor) -> torch.Ten
     return logits.float().mean()
 
 
-def make_batch(images: int, crop: int, classes: int) -> Batch:
+def make_batch(images: int, crop: int, classes: int, seed: int = 0) -> Batch:
     """A batch as `collate` makes it: random images, 3% labelled pixels, a grid of superpixels with edges between neighbours."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     side = round(SUPERPIXELS**0.5)
     place = torch.arange(crop) * side // crop
     grid = (place[:, None] * side + place).int()

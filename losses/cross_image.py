@@ -33,7 +33,10 @@ def cosine_map(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return F.cosine_similarity(features, means.to(features.dtype)[:, :, None, None], dim=1, eps=1e-8)[:, None]
+        means = F.normalize(means.to(features.dtype), dim=1, eps=1e-8)
+        lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-8)
+        # Unlike F.cosine_similarity, a product with the vector holds no further map of D channels.
+        return torch.einsum("bdhw,bd->bhw", features, means)[:, None] / lengths
 
 
 def map_consistency(similar: torch.Tensor, binary: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, library_version, refine
-from engine.inference import most_likely, note_preset, predict_split
+from engine.inference import most_likely, note_preset, on_grid, predict_split
 from engine.loading import TrackedDataset, explain_failures, split_images
 from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
 from engine.pictures import shrunk
@@ -113,7 +113,7 @@ def score(
 
     with explain_failures([watched], LOADER_TIMEOUT):
         predicted = predict_split(
-            method.predict,
+            on_grid(method),
             images,
             share,
             config.inference,

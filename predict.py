@@ -32,7 +32,7 @@ from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
-from engine.inference import note_preset, predict_image
+from engine.inference import note_preset, on_grid, predict_image
 from engine.metrics import SHARES, label_quality
 from engine.pictures import contact_sheet, overlay
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
@@ -201,7 +201,7 @@ def predict(
         )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
-            probabilities = predict_image(method.predict, image, config.inference, device)
+            probabilities = predict_image(on_grid(method), image, config.inference, device)
         if allowed is not None:
             probabilities[torch.from_numpy(~allowed).to(device)] = 0
             probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)

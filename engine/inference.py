@@ -27,6 +27,28 @@ def positions_of_process(length: int, process: Process) -> list[int]:
     return [position for position in range(length) if position // GROUP % process.world == process.rank]
 
 
+def on_grid(method: Method) -> Predict:
+    """Returns `method.predict` for images of any size: the images are padded on the right and below with the mean colour (0),
+    to sides that fit the network's maps (`Method.grid`), and the logits are cut to the images.
+
+    On other sides, align_corners=True stretches the maps over the image: position i of a stride-8 map, which looks at pixel
+    8 i, would be shown up to 7 pixels further right and down, and the maps of one encoder would not lie on each other.
+    """
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        return method.predict(padded(images, method.grid))[..., :height, :width]
+
+    return predict
+
+
+def padded(maps: torch.Tensor, grid: tuple[int, int], value: int = 0) -> torch.Tensor:
+    """Returns images or labels (..., H, W), padded on the right and below with `value` to sides that fit `Method.grid`."""
+    unit, rest = grid
+    height, width = maps.shape[-2:]
+    return F.pad(maps, (0, (rest - width) % unit, 0, (rest - height) % unit), value=value)
+
+
 def predict_split(
     predict: Predict,
     items: Iterable[dict[str, torch.Tensor]],

@@ -120,7 +120,10 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     progress = Progress(**{name: unfinished[name] for name in vars(Progress())}) if unfinished else Progress()
     shown, label_quality = [], {}
     if process.is_main:
-        for note in chain(list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)):
+        notes = chain(
+            crop_note(method, data.crop), list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)
+        )
+        for note in notes:
             print(f"note: {note}")
         shown = read_grid_images(train_set, val_set, data)
         if train_set.index.labels:  # of pseudo-labels: how right they are, as predict.py has counted
@@ -276,6 +279,14 @@ def find_superpixels(
     if process.is_main:
         print(f"note: no superpixels at {folder}: losses count every pixel, also at boundaries; to make superpixels: {remedy}")
     return None
+
+
+def crop_note(method: Method, crop: int) -> Iterator[str]:
+    """Yields a note if the training crops do not fit the network's maps, which then lie less exactly on the image."""
+    unit, rest = method.grid
+    below = (crop - rest) // unit * unit + rest
+    if below != crop:
+        yield f"--data.crop {crop} does not fit this network's maps exactly: {below} and {below + unit} do"
 
 
 def label_notes(train_set: SegmentationDataset, val_set: SegmentationDataset, data: DataConfig) -> Iterator[str]:

@@ -58,6 +58,7 @@ class BLPSeg(Method):
     reads = frozenset({"label", "tags"})
     fewest_images = 2  # batch norm over the pooled features needs two images
     preset = "blpseg"
+    grid = (32, 0)  # the network resizes with align_corners=False
     large_image = 1_000_000  # at stride 4, as many positions as 4 million pixels have at stride 8
 
     network: BLPSegNet

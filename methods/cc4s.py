@@ -99,6 +99,7 @@ class CC4S(Method):
             self.fewest_images = 2  # batch norm over the pooled features needs two images
         else:
             self.network = RandomWalkNet(model, num_classes, config.shrink, config.scaled_energies)
+        self.grid = (self.network.unit, 1)
         wanted: dict[Reads, float] = {"label": True, "boundary": config.soft_entropy, "superpixel": config.colour}
         self.reads = frozenset(name for name, weight in wanted.items() if weight)
         terms = {

@@ -78,6 +78,7 @@ class CISCR(Method):
             raise UserError("method.consistency is for labels of people: leave it at 0 with method.pseudo_labels")
         self.config = config
         self.network = NETWORKS[config.network](model, num_classes)
+        self.grid = (self.network.unit, 1)
         self.fewest_images = 1 if config.network == "deeplabv2" else 2  # batch norm over pooled features needs two images
         reads: set[Reads] = {"label"}
         if config.consistency:

@@ -63,6 +63,7 @@ class UniMatch(Method):
             raise UserError("--model.decoder is for CC4S: choose a network of UniMatch by --method.network")
         self.config = config
         self.network = NETWORKS[config.network](model, num_classes)
+        self.grid = (self.network.unit, 1)
         for module in self.network.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
                 module.p = 0.0

@@ -460,8 +460,11 @@ def test_the_ranking_keeps_the_better_half_by_the_written_out_score(tiny, tmp_pa
         image = SegmentationDataset(open_index(tiny, "train")).read(names.index(name))[0]
         x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        label = torch.from_numpy(read_label(masks / f"{name}.png"))
+        height, width = label.shape  # padded to 32 k + 1 pixels, as images are predicted
+        padding = (0, -(width - 1) % 32, 0, -(height - 1) % 32)
         with torch.no_grad():
-            return network.feature(x[None]), torch.from_numpy(read_label(masks / f"{name}.png"))
+            return network.feature(F.pad(x[None], padding)), F.pad(label, padding, value=255)
 
     anchors = torch.zeros(len(classes), 256)
     for name in names[:4]:

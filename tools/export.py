@@ -23,6 +23,7 @@ from command_line import parse
 from datasets.files import atomic_write
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
+from engine.inference import on_grid
 from errors import Failure, UserError, extra, run
 from methods.base import Method
 
@@ -43,15 +44,16 @@ class ExportConfig:
 
 
 class Logits(nn.Module):
-    """A module whose forward is the `predict` of a method. The exporter needs a module."""
+    """A module whose forward predicts images of any size. The exporter needs a module."""
 
     def __init__(self, method: Method):
         super().__init__()
         self.method = method
+        self.predict = on_grid(method)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """image (B, 3, H, W) -> logits (B, C, H, W)."""
-        return self.method.predict(image)
+        return self.predict(image)
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def main() -> None:
 
 
 def to_onnx(method: Method) -> bytes:
-    """Returns the ONNX model of `method.predict`, with free batch, height and width."""
+    """Returns the ONNX model of `on_grid(method)`, with free batch, height and width."""
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # The exporter prints its progress to stdout and warns about its own passes.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
@@ -98,7 +100,7 @@ def largest_difference(method: Method, model: bytes) -> float:
     for shape in SHAPES:
         image = torch.randn(shape, generator=generator)
         with torch.inference_mode():
-            wanted = method.predict(image)
+            wanted = on_grid(method)(image)
         given = torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
         differences.append(float((given - wanted).abs().max() / wanted.abs().max()))
     return max(differences)

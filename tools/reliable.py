@@ -24,13 +24,14 @@ from tqdm import tqdm
 from command_line import parse
 from config import RunConfig
 from datasets import open_index
-from datasets.files import atomic_write, read_image
+from datasets.files import UNLABELLED, atomic_write, read_image, read_label
 from datasets.index import Index, resolve_folder
 from datasets.partners import shown_classes
-from datasets.segmentation import present_ids, read_fitting_label
+from datasets.segmentation import read_fitting_label
 from datasets.transforms import normalise, to_tensor
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
+from engine.inference import padded
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
 from engine.run_folder import LABEL_RECORDS
 from errors import UserError, run
@@ -40,6 +41,9 @@ from ops.resizing import upsample
 from tools.splits import write_list
 
 PATIENCE = timedelta(days=7)  # for the other processes
+
+# Position in an index -> the image's features (1, D, h, w) float32, and its label (1, H, W) uint8, padded as the image is.
+Look = Callable[[Index, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -89,15 +93,19 @@ def main() -> int:
         precision = distributed.pick_precision(process.device, config.run.precision)
         distributed.move_to_device(method, process.device)
 
-        def feature(image: np.ndarray) -> torch.Tensor:
+        def look(index: Index, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image = read_image(index.images[position])
+            label = read_fitting_label(index.label_files[position], image, len(index.classes))
+            images = padded(normalise(to_tensor(image)[None].to(process.device)), method.grid)
             with torch.inference_mode(), distributed.autocast(process.device, precision):
-                return method.network.feature(normalise(to_tensor(image)[None].to(process.device))).float()
+                features = method.network.feature(images).float()
+            return features, padded(torch.from_numpy(label)[None].to(process.device), method.grid, UNLABELLED)
 
-        write_means(labelled, feature, out / "means", process)
+        write_means(labelled, look, out / "means", process)
         distributed.wait_for_all()
         anchors = torch.from_numpy(sum(np.load(out / "means" / f"{name}.npy") for name in labelled.names)).to(process.device)
-        write_scores(labelled, feature, anchors, out / "scores", process)
-        write_scores(unlabelled, feature, anchors, out / "scores", process)
+        write_scores(labelled, look, anchors, out / "scores", process)
+        write_scores(unlabelled, look, anchors, out / "scores", process)
         distributed.wait_for_all()
         if process.is_main:
             write_lists(config, labelled, unlabelled, out)
@@ -116,47 +124,33 @@ def conditions(config: ReliableConfig, labelled: Index, unlabelled: Index) -> di
     }
 
 
-def read(index: Index, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image (H, W, 3) uint8 and its label (H, W) uint8. Raises UserError for bad files."""
-    image = read_image(index.images[position])
-    return image, read_fitting_label(index.label_files[position], image, len(index.classes))
-
-
 def share_of(index: Index, folder: Path, suffix: str, process: distributed.Process) -> list[int]:
     """Returns this process's positions in the index whose file is missing in `folder`."""
     mine = range(process.rank, len(index), process.world)
     return [position for position in mine if not (folder / f"{index.names[position]}{suffix}").is_file()]
 
 
-def write_means(
-    index: Index, feature: Callable[[np.ndarray], torch.Tensor], folder: Path, process: distributed.Process
-) -> None:
+def write_means(index: Index, look: Look, folder: Path, process: distributed.Process) -> None:
     """Writes FOLDER/NAME.npy of each image: the mean feature of each class, (C, D) float32, 0 for a class without pixels."""
     for position in tqdm(share_of(index, folder, ".npy", process), "means", unit="image", disable=None):
-        image, label = read(index, position)
-        features, label_map = feature(image), torch.from_numpy(label)[None]
+        features, label = look(index, position)
         means = torch.zeros(len(index.classes), features.shape[1])
-        for number in np.flatnonzero(present_ids(label)[: len(means)]).tolist():
-            means[number] = masked_mean(features, label_map.eq(number).to(features.device))[0].cpu()
+        for number in range(len(means)):
+            means[number] = masked_mean(features, label == number)[0].cpu()
         with atomic_write(folder / f"{index.names[position]}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, means.numpy())
 
 
-def write_scores(
-    index: Index,
-    feature: Callable[[np.ndarray], torch.Tensor],
-    anchors: torch.Tensor,
-    folder: Path,
-    process: distributed.Process,
-) -> None:
+def write_scores(index: Index, look: Look, anchors: torch.Tensor, folder: Path, process: distributed.Process) -> None:
     """Writes FOLDER/NAME.json of each image: {class: score} of each class in its label. anchors: (C, D) float32."""
     for position in tqdm(share_of(index, folder, ".json", process), "scores", unit="image", disable=None):
-        image, label = read(index, position)
-        features, label_map = feature(image), torch.from_numpy(label)[None].to(anchors.device)
+        features, label = look(index, position)
         scores = {}
-        for number in np.flatnonzero(present_ids(label)[: len(anchors)]).tolist():
-            similar = upsample(cosine_map(features, anchors[number][None]), label.shape, align_corners=False)[:, 0]
-            scores[index.classes[number]] = map_consistency(similar, label_map.eq(number), label_map).item()
+        for number, name in enumerate(index.classes):
+            shown = label == number
+            if shown.any():
+                similar = upsample(cosine_map(features, anchors[number][None]), label.shape[1:], align_corners=False)[:, 0]
+                scores[name] = map_consistency(similar, shown, label).item()
         with atomic_write(folder / f"{index.names[position]}.json") as temporary:
             temporary.write_text(json.dumps(scores) + "\n")
 
@@ -166,7 +160,7 @@ def write_lists(config: ReliableConfig, labelled: Index, unlabelled: Index, out:
     scores = {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in labelled.names + unlabelled.names}
     under: dict[str, list[str]] = {kind: [] for kind in labelled.classes}
     for position, name in enumerate(labelled.names):
-        label = read(labelled, position)[1]
+        label = read_label(labelled.label_files[position])
         for number in shown_classes(label, len(labelled.classes), config.first_class):
             under[labelled.classes[number]].append(name)
     partners = {}

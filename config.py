@@ -270,7 +270,8 @@ class EvaluateConfig:
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
-    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg
+    or cisc_r"""
     crf: Crf = "none"
     """refine the averaged probabilities by a dense CRF: torch (the project's own code) or pydensecrf"""
     crf_per_scale: bool = False
@@ -321,7 +322,8 @@ class PredictConfig:
     truth: str = "SegmentationClass"
     """dense masks to compare pseudo-labels with, if they exist (needs --split): a folder of the data set, or a path"""
     preset: str = "fast"
-    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale or blpseg"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg
+    or cisc_r"""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     crf_parameters: CrfConfig = field(default_factory=CrfConfig)
     run: RunConfig = field(default_factory=RunConfig)

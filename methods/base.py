@@ -48,7 +48,7 @@ class Method(nn.Module):
     large_image = 4_000_000
     """pixels; predicting a larger image whole takes minutes"""
     grid: tuple[int, int] = (1, 0)
-    """(unit, rest): sides of unit * k + rest pixels fit the network's maps. `engine.inference.on_grid` pads images to them"""
+    """(unit, rest): sides of unit * k + rest pixels fit the network's maps; `engine.inference.on_grid` pads images to them"""
     network: Any
     """an nn.Module whose `backbone` takes pretrained weights"""
     classes: tuple[str, ...]
@@ -61,7 +61,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32. Less exact for sides that do not fit `grid`."""
+        """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32. Less exact if sides do not fit `grid`."""
         raise NotImplementedError
 
     def parts(self) -> dict[str, Iterable[nn.Parameter]]:

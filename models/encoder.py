@@ -170,8 +170,8 @@ class StrideEightNet(nn.Module):
         """channels of the maps finer than stride 8"""
         coarsest = max(self.backbone.strides)
         self.unit = coarsest if coarsest % 8 == 0 else 8
-        """the maps of images with sides of unit * k + 1 lie on each other: position i of a map of stride s looks at pixel s * i,
-        and align_corners=True keeps it there"""
+        """the maps of images with sides of unit * k + 1 lie on each other: position i of a map of stride s looks at pixel
+        s * i, and align_corners=True keeps it there"""
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(B, 3, H, W) -> features (B, `width`, h, w) at stride 8; the encoder's finer maps, finest first."""

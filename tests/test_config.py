@@ -87,6 +87,39 @@ def test_the_blpseg_configs_have_the_published_schedules():
         assert (method.self_training_from, method.threshold) == (start, 0.9)
 
 
+@pytest.mark.parametrize("method", ["cisc_r", "unimatch"])
+@pytest.mark.parametrize("stage", ["supervised", "pairs", "self_training", "retrain", None])
+def test_the_configs_of_few_labels_combine(method, stage):
+    """As in their scripts: VOC's first, then the stage's, then the data set's."""
+    if method == "unimatch" and stage:
+        pytest.skip("UniMatch has one stage")
+    before = [CONFIGS / method / "voc.yaml", *([CONFIGS / method / f"{stage}.yaml"] if stage else [])]
+    alone = parse_train([flag for file in before for flag in ("--config", str(file))])
+    for name in ("cityscapes", "camvid", "acdc", "demo", *(["coco"] if method == "cisc_r" else [])):
+        files = [*before, CONFIGS / method / f"{name}.yaml"]
+        both = parse_train([flag for file in files for flag in ("--config", str(file))])
+        assert both.data.photometric == alone.data.photometric and both.data.jitter == 0.8
+        assert (both.method == alone.method) or (method, name) == ("unimatch", "cityscapes")
+        if both.model.backbone == "timm:efficientnet_lite0":
+            assert both.data.crop % 32 == 1 and both.train.optimizer == "adamw"
+
+
+def test_the_configs_of_few_labels_have_the_published_schedules():
+    """https://github.com/Luffy03/CISC-R, train.py; https://github.com/LiheYoung/UniMatch, configs/."""
+    for method, name, (crop, batch, epochs, lr, head) in (
+        ("cisc_r", "voc", (321, 32, 80, 1e-3, 10)), ("cisc_r", "cityscapes", (721, 32, 160, 4e-3, 10)),
+        ("unimatch", "voc", (321, 8, 80, 1e-3, 10)), ("unimatch", "cityscapes", (769, 8, 240, 5e-3, 1)),
+    ):  # fmt: skip
+        files = dict.fromkeys([CONFIGS / method / "voc.yaml", CONFIGS / method / f"{name}.yaml"])
+        config = parse_train([flag for file in files for flag in ("--config", str(file))])
+        train, data = config.train, config.data
+        assert (data.crop, train.batch_size, train.epochs, train.lr, train.head_lr_factor) == (crop, batch, epochs, lr, head)
+        assert (train.optimizer, train.momentum, train.weight_decay, train.poly_power) == ("sgd", 0.9, 1e-4, 0.9)
+        assert (data.jitter, data.jitter_strength, data.grey, data.blur) == (0.8, (0.5, 0.5, 0.5, 0.25), 0.2, 0.5)
+        assert (data.blur_sigma, data.rotation) == ((0.1, 2.0), 0)
+        assert config.data.partners.first_class == ((method, name) != ("cisc_r", "voc"))
+
+
 def test_other_dataset_configs_have_the_published_sizes():
     def with_ur(name):
         return parse_train(["--config", str(CONFIGS / "cc4s/ur.yaml"), "--config", str(CONFIGS / f"cc4s/{name}.yaml")])
@@ -168,7 +201,7 @@ def test_flags_override_a_preset():
     assert (blpseg.scales, blpseg.flip, blpseg.average) == ((0.5, 0.75, 1.0, 1.25), True, "logits")
     assert (blpseg.window, blpseg.long_side) == (None, None)
     assert parse(EvaluateConfig, "", ["--checkpoint", "x"]).inference.scales == (1.0,)
-    with pytest.raises(UserError, match="choose blpseg, cc4s, fast, multi_scale"):
+    with pytest.raises(UserError, match="choose blpseg, cc4s, cisc_r, fast, multi_scale"):
         parse(EvaluateConfig, "", ["--checkpoint", "x", "--preset=quick"])
 
 

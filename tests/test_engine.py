@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from config import Config, InferenceConfig, ModelConfig
 from datasets.transforms import normalise
 from engine import checkpoint, distributed
-from engine.inference import GROUP, positions_of_process, predict_probabilities, predict_split, window_starts
+from engine.inference import GROUP, on_grid, positions_of_process, predict_probabilities, predict_split, window_starts
 from engine.metrics import BoundaryScores, ConfusionMatrix, table
+from engine.preparation import crop_note
 from errors import UserError
 from methods import build_method
 from methods.cc4s import CC4SConfig
@@ -100,6 +101,53 @@ def test_the_pixel_budget_changes_only_how_windows_are_batched():
     assert passes == [1] * windows + [3] * (windows // 3) + [windows % 3] + [windows]
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
+
+
+class Ramp:
+    """Stands in for a method: its map of `stride` takes every stride-th pixel, and is resized to the image."""
+
+    def __init__(self, stride, align_corners, grid):
+        self.stride, self.align_corners, self.grid = stride, align_corners, grid
+
+    def predict(self, images):
+        pixels = images[..., self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
+        if self.align_corners:
+            pixels = images[..., :: self.stride, :: self.stride]
+        return F.interpolate(pixels, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+
+
+@pytest.mark.parametrize("height, width", [(128, 160), (50, 83), (65, 97), (33, 32)])
+@pytest.mark.parametrize("method", [Ramp(8, True, (8, 1)), Ramp(32, True, (32, 1)), Ramp(8, False, (32, 0))])
+def test_predictions_lie_on_the_image_at_every_size(method, height, width):
+    """The logits are coordinates. Where the padding has no part in the interpolation, they are those of the pixel."""
+    rows, columns = (torch.arange(side, dtype=torch.float32) for side in (height, width))
+    images = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+    logits = on_grid(method)(images)
+    assert logits.shape == images.shape
+    within = [max(0, side - method.stride - 1) for side in (height, width)]
+    difference = (logits - images)[..., method.stride // 2 : within[0], method.stride // 2 : within[1]].abs()
+    assert difference.numel() == 0 or difference.max() <= 0.5 + 1e-3  # align_corners=False: half a pixel
+
+
+def test_without_the_grid_predictions_drift_to_the_right():
+    images = torch.arange(160.0).expand(1, 1, 128, 160)
+    method = Ramp(8, True, (8, 1))
+    assert (images - method.predict(images))[0, 0, 0, 151].item() > 6
+    assert (images - on_grid(method)(images))[0, 0, 0, 151].abs().item() < 1e-3
+
+
+@pytest.mark.parametrize("backbone, maps, grid", [
+    ("resnet18", "auto", (8, 1)), ("resnet18", "fused", (32, 1)), ("timm:efficientnet_lite0", "auto", (32, 1)),
+    ("timm:vit_tiny_patch16_224", "auto", (16, 1)), ("timm:mobilenetv3_small_050", "auto", (32, 1)),
+])  # fmt: skip
+def test_the_grid_follows_from_the_encoder(backbone, maps, grid):
+    assert build_method(CC4SConfig(), ModelConfig(backbone, "none", maps), 3).grid == grid
+
+
+def test_a_crop_off_the_grid_gives_a_note_with_the_nearest_crops():
+    method = build_method(CC4SConfig(), ModelConfig("timm:mobilenetv3_small_050", "none"), 3)
+    assert list(crop_note(method, 129)) == []
+    assert list(crop_note(method, 465)) == ["--data.crop 465 does not fit this network's maps exactly: 449 and 481 do"]
 
 
 def test_default_inference_equals_the_softmax_of_the_network():

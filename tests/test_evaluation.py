@@ -15,6 +15,7 @@ from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine import distributed
 from engine.checkpoint import load_model, save_checkpoint
+from engine.inference import on_grid
 from engine.metrics import ConfusionMatrix, read_evaluation
 from engine.pictures import RIGHT, VOID, WRONG, error_map
 from errors import UserError
@@ -118,7 +119,7 @@ def test_the_report_shows_the_images_with_the_best_and_worst_miou(checkpoints, t
         matrix = ConfusionMatrix(7)
         with torch.inference_mode():
             item = dataset[position]
-            matrix.update(method.predict(normalise(item["image"][None]))[0].argmax(dim=0), item["label"])
+            matrix.update(on_grid(method)(normalise(item["image"][None]))[0].argmax(dim=0), item["label"])
         everything.append((matrix.scores(dataset.index.classes)["miou"], name))
     ranked = [name for _, name in sorted(everything)]
     assert [image.name for image in shown["Worst images"]] == ranked[:2]

@@ -508,6 +508,18 @@ def test_the_ranking_refuses_a_network_without_a_feature_map(tiny, checkpoints, 
     assert_refused(cli(reliable.main, tiny, *flags), "a checkpoint of method cisc_r is needed")
 
 
+@pytest.mark.slow
+def test_two_processes_rank_like_one(both_lists, tmp_path):
+    checkpoint = untrained(tmp_path / "random.pt")
+    for processes in (1, 2):
+        flags = ["--checkpoint", checkpoint, "--pseudo_labels", "SegmentationClass", "--out", tmp_path / str(processes)]
+        done = launch(processes, "-m", "tools.reliable", both_lists, *flags)
+        assert done.returncode == 0, done.stderr
+    files = [file.relative_to(tmp_path / "1") for file in (tmp_path / "1").rglob("*") if file.is_file()]
+    assert len(files) == 4 + 8 + 4, "means, scores, three lists and the record"
+    assert all((tmp_path / "2" / file).read_bytes() == (tmp_path / "1" / file).read_bytes() for file in files)
+
+
 # Training
 
 SMALL = [

@@ -111,8 +111,8 @@ class ModelConfig:
     """first weights of the backbone: none (random), imagenet, a name of torchvision (IMAGENET1K_V1) or timm (in1k), or a file
     of a state dict (.pt, .pth, .safetensors)"""
     maps: Literal["auto", "dilated", "fused"] = "auto"
-    """how CC4S's networks make a map of stride 8. dilated: dilate the last stages. fused: fuse the encoder's maps. auto:
-    dilated for torchvision's ResNets, fused for timm's networks"""
+    """how networks make a map of stride 8 (not BLPSeg's). dilated: dilate the last stages. fused: fuse the encoder's maps.
+    auto: dilated for torchvision's ResNets, fused for timm's networks"""
     decoder: Literal["none", "lowlevel", "unet"] = "none"
     """finer maps for CC4S's networks: none (stride 8, as published), lowlevel (stride 4) or unet (full size)"""
 
@@ -178,7 +178,7 @@ class Config:
 
     method: MethodConfig
     out: str = "runs/train"
-    """run folder for config.yaml, run.json, last.pt, best.pt, metrics.jsonl, pictures.png, report.html and TensorBoard events;
+    """run folder for config.yaml, run.json, last.pt, best.pt, metrics.jsonl, pictures, report.html and TensorBoard events;
     a stopped run in this folder resumes"""
     init: str | None = None
     """checkpoint with the first weights, such as an earlier stage's best.pt"""

@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 4 train.py --config ...
 
 Writes OUT/config.yaml, run.json, last.pt, best.pt (by mIoU on the validation split), metrics.jsonl, pictures.png,
-report.html and TensorBoard events. The next stage takes --init OUT/best.pt. If a run is interrupted, the same command
-resumes from OUT/last.pt and ends with the same weights (on a GPU with --deterministic).
+inside.png (of some methods), report.html and TensorBoard events. The next stage takes --init OUT/best.pt. If a run is
+interrupted, the same command resumes from OUT/last.pt and ends with the same weights (on a GPU with --deterministic).
 """
 
 import contextlib

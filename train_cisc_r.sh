@@ -12,11 +12,12 @@ LABELS=${LABELS:-$DATA_ROOT/SegmentationClass}               # label PNGs of the
 MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}                 # dense masks of the validation split
 OUT=${OUT:-runs/cisc_r}
 PRESET=${PRESET:-cisc_r}                                     # inference settings of the pseudo-labels
+STEP1=${STEP1:-}                                             # flags of train.py for step 1 alone, such as "--train.epochs 160"
 REDUCE=${REDUCE:-mean}                                       # rank unlabelled images by the mean over their classes, or by the sum
 
 . tools/stages.sh
 for flag in "$@"; do
-    case $flag in --fresh | --fresh=true) rm -rf "$OUT/pairs/ranking" "$OUT/retrain1/merged_labels" ;; esac
+    case $flag in --fresh | --fresh=true) rm -rf "$OUT/pairs" "$OUT/retrain1" "$OUT/retrain2" ;; esac
 done
 
 # A training of a step: step NAME CONFIG LIST LABELS [flags]
@@ -33,7 +34,8 @@ label() {
 }
 
 echo "step 1 of 6: train on pairs of labelled images"
-step pairs pairs "$LABELLED" "$LABELS" "$@"
+# shellcheck disable=SC2086  # several flags in one variable
+step pairs pairs "$LABELLED" "$LABELS" "$@" $STEP1
 echo "step 2 of 6: label the unlabelled images"
 label pairs "$UNLABELLED"
 echo "step 3 of 6: rank the images"

@@ -17,6 +17,9 @@ OUT=${OUT:-runs/few_labels}
 export PRESET=${PRESET:-cisc_r}
 
 . tools/stages.sh
+for method in cisc_r unimatch; do
+    if [ ! -f "configs/$method/$DATASET.yaml" ]; then echo "error: no configs/$method/$DATASET.yaml: set DATASET" >&2; exit 2; fi
+done
 plain() { # NAME STAGE LIST LABELS [flags]: one training of CISC-R's network
     name=$1 stage=$2 TRAIN_SPLIT=$3 labels=$4
     shift 4

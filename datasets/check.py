@@ -49,15 +49,16 @@ def few_classes(present: set[int], classes: tuple[str, ...], folder: Path) -> st
     return None
 
 
-def list_problems(train: Index, val: Index) -> list[str]:
-    """Returns messages about the lists of the two splits: names that are repeated in a list or are in both lists."""
+def list_problems(train: Index, val: Index, kind: str = "training") -> list[str]:
+    """Returns messages about the lists of two splits: names that are repeated in a list or are in both lists. kind: what the
+    first list is called."""
     problems = []
-    for split, index in (("training", train), ("validation", val)):
+    for split, index in ((kind, train), ("validation", val)):
         twice = [name for name, count in Counter(index.names).items() if count > 1]
         if twice:
             problems.append(f"{twice[0]} is in the {split} list more than once ({len(twice)} names are repeated)")
     held_out = set(val.names)
     leaking = [name for name in train.names if name in held_out]
     if leaking:
-        problems.append(f"{leaking[0]} is in the training and in the validation list ({len(leaking)} names are in both)")
+        problems.append(f"{leaking[0]} is in the {kind} and in the validation list ({len(leaking)} names are in both)")
     return problems

@@ -120,10 +120,10 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     progress = Progress(**{name: unfinished[name] for name in vars(Progress())}) if unfinished else Progress()
     shown, label_quality = [], {}
     if process.is_main:
-        notes = chain(
-            crop_note(method, data.crop), list_problems(train_set.index, val_set.index), label_notes(train_set, val_set, data)
-        )
-        for note in notes:
+        of_lists = list_problems(train_set.index, val_set.index)
+        if train_set.labelled:
+            of_lists += list_problems(train_set.labelled.index, val_set.index, "labelled")
+        for note in chain(crop_note(method, data.crop), of_lists, label_notes(train_set, val_set, data)):
             print(f"note: {note}")
         shown = read_grid_images(train_set, val_set, data)
         if train_set.index.labels:  # of pseudo-labels: how right they are, as predict.py has counted
@@ -216,15 +216,16 @@ def open_training(config: Config, method: Method, process: distributed.Process) 
     superpixels = find_superpixels(data, method, index.names, process)
     partners = None
     if "partner" in reads:
-        if labelled is None and len(index) < 2:
-            raise UserError(f"split {data.train_split} has one image: pairs need two labelled images")
-        partners = open_partners(data, labelled.index if labelled else index, seed)
+        partners = open_partners(data, index, labelled.index if labelled else index, seed)
     strong = augmentation(data, "strong") if "strong" in reads else None
     return SegmentationDataset(index, augmentation(data), superpixels, seed, labelled, partners=partners, strong=strong)
 
 
-def open_partners(data: DataConfig, labelled: Index, seed: int) -> Partners:
-    """Returns the partners among the labelled images. Raises UserError for bad lists."""
+def open_partners(data: DataConfig, training: Index, labelled: Index, seed: int) -> Partners:
+    """Returns the partners of the training images among the labelled images. Raises UserError for bad lists, or if an image has
+    no partner but itself."""
+    if len(set(labelled.names)) < 2 and set(labelled.names) & set(training.names):
+        raise UserError(f"{labelled.names[0]} is the only labelled image: a partner must be another image")
     settings = data.partners
     if settings.lists is None:
         lists = class_lists(labelled, settings.first_class)

@@ -199,6 +199,8 @@ def _inside(lines: list[dict]) -> dict[str, str]:
         title = f"Gradient of each loss term at the {part.replace('_', ' and ')} weights"
         curves[title] = _plot(looks, keys, "L2 norm", scale="log")
     for key in looks[-1]:
+        if all(line.get(key) is None for line in looks):  # such as the quality of pseudo-labels without masks
+            continue
         if "/" in key and not key.startswith(("gradient/", "self_training/")):
             title, ylabel = TITLES.get(key, (key.replace("_", " "), key.rsplit("/", 1)[-1]))
             curves[title] = _plot(looks, [key], ylabel)

@@ -18,7 +18,7 @@ from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy, par
 from losses.rectified_cross_entropy import rectification, rectified_cross_entropy
 from methods.base import Method, Published, Reads
 from models.deeplab import NETWORKS, FeatureNet
-from ops.pixelwise import pixelwise_mean
+from ops.pixelwise import mean_where, pixelwise_mean
 from ops.resizing import upsample
 
 
@@ -113,16 +113,17 @@ class CISCR(Method):
         figures = {"pairs/share": (batch["partner"]["shared"] >= 0).float().mean()}
         if self.config.pseudo_labels == "rectified":
             weight, wrong, known = self.rectification(batch), *_wrong_and_known(batch)
-            figures["rectification/weight_where_right"] = weight[known & ~wrong].mean()
-            figures["rectification/weight_where_wrong"] = weight[wrong].mean()
+            figures["rectification/weight_where_right"] = mean_where(weight, known & ~wrong)
+            figures["rectification/weight_where_wrong"] = mean_where(weight, wrong)
         return figures
 
     def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """With rectified pseudo-labels: the pseudo-label, where it is wrong, and |m - S|, how much the partner disagrees."""
         if self.config.pseudo_labels != "rectified":
             return {}
-        wrong, _ = _wrong_and_known(batch)
-        return {"pseudo-label": batch["label"], "wrong": wrong, "|m - S|": 1 - self.rectification(batch)}
+        wrong, known = _wrong_and_known(batch)
+        shown = {"pseudo-label": batch["label"], "wrong": wrong, "|m - S|": 1 - self.rectification(batch)}
+        return shown if known.any() else {name: values for name, values in shown.items() if name != "wrong"}
 
     def _learn_from_pairs(self, batch: Batch, partner: Batch) -> dict[str, torch.Tensor]:
         """Step 1. One forward pass of both images of the pairs, so that batch norm sees both."""

@@ -14,7 +14,7 @@ from errors import UserError
 from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy
 from methods.base import Method
 from models.deeplab import NETWORKS, FeatureNet
-from ops.pixelwise import pixelwise_mean
+from ops.pixelwise import mean_where, pixelwise_mean
 from ops.resizing import upsample
 
 
@@ -70,6 +70,8 @@ class UniMatch(Method):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         labelled, count = batch["labelled"], len(batch["image"])
+        if count < 2:
+            raise UserError("CutMix needs two images in each process: give a larger --train.batch_size, or fewer processes")
         size = batch["image"].shape[-2:]
         features, finer = self.network.encode(torch.cat([labelled["image"], batch["image"]]))
         if self.config.views == "unimatch":  # the weak view again, with half of the channels dropped
@@ -98,8 +100,10 @@ class UniMatch(Method):
         these labels that the dense masks confirm (NaN without any)."""
         target, truth = self._target(self.network.coarse(batch["image"]), batch["outside"]), batch["truth"].long()
         known = target.confident & target.inside & (truth != IGNORE_INDEX)
-        confident = (target.confident & target.inside).sum() / target.inside.sum().clamp(min=1)
-        return {"weak_view/confident": confident, "weak_view/precision": (target.label == truth)[known].float().mean()}
+        return {
+            "weak_view/confident": mean_where(target.confident, target.inside),
+            "weak_view/precision": mean_where(target.label == truth, known),
+        }
 
     @torch.no_grad()
     def _target(self, logits: torch.Tensor, outside: torch.Tensor) -> Target:

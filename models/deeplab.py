@@ -17,19 +17,18 @@ from ops.resizing import resize
 class FeatureNet(StrideEightNet):
     """A network whose images can be compared by their feature maps."""
 
-    feature_width: int
-    """channels of the feature map"""
+    classifier: nn.Module
 
     def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The maps of `encode` -> the feature map (B, `feature_width`, h, w)."""
+        """The maps of `encode` -> the feature map (B, D, h, w)."""
         raise NotImplementedError
 
     def classify(self, feature: torch.Tensor) -> torch.Tensor:
         """The feature map -> logits (B, C, h, w)."""
-        raise NotImplementedError
+        return self.classifier(feature)
 
     def feature(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> the feature map (B, `feature_width`, h, w)."""
+        """(B, 3, H, W) -> the feature map (B, D, h, w)."""
         return self.combine(*self.encode(images))
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
@@ -39,8 +38,6 @@ class FeatureNet(StrideEightNet):
 class DeepLabV3Plus(FeatureNet):
     """ASPP with rates 12, 24, 36 on the stride-8 features; fused with the encoder's map of stride 4 by two 3x3 convolutions
     (Chen et al., ECCV 2018). The feature (256 channels, stride 4) is not negative."""
-
-    feature_width = 256
 
     def __init__(self, model: ModelConfig, num_classes: int):
         """Raises UserError if the encoder has no map of stride 4."""
@@ -56,9 +53,6 @@ class DeepLabV3Plus(FeatureNet):
         low = self.reduce(finer[-1])
         return self.fuse(torch.cat([low, resize(self.aspp(features), low.shape[-2:], align_corners=True)], dim=1))
 
-    def classify(self, feature: torch.Tensor) -> torch.Tensor:
-        return self.classifier(feature)
-
 
 class PSPNet(FeatureNet):
     """Means over 1x1, 2x2, 3x3 and 6x6 parts of the stride-8 features, each a quarter as wide, concatenated with the features;
@@ -66,19 +60,16 @@ class PSPNet(FeatureNet):
 
     def __init__(self, model: ModelConfig, num_classes: int):
         super().__init__(model, 8, deeplab_resnet)
-        self.feature_width = self.width // 4
+        width = self.width // 4
         self.pools = nn.ModuleList(
-            nn.Sequential(MeanOfParts(parts), *conv_bn_relu(self.width, self.feature_width, 1)) for parts in (1, 2, 3, 6)
+            nn.Sequential(MeanOfParts(parts), *conv_bn_relu(self.width, width, 1)) for parts in (1, 2, 3, 6)
         )
-        self.fuse = conv_bn_relu(2 * self.width, self.feature_width, 3)
-        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(self.feature_width, num_classes, 1))
+        self.fuse = conv_bn_relu(2 * self.width, width, 3)
+        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))
 
     def combine(self, features: torch.Tensor, finer: Sequence[torch.Tensor]) -> torch.Tensor:
         pooled = [resize(pool(features), features.shape[-2:], align_corners=True) for pool in self.pools]
         return self.fuse(torch.cat([features, *pooled], dim=1))
-
-    def classify(self, feature: torch.Tensor) -> torch.Tensor:
-        return self.classifier(feature)
 
 
 class DeepLabV2(FeatureNet):
@@ -86,7 +77,6 @@ class DeepLabV2(FeatureNet):
 
     def __init__(self, model: ModelConfig, num_classes: int):
         super().__init__(model, 8, deeplab_resnet)
-        self.feature_width = self.width
         convolutions = [nn.Conv2d(self.width, num_classes, 3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24)]
         for convolution in convolutions:
             nn.init.normal_(convolution.weight, std=0.01)
@@ -96,6 +86,7 @@ class DeepLabV2(FeatureNet):
         return features
 
     def classify(self, feature: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.classifier, nn.ModuleList)
         first, *others = (convolution(feature) for convolution in self.classifier)
         return sum(others, first)
 

@@ -37,6 +37,15 @@ def pixelwise_mean(
     return pixelwise({"mean": masked_mean}, logits, size, align_corners)["mean"]
 
 
+def mean_where(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of values (B, H, W) where a mask (B, H, W) bool is True, over the pixels of all processes; NaN if it is
+    True nowhere. No gradient."""
+    sums = torch.stack([(values * where).sum(dtype=torch.float64), where.sum(dtype=torch.float64)])
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums[0] / sums[1]
+
+
 class _Pixelwise(torch.autograd.Function):
     """Means and their gradients at (h, w). forward computes the gradients, and backward adds them up."""
 

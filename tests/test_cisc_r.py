@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from test_mistakes import assert_refused
 from training import LOOP
 
 import train
-from config import Config, ModelConfig
+from config import Config, DataConfig, ModelConfig
 from datasets import open_index
 from datasets.drawing.demo import CLASSES
 from datasets.files import read_label, write_label
@@ -30,6 +31,7 @@ from datasets.partners import Partners, class_lists, read_class_lists, shown_cla
 from datasets.segmentation import PARTNER_STREAM, SegmentationDataset
 from datasets.transforms import Augmentation
 from engine.checkpoint import load_model, model_of, save_checkpoint
+from engine.preparation import open_partners
 from engine.published import convert
 from errors import UserError
 from losses.cross_image import cosine_map, map_consistency, masked_mean
@@ -218,6 +220,7 @@ def test_every_network_trains_on_every_encoder(network, backbone):
     assert set(losses) == {"cross_entropy", "partner_cross_entropy", "consistency"}
     sum(losses.values()).backward()
     assert all(weight.grad is not None for weight in method.parameters())
+    assert all(next(part.parameters()).grad.any() for part in (method.network.backbone, method.network.classifier))
     assert method.eval().predict(torch.randn(1, 3, 50, 70)).shape == (1, 4, 50, 70)
 
 
@@ -362,6 +365,13 @@ def test_an_item_with_a_partner_depends_on_seed_and_key_alone(tmp_path):
     assert not torch.equal(first[0, 0]["partner"]["image"], first[1, 0]["partner"]["image"])
 
 
+def test_a_labelled_image_without_another_is_refused(tmp_path):
+    index, other = (labelled_images(tmp_path / name, [halves(0, 1)]) for name in ("one", "two"))
+    with pytest.raises(UserError, match="image0 is the only labelled image"):
+        open_partners(DataConfig(), index, index, 0)
+    assert len(open_partners(DataConfig(), replace(other, names=("another",)), index, 0).lists) == 3
+
+
 def test_bad_lists_of_partners_give_one_line(tmp_path):
     index = labelled_images(tmp_path / "data", [halves(0, 1), halves(0, 1)])
     file = tmp_path / "partners.json"
@@ -410,7 +420,13 @@ def test_groups_of_images_stay_together():
     classes = {"p1_a": {0}, "p1_b": {0}, "p2_a": {0}, "p2_b": {0, 1}, "p3_a": {2}}
     for seed in range(5):
         order = splits.covering_order(groups, classes, seed)
-        assert sorted(order) == ["p1", "p2", "p3"] and set(order[:2]) == {"p2", "p3"}
+        assert sorted(order) == ["p1", "p2", "p3"]
+        covered, adds = set(), []
+        for group in order:
+            shown = set().union(*(classes[name] for name in groups[group]))
+            adds.append(bool(shown - covered))
+            covered |= shown
+        assert adds == sorted(adds, reverse=True), "groups with a new class come before the others"
     with pytest.raises(UserError, match="does not match p1_a"):
         splits.group_names(names, "q")
     with pytest.raises(UserError, match="not a regular expression"):
@@ -602,6 +618,21 @@ def test_the_scripts_pass_the_paths_of_the_user_to_the_commands(shell, tmp_path)
     )
 
 
+def kill_at(file, command, variables):
+    """Starts a command and kills it with its children as soon as the file is new."""
+    before = file.stat().st_mtime_ns if file.exists() else None
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    child = subprocess.Popen(
+        command, env=os.environ | {"PATH": path} | {key: str(value) for key, value in variables.items()},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not file.exists() or file.stat().st_mtime_ns == before:
+        assert child.poll() is None
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 @pytest.mark.slow
 def test_the_script_trains_without_masks_of_unlabelled_images_and_survives_kills(few_masks, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
@@ -621,18 +652,7 @@ def test_the_script_trains_without_masks_of_unlabelled_images_and_survives_kills
 
     # A kill in step 1, after step 2, in step 4 and in step 6, each as soon as the file is there.
     for sign in ("pairs/last.pt", "pairs/ranking/reliable.json", "retrain1/last.pt", "retrain2/last.pt"):
-        child = subprocess.Popen(
-            ["sh", REPOSITORY / "train_cisc_r.sh", *SMALL],
-            env=os.environ
-            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            | {key: str(value) for key, value in chain_of(few_masks, out).items()},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        while not (out / sign).exists():
-            assert child.poll() is None
-            time.sleep(0.02)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        kill_at(out / sign, ["sh", REPOSITORY / "train_cisc_r.sh", *SMALL], chain_of(few_masks, out))
     done = script("train_cisc_r.sh", *SMALL, **chain_of(few_masks, out))
     assert done.returncode == 0, done.stderr
     assert results(out) == want
@@ -644,7 +664,9 @@ def test_the_script_trains_without_masks_of_unlabelled_images_and_survives_kills
     splits.write_list(few_masks / "ImageSets/Segmentation/labelled.txt", ["demo_0001", "demo_0002"])
     done = script("train_cisc_r.sh", *SMALL, **chain_of(few_masks, whole))
     assert done.returncode == 2 and "holds a run whose data changed" in done.stderr
-    done = script("train_cisc_r.sh", *SMALL, "--fresh", **chain_of(few_masks, whole))
+    command = ["sh", REPOSITORY / "train_cisc_r.sh", *SMALL, "--fresh"]
+    kill_at(whole / "pairs/ranking/reliable.json", command, chain_of(few_masks, whole))
+    done = script("train_cisc_r.sh", *SMALL, **chain_of(few_masks, whole))
     assert done.returncode == 0, done.stderr
     again = results(whole)
     assert len([key for key in again if key.startswith("pairs/ranking/scores")]) == 6, "of two labelled images"

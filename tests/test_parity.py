@@ -33,11 +33,11 @@ def network_of(name, fill, reference, shrink=1):
     return model_of(convert(published(name, fill, reference), name, shrink), name).network
 
 
-def assert_close(ours, theirs):
-    """Within 1e-4 of the largest published value."""
+def assert_close(ours, theirs, tolerance=1e-4):
+    """Within `tolerance` of the largest published value."""
     theirs = torch.as_tensor(theirs, dtype=torch.float32)
     difference = (ours - theirs).abs().max() / theirs.abs().max()
-    assert difference < 1e-4, f"relative difference {difference:.2e}"
+    assert difference < tolerance, f"relative difference {difference:.2e}"
 
 
 @pytest.mark.parametrize("shrink", [1, 2])
@@ -72,8 +72,8 @@ def test_cisc_rs_deeplabv3plus_equals_the_published_network(reference, fill):
     with torch.no_grad():
         feature, logits = network.feature(image), network(image)
     assert list(feature.shape) == case["feature_shape"].tolist()
-    assert_close(feature.mean(dim=(2, 3)), case["feature_mean"])
-    assert_close(logits, case["logits"])
+    assert_close(feature.mean(dim=(2, 3)), case["feature_mean"], 1e-5)
+    assert_close(logits, case["logits"], 1e-5)
 
 
 def test_cisc_rs_losses_equal_the_published_losses(reference):

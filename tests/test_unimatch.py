@@ -13,6 +13,7 @@ from config import ModelConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import Augmentation
+from errors import UserError
 from methods import build_method
 from methods.unimatch import Target, UniMatchConfig, cutmix_boxes, mix, with_dropped
 
@@ -37,6 +38,8 @@ def test_strong_views_show_the_same_crop_in_other_colours(tiny):
     strong = Augmentation(65, (0.5, 2.0), 0, 0, 0.5, blur=0.5, jitter=1.0)
     dataset = SegmentationDataset(open_index(tiny, "train"), place, seed=1, strong=strong)
     item, again = dataset[2, 4], dataset[2, 4]
+    unchanged = SegmentationDataset(open_index(tiny, "train"), place, seed=1, strong=place)[2, 4]
+    assert all(torch.equal(view, unchanged["image"]) for view in unchanged["strong"])
     assert item["strong"].shape == (2, 3, 65, 65) and item["strong"].dtype == torch.uint8
     assert torch.equal(item["strong"], again["strong"])
     first, second = item["strong"].float()
@@ -125,6 +128,9 @@ def test_both_forms_train_every_weight(network):
         assert list(losses) == ["cross_entropy", *names]
         sum(losses.values()).backward()
         assert all(weight.grad is not None for weight in method.parameters())
+        assert all(next(part.parameters()).grad.any() for part in (method.network.backbone, method.network.classifier))
+        with pytest.raises(UserError, match="CutMix needs two images in each process"):
+            method({name: part[:1] for name, part in batch_of().items() if name != "labelled"} | {"labelled": None})
 
 
 @pytest.mark.slow

@@ -120,6 +120,7 @@ def conditions(config: ReliableConfig, labelled: Index, unlabelled: Index) -> di
         "checkpoint_sha256": file_sha256(config.checkpoint),
         "labelled_sha256": lines_sha256(labelled.names),
         "unlabelled_sha256": lines_sha256(unlabelled.names),
+        "label_files_sha256": lines_sha256(file_sha256(file) for file in labelled.label_files),
         **{f"{kind}_sha256": [file_sha256(file) for file in files if file.is_file()] for kind, files in records.items()},
     }
 

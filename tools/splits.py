@@ -5,7 +5,8 @@
     python -m tools.splits import DATA_ROOT --split train_aug --list labeled.txt --out splits/labelled.txt
 
 `make` writes OUT/labelled_46.txt and OUT/unlabelled_46.txt for each count, all from one random order: a shorter labelled list
-is the beginning of a longer one. Images that show a new class come first, so that a list covers all classes if it can.
+is the beginning of a longer one. Images that show a new class come first, so that a list soon covers all classes. All images
+need a label, which shows their classes.
 `import` writes a published list (one or two columns of paths) with the names of the data set.
 """
 
@@ -18,8 +19,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from command_line import parse_command
 from datasets import open_index
+from datasets.drawing.demo import draw_if_missing
 from datasets.files import atomic_write, read_label
-from datasets.index import Index, read_lines, resolve_folder, without_suffix
+from datasets.index import Index, read_lines, without_suffix
 from datasets.segmentation import present_ids
 from errors import UserError, run
 
@@ -68,6 +70,7 @@ def main() -> int:
         write_list(Path(config.out), names)
         print(f"{config.out}: {len(names)} images")
         return 0
+    draw_if_missing(config.root)
     index = open_index(config.root, config.split, config.labels)
     groups = group_names(index.names, config.groups)
     too_many = [count for count in config.counts if count >= len(groups)]
@@ -75,7 +78,8 @@ def main() -> int:
         what = "groups" if config.groups else "images"
         raise UserError(f"--counts {too_many[0]}: split {config.split} has {len(groups)} {what}; some must stay unlabelled")
     order = covering_order(groups, classes_of(index), config.seed)
-    out = resolve_folder(Path(config.root), config.out)
+    out = Path(config.out)
+    out = out if len(out.parts) > 1 else Path(config.root) / out
     for count in config.counts:
         chosen = {name for group in order[:count] for name in groups[group]}
         for kind, names in (
@@ -110,21 +114,17 @@ def classes_of(index: Index) -> dict[str, set[int]]:
 
 
 def covering_order(groups: dict[str, list[str]], classes: dict[str, set[int]], seed: int) -> list[str]:
-    """Returns the groups in a random order. At the front stand, in this order, the groups with the most classes that no group
-    before them shows; the others follow."""
+    """Returns the groups in a random order, but groups with a class that no group before them shows come first."""
     shown = {group: set().union(*(classes[name] for name in names)) for group, names in groups.items()}
     names = list(groups)
-    waiting = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
-    order: list[str] = []
+    drawn = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
     covered: set[int] = set()
-    while waiting:
-        best = max(waiting, key=lambda group: len(shown[group] - covered))  # the first of the best in the random order
-        if not shown[best] - covered:
-            break
-        covered |= shown[best]
-        order.append(best)
-        waiting.remove(best)
-    return order + waiting
+    first = []
+    for group in drawn:
+        if shown[group] - covered:
+            covered |= shown[group]
+            first.append(group)
+    return list(dict.fromkeys(first + drawn))
 
 
 def import_list(file: Path, index: Index) -> list[str]:

@@ -20,11 +20,6 @@ from datasets import CLASS_LISTS
 from errors import UserError
 from methods import METHODS
 
-# Weight that only this network has -> the network's name. The networks are recognised, but not built here.
-UNSUPPORTED = {
-    "aspp.aspp1.atrous_conv.weight": "RecurSeed's DeepLabv3+",
-}
-
 # (number of blocks in layer3, whether the blocks are bottlenecks) -> name.
 RESNET_OF_BLOCKS = {
     (2, False): "resnet18",
@@ -57,16 +52,13 @@ def load_file(path: str | Path) -> object:
 def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
     """Returns a published file's content as a checkpoint of this project: `config`, `classes`, `method`.
 
-    shrink: shrink of the random walk, which the weights do not show. Raises UserError for a network that is not built here.
+    shrink: shrink of the random walk, which the weights do not show. Raises UserError for an unknown network.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     tensors = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
     if not tensors or not state:
         raise UserError(f"{path}: neither a checkpoint of this project nor one released by the papers' authors")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    for key, name in UNSUPPORTED.items():
-        if key in state:
-            raise UserError(f"{path}: holds the weights of {name}; this project does not have this network yet")
     published = next((known[key] for known in (m.published for m in METHODS.values()) for key in known if key in state), None)
     if published is None and {"conv1.weight", "layer4.0.conv1.weight", "fc.weight"} <= state.keys():
         raise UserError(f"{path}: torchvision weights of a {_depth(state, '', path)}: give them as --model.weights {path}")
@@ -88,7 +80,7 @@ def convert(content: object, path: str | Path, shrink: int = 1) -> dict:
         prefix = next((old for old in names if key.startswith(old)), None)
         if prefix is not None:
             ours["network." + names[prefix] + key.removeprefix(prefix)] = value
-    return {"config": config, "classes": classes, "method": ours}
+    return {"config": config, "classes": classes, "method": published.complete(ours)}
 
 
 def _depth(state: dict[str, torch.Tensor], prefix: str, path: str | Path) -> str:

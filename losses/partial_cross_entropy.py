@@ -19,11 +19,11 @@ def partial_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Te
     return entropy.sum() / (label != IGNORE_INDEX).sum().clamp(min=1)
 
 
-def coarse_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def coarse_cross_entropy(logits: torch.Tensor, label: torch.Tensor, align_corners: bool = True) -> torch.Tensor:
     """`partial_cross_entropy` of coarse logits (B, C, h, w), resized to the label (B, H, W) a few images at a time. Over
     several processes, the mean is over the labelled pixels of all."""
 
     def term(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return partial_cross_entropy(logits, label[some]), (label[some] != IGNORE_INDEX).sum()
 
-    return pixelwise_mean(term, logits, label.shape[-2:])
+    return pixelwise_mean(term, logits, label.shape[-2:], align_corners)

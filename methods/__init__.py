@@ -5,9 +5,16 @@ from methods.base import Method
 from methods.blpseg import BLPSeg
 from methods.cc4s import CC4S
 from methods.cisc_r import CISCR
+from methods.recurseed import RecurSeed
 from methods.unimatch import UniMatch
 
-METHODS: dict[str, type[Method]] = {"cc4s": CC4S, "blpseg": BLPSeg, "cisc_r": CISCR, "unimatch": UniMatch}
+METHODS: dict[str, type[Method]] = {
+    "cc4s": CC4S,
+    "blpseg": BLPSeg,
+    "cisc_r": CISCR,
+    "unimatch": UniMatch,
+    "recurseed": RecurSeed,
+}
 
 SETTINGS: dict[str, type[MethodConfig]] = {name: method.settings for name, method in METHODS.items()}
 

@@ -15,13 +15,15 @@ class Published(NamedTuple):
 
     settings: state dict -> the method's settings. names: prefix of a published weight -> prefix in `network`, such as
     "conv5a." -> "reduce."; weights without such a prefix are not used. backbone: prefix of the ResNet's weights. classifier:
-    the weight of the last layer; its first side is the number of classes.
+    the weight of the last layer; its first side is the number of classes. complete: adds weights to ours that the release
+    lacks.
     """
 
     settings: Callable[[dict[str, torch.Tensor]], MethodConfig]
     names: dict[str, str]
     backbone: str
     classifier: str
+    complete: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
 
 
 Reads = Literal["label", "tags", "strong", "boundary", "superpixel", "labelled", "partner", "teacher"]

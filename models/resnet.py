@@ -86,6 +86,14 @@ def deeplab_resnet(name: str, finest: int = 8) -> ResNet:
     return ResNet(resnet, _strides_to_8(finest))
 
 
+def stride16_resnet(name: str) -> ResNet:
+    """torchvision's ResNet `name` whose `layer4` keeps stride 16 without dilation, as in RecurSeed: the maps of the four
+    stages, of strides 4, 8, 16 and 16."""
+    resnet = getattr(torchvision.models, name)(weights=None)
+    _dilate(resnet.layer4, (1,))
+    return ResNet(resnet, {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 16})
+
+
 def _strides_to_8(finest: int) -> dict[str, int]:
     return {key: stride for key, stride in {"relu": 2, "layer1": 4, "layer4": 8}.items() if stride >= finest}
 

@@ -9,7 +9,6 @@ import torch
 from datasets import CLASS_LISTS
 from engine.checkpoint import load_model, model_of
 from engine.published import convert
-from errors import UserError
 from losses.cross_image import cosine_map, map_consistency, masked_mean
 from losses.eigenspace import eigenspace_consistency
 from losses.label_preference import label_preference
@@ -157,7 +156,13 @@ def test_published_files_load_directly_and_after_conversion(reference, fill, nam
     assert code == 2 and "is there already" in error
 
 
-@pytest.mark.parametrize(("name", "message"), [("recurseed_deeplabv3plus_resnet50", "RecurSeed")])
-def test_the_error_for_an_unsupported_published_network_names_it(reference, fill, name, message):
-    with pytest.raises(UserError, match=message):
-        convert(published(name, fill, reference), name)
+def test_recurseeds_network_equals_the_published_network(reference, fill):
+    case = np.load(reference / "recurseed_deeplabv3plus_resnet50.npz")
+    method = model_of(convert(published("recurseed_deeplabv3plus_resnet50", fill, reference), "file"), "file")
+    image = fill.image(int(case["seed"]), int(case["batch"]), int(case["height"]), int(case["width"]))
+    with torch.no_grad():
+        activations = method.network.tags(method.network.encode(image)[1])
+        assert_close(activations, case["cam_features"], 1e-5)
+        assert_close(activations.mean(dim=(2, 3)), case["cls_logits"], 1e-5)
+        assert_close(method.network(image), case["seg_logits"], 1e-5)
+        assert_close(method.predict(image), case["seg_logits"], 1e-5)

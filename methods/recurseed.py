@@ -1,0 +1,255 @@
+"""RecurSeed and CertainMix (Jo et al., arXiv 2204.06754): image tags alone. The training was not released; docs/recurseed.md
+names what is a choice here.
+
+Tags train a classifier of the features. Its class activation maps are grown along the self-correlation of the features (SCG),
+refined to the edges of the image (PAMR), and filtered: certain pixels are labels of the decoder (RecurSeed). The decoder
+improves the features, and so the next labels. CertainMix also trains on images with certain objects of others pasted in.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch.optim.swa_utils import AveragedModel
+
+from config import Config, MethodConfig, ModelConfig
+from datasets.batch import Batch
+from errors import UserError
+from losses.certain_labels import certain_labels
+from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy
+from losses.tag_loss import tag_loss
+from methods.base import Method, Published
+from models.recurseed import RecurSeedNet
+from ops.pamr import pamr
+from ops.pixelwise import mean_where
+from ops.resizing import resize, upsample
+from ops.self_correlation import class_maps, self_correlation
+
+
+@dataclass
+class RecurSeedConfig(MethodConfig):
+    """RecurSeed: when its terms begin, and what becomes a label."""
+
+    name: str = "recurseed"
+    """the method"""
+    segment_from: NonNegativeFloat = 5.0
+    """epochs until the decoder learns from the labels of the classifier"""
+    mix_from: NonNegativeFloat | None = 15.0
+    """epochs until CertainMix begins; null: never"""
+    certain: ClosedUnitInterval = 0.55
+    """least value of a class at a pixel that becomes its label"""
+    uncertain: ClosedUnitInterval = 0.10
+    """largest value of all classes at a pixel that becomes background"""
+    correlate: bool = True
+    """grow the activation maps along the self-correlation (SCG)"""
+    refine: NonNegativeInt = 10
+    """steps of the refinement to the edges of the image (PAMR); 0: none"""
+    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 12, 24)
+    """distances of PAMR's neighbours, pixels"""
+    renormalise: bool = True
+    """divide each class's refined map by its largest value"""
+    decay: ClosedUnitInterval = 0.9999
+    """decay of the average of the weights, which is evaluated; it grows from 0 as 1 - exp(-updates / 2000)"""
+    seed_thresholds: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 0.05)
+    """least activation of a seed of a class, and largest activation of a seed of the background"""
+
+
+# Published name of a weight -> ours, by prefix.
+NAMES = {
+    "model.": "backbone.",
+    "classifier.": "classifier.",
+    **{f"aspp.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+    **{f"aspp.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
+    "aspp.global_avg_pool.": "aspp.pooled.",
+    "aspp.conv1.": "aspp.project.0.",
+    "aspp.bn1.": "aspp.project.1.",
+    "decoder.conv1.": "reduce.0.",
+    "decoder.bn1.": "reduce.1.",
+    "decoder.classifier.": "decoder.",
+}
+
+
+def with_average(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights, and the same weights as the average: a released file has one network."""
+    average = {key.replace("network.", "average.module.", 1): value.clone() for key, value in weights.items()}
+    return weights | average | {"average.n_averaged": torch.tensor(1)}
+
+
+class Seeds(NamedTuple):
+    """The steps from activations to labels."""
+
+    cam: torch.Tensor
+    """(B, C - 1, h, w): class activation maps in [0, 1]"""
+    grown: torch.Tensor
+    """(B, C - 1, h, w): after SCG"""
+    refined: torch.Tensor
+    """(B, k, H, W): of the tagged classes, after PAMR"""
+    label: torch.Tensor
+    """(B, H, W) int64: certain labels"""
+
+
+class RecurSeed(Method):
+    """A DeepLabv3+ with a classifier of tags, and the average of its weights."""
+
+    settings = RecurSeedConfig
+    published = {  # noqa: RUF012, read only
+        "aspp.aspp1.atrous_conv.weight": Published(
+            lambda _: RecurSeedConfig(), NAMES, "model.", "decoder.classifier.8.weight", with_average
+        )
+    }
+    reads = frozenset({"tags"})
+    fewest_images = 2  # batch norm over the pooled features needs two images; a partner is another image
+    preset = "fast"
+    grid = (32, 0)  # the network resizes with align_corners=False
+    network: RecurSeedNet
+
+    def __init__(self, config: RecurSeedConfig, model: ModelConfig, num_classes: int):
+        super().__init__()
+        if model.decoder != ModelConfig.decoder:
+            raise UserError("--model.decoder is for CC4S: RecurSeed has a decoder of its own")
+        self.config = config
+        self.network = RecurSeedNet(model, num_classes)
+        self.average = AveragedModel(self.network, avg_fn=self._averaged, use_buffers=True).requires_grad_(False)
+        self.segments = self.mixes = False
+
+    def check_settings(self, config: Config, steps: int, epochs: float) -> None:
+        settings = self.config
+        if settings.segment_from >= epochs:
+            raise UserError(
+                f"method.segment_from is {settings.segment_from} epochs, but training ends after {epochs:.1f}: the decoder "
+                "would not learn; give an earlier epoch, more --train.epochs or --train.steps"
+            )
+        if settings.mix_from is not None and settings.mix_from < settings.segment_from:
+            raise UserError("method.mix_from comes before method.segment_from: CertainMix needs a decoder that has learnt")
+        if settings.uncertain >= settings.certain:
+            raise UserError("method.uncertain has to be less than method.certain")
+
+    def begin_training(self, teacher: Method | None) -> None:
+        super().begin_training(teacher)
+        self.average.update_parameters(self.network)  # the first update is a copy
+
+    def begin_step(self, step: int, epoch: float) -> None:
+        self.segments = epoch >= self.config.segment_from
+        self.mixes = self.config.mix_from is not None and epoch >= self.config.mix_from
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.network)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        images, tags, outside = batch["image"], batch["tags"], batch["outside"]
+        maps, features = self.network.encode(images)
+        activations, logits = self.network.tags(features), self.network.segment(maps, features)
+        if self.segments:
+            label = self.seeds(images, tags, outside, maps, activations).label
+        else:
+            label = torch.full_like(outside, IGNORE_INDEX, dtype=torch.int64)  # a loss of 0 with all weights in the graph
+        losses = {
+            "tags": tag_loss(activations, tags, outside),
+            "segmentation": coarse_cross_entropy(logits, label, align_corners=False),
+        }
+        if self.config.mix_from is None:
+            return losses
+        if not self.mixes:
+            return losses | {"mixed_tags": 0 * losses["tags"], "mixed_segmentation": 0 * losses["segmentation"]}
+        mixed = self.mixed(images, tags, outside, logits.detach())
+        maps, features = self.network.encode(mixed["image"])
+        logits = self.network.segment(maps, features)
+        return losses | {
+            "mixed_tags": tag_loss(self.network.tags(features), mixed["tags"], outside),
+            "mixed_segmentation": coarse_cross_entropy(logits, mixed["label"], align_corners=False),
+        }
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return self.average.module(images)
+
+    @torch.no_grad()
+    def seeds(
+        self,
+        images: torch.Tensor,
+        tags: torch.Tensor,
+        outside: torch.Tensor,
+        maps: list[torch.Tensor],
+        activations: torch.Tensor,
+    ) -> Seeds:
+        """RecurSeed's labels of images (B, 3, H, W) with tags (B, C - 1), from the encoder's maps and the classifier's
+        activations (B, C - 1, h, w). outside: (B, H, W) bool."""
+        config, grid = self.config, activations.shape[-2:]
+        inside = ~cells_outside(outside, grid)[:, None]
+        cam = activations.float().relu() * inside
+        cam = cam / (cam.amax(dim=(2, 3), keepdim=True) + 1e-5)
+        grown = cam
+        if config.correlate:
+            strides = self.network.backbone.strides
+            chosen = (maps[strides.index(stride)] for stride in (8, 16))
+            correlations = [self_correlation(resize(one.float(), grid, align_corners=False)) for one in chosen]
+            grown = class_maps(correlations, cam, *config.seed_thresholds)
+        refined, ids = tagged(upsample(grown, images.shape[-2:], align_corners=False), tags)
+        if config.refine:
+            refined = pamr(images, refined, config.refine, config.dilations)
+        if config.renormalise:
+            refined = refined / (refined.amax(dim=(2, 3), keepdim=True) + 1e-5)
+        return Seeds(cam, grown, refined, certain_labels(refined, ids, outside, config.certain, config.uncertain))
+
+    @torch.no_grad()
+    def mixed(self, images: torch.Tensor, tags: torch.Tensor, outside: torch.Tensor, logits: torch.Tensor) -> Batch:
+        """CertainMix: where a partner of the batch is certain foreground, its pixel and its class replace those of the image.
+        Returns `image`, `label` and `tags`, the tags of both."""
+        config = self.config
+        probabilities = upsample(logits, images.shape[-2:], align_corners=False).softmax(dim=1)[:, 1:]
+        refined, ids = tagged(probabilities, tags)
+        if config.refine:
+            refined = pamr(images, refined, config.refine, config.dilations)
+        label = certain_labels(refined, ids, outside, config.certain, config.uncertain)
+        shift = int(torch.randint(1, len(images), ()))  # never the image itself
+        partner = label.roll(shift, dims=0)
+        pasted = (partner > 0) & (partner != IGNORE_INDEX)
+        return {
+            "image": torch.where(pasted[:, None], images.roll(shift, dims=0), images),
+            "label": torch.where(pasted, partner, label),
+            "tags": torch.maximum(tags, tags.roll(shift, dims=0)),
+        }
+
+    def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """`seeds/precision` and `seeds/recall` of the certain labels of the foreground; `seeds/labelled`, the share of pixels
+        with a label, background included."""
+        label, truth = self._seeds_of(batch).label, batch["truth"].long()
+        known, found = truth != IGNORE_INDEX, (label > 0) & (label != IGNORE_INDEX)
+        right = label == truth
+        return {
+            "seeds/precision": mean_where(right, found & known),
+            "seeds/recall": mean_where(right, known & (truth > 0)),
+            "seeds/labelled": mean_where(label != IGNORE_INDEX, ~batch["outside"]),
+        }
+
+    def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The largest value of all tagged classes at each step from activations to labels, and the labels."""
+        seeds, size = self._seeds_of(batch), batch["image"].shape[-2:]
+        largest = {name: resize(tagged(values, batch["tags"])[0].amax(dim=1, keepdim=True), size, align_corners=False)[:, 0]
+                   for name, values in (("CAM", seeds.cam), ("SCG", seeds.grown))}  # fmt: skip
+        return largest | {"PAMR": seeds.refined.amax(dim=1), "label": seeds.label}
+
+    def _seeds_of(self, batch: Batch) -> Seeds:
+        maps, features = self.network.encode(batch["image"])
+        return self.seeds(batch["image"], batch["tags"], batch["outside"], maps, self.network.tags(features))
+
+    def _averaged(self, average: torch.Tensor, weight: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
+        decay = self.config.decay * (1 - math.exp(-float(updates) / 2000))
+        return (decay * average + (1 - decay) * weight).to(average.dtype)
+
+
+def tagged(maps: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The maps (B, C - 1, h, w) of the tagged classes alone: (B, k, h, w) and their class ids (B, k), where k is the largest
+    number of tags of an image, at least 1. Spare maps are 0."""
+    count = max(1, int(tags.sum(dim=1).max()))
+    present, order = tags.sort(dim=1, descending=True, stable=True)
+    chosen = order[:, :count]
+    maps = maps.gather(1, chosen[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+    return maps * present[:, :count, None, None], chosen + 1
+
+
+def cells_outside(outside: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """Whether the centre of each cell of a coarse map lies outside the image: outside (B, H, W) bool -> (B, h, w) bool."""
+    return F.interpolate(outside[:, None].float(), grid, mode="nearest-exact")[:, 0] > 0

@@ -1,0 +1,234 @@
+"""RecurSeed and CertainMix: labels from tags, the mix, the average of the weights, and training without a spatial label."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPOSITORY
+from test_distributed import assert_same_training, launch
+from test_losses import gradients, normal
+from training import LOOP
+
+import train
+from config import Config, ModelConfig
+from datasets import open_index
+from datasets.files import read_label, write_label
+from datasets.segmentation import present_ids
+from engine.checkpoint import load_model
+from errors import UserError
+from losses.certain_labels import certain_labels
+from losses.tag_loss import tag_loss
+from methods import build_method
+from methods.recurseed import RecurSeedConfig, cells_outside, tagged
+
+MODEL = ModelConfig("timm:mobilenetv3_small_050", "none")
+
+
+# Labels
+
+
+def test_both_borders_of_the_certain_filter_are_inclusive():
+    maps = torch.tensor([[[[0.55, 0.5499, 0.10, 0.1001]], [[0.0, 0.2, 0.05, 0.0]]]])
+    outside = torch.zeros(1, 1, 4, dtype=torch.bool)
+    ids = torch.tensor([[3, 7]])
+    assert certain_labels(maps, ids, outside, 0.55, 0.10).tolist() == [[[3, 255, 0, 255]]]
+    assert certain_labels(maps.flip(1), ids, outside, 0.55, 0.10).tolist() == [[[7, 255, 0, 255]]]
+    outside[..., 0] = True
+    assert certain_labels(maps, ids, outside, 0.55, 0.10).tolist() == [[[255, 255, 0, 255]]]
+
+
+def test_only_tagged_classes_are_packed_and_an_image_without_tags_is_background():
+    maps = torch.rand(3, 5, 2, 2)
+    tags = torch.tensor([[0.0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]])
+    packed, ids = tagged(maps, tags)
+    assert packed.shape == (3, 2, 2, 2)
+    assert ids[0].tolist() == [2, 5] and ids[2, 0].item() == 3
+    assert torch.equal(packed[0], maps[0, [1, 4]]) and torch.equal(packed[2, 0], maps[2, 2])
+    assert (packed[1] == 0).all() and (packed[2, 1] == 0).all()
+    label = certain_labels(packed, ids, torch.zeros(3, 2, 2, dtype=torch.bool), 0.0001, 0)
+    assert (label[1] == 0).all() and set(label[0].unique().tolist()) <= {2, 5} and (label[2] == 3).all()
+    assert tagged(maps, torch.zeros(3, 5))[0].shape == (3, 1, 2, 2)
+
+
+def test_the_tag_loss_equals_a_loop_over_the_cells_inside_the_image():
+    activations, tags = normal(2, 3, 4, 4).float().requires_grad_(), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    outside = torch.zeros(2, 16, 16, dtype=torch.bool)
+    outside[1, :, 8:] = True
+    terms = []
+    for b, columns in ((0, 4), (1, 2)):
+        for k in range(3):
+            logit = activations[b, k, :, :columns].mean()
+            terms.append(-F.logsigmoid(logit if tags[b, k] else -logit))
+    want = torch.stack(terms).mean()
+    got = tag_loss(activations, tags, outside)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients(got, activations), gradients(want, activations))
+    assert cells_outside(outside, (4, 4))[1, 0].tolist() == [False, False, True, True]
+
+
+# The method
+
+
+def batch_of(count=3, side=64, classes=4):
+    tags = torch.zeros(count, classes - 1)
+    tags[torch.arange(count), torch.arange(count) % (classes - 1)] = 1
+    outside = torch.zeros(count, side, side, dtype=torch.bool)
+    outside[0, :, -9:] = True
+    return {"image": torch.randn(count, 3, side, side), "tags": tags, "outside": outside}
+
+
+def method_at(epoch, **settings):
+    method = build_method(RecurSeedConfig(refine=2, dilations=(1, 2), **settings), MODEL, 4).train()
+    method.begin_training(None)
+    method.begin_step(0, epoch)
+    return method
+
+
+def test_labels_hold_no_untagged_class_and_nothing_outside():
+    method, batch = method_at(6), batch_of()
+    seeds = method._seeds_of(batch)
+    assert seeds.cam.min() >= 0 and seeds.cam.max() <= 1 and seeds.grown.max() <= 1 + 1e-6
+    for image in range(3):
+        allowed = {0, 255, 1 + int(batch["tags"][image].argmax())}
+        assert set(seeds.label[image].unique().tolist()) <= allowed
+    assert (seeds.label[batch["outside"]] == 255).all()
+    assert method._seeds_of(batch | {"tags": torch.zeros(3, 3)}).label[1].eq(0).all()
+
+
+def test_before_its_epoch_a_term_is_exactly_0_under_its_name_and_every_weight_is_in_the_graph():
+    for epoch, zeros in ((0, {"segmentation", "mixed_tags", "mixed_segmentation"}), (6, {"mixed_tags", "mixed_segmentation"})):
+        method = method_at(epoch)
+        losses = method(batch_of())
+        assert list(losses) == ["tags", "segmentation", "mixed_tags", "mixed_segmentation"]
+        assert {name for name, loss in losses.items() if loss.item() == 0} == zeros
+        sum(losses.values()).backward()
+        assert all(weight.grad is not None for weight in method.network.parameters())
+    assert all(loss.item() > 0 for loss in method_at(16)(batch_of()).values())
+    assert list(method_at(16, mix_from=None)(batch_of())) == ["tags", "segmentation"]
+
+
+def test_the_segmentation_loss_alone_gives_the_classifier_no_gradient():
+    method = method_at(6)
+    losses = method(batch_of())
+    weight = method.network.classifier.weight
+    assert torch.autograd.grad(losses["segmentation"], weight, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(losses["tags"], weight)[0].any()
+
+
+def test_pixel_label_and_tags_of_a_mix_come_from_one_source():
+    method = method_at(16)
+    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 32, 32)
+    tags = torch.eye(3)
+    logits = torch.full((3, 4, 8, 8), -9.0)
+    logits[:, 0] = 0
+    for image in range(3):
+        logits[image, 0, :, 4 * (image % 2) : 4 * (image % 2) + 4] = -9
+        logits[image, 1 + image, :, 4 * (image % 2) : 4 * (image % 2) + 4] = 9  # an object in one half
+    mixed = method.mixed(images, tags, torch.zeros(3, 32, 32, dtype=torch.bool), logits)
+    sources, certain = mixed["image"][:, 0].long(), 0
+    for image in range(3):
+        other = int(mixed["tags"][image].nonzero().flatten()[mixed["tags"][image].nonzero().flatten() != image])
+        assert mixed["tags"][image].nonzero().flatten().tolist() == sorted([image, other])
+        pasted = sources[image] == other
+        assert (mixed["label"][image][pasted] == 1 + other).all()
+        assert set(mixed["label"][image][~pasted].unique().tolist()) <= {0, 255, 1 + image}
+        certain += int(pasted.sum())
+    assert certain > 0
+
+
+def test_the_average_follows_its_closed_form_and_is_what_predicts():
+    method = method_at(0, decay=0.9)
+    weight, average = method.network.classifier.weight, method.average.module.classifier.weight
+    assert torch.equal(weight, average), "the first update is a copy"
+    expected = average.clone()
+    for update in range(1, 4):
+        with torch.no_grad():
+            weight.add_(1.0)
+        method.after_step()
+        decay = 0.9 * (1 - math.exp(-update / 2000))
+        expected = decay * expected + (1 - decay) * weight
+        torch.testing.assert_close(average, expected)
+    assert not average.requires_grad
+    method.eval()
+    with torch.no_grad():
+        for parameter in method.network.parameters():
+            parameter.fill_(float("nan"))
+        assert method.predict(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({}, "segment_from is 5.0 epochs, but training ends after 2.0"),
+    ({"segment_from": 1, "mix_from": 0.5}, "mix_from comes before"),
+    ({"segment_from": 1, "uncertain": 0.6}, "uncertain has to be less"),
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused(settings, message):
+    method = build_method(RecurSeedConfig(**settings), MODEL, 4)
+    with pytest.raises(UserError, match=message):
+        method.check_settings(Config(method.config), 100, 2.0)
+
+
+# Training
+
+FLAGS = [
+    *LOOP, "--config", REPOSITORY / "configs/recurseed/voc.yaml", "--model.backbone", MODEL.backbone, "--data.crop", "64",
+    "--method.segment_from", "0.25", "--method.mix_from", "0.5", "--method.refine", "2", "--method.dilations", "[1, 2]",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tags_alone(root):
+    """A data set whose training images have tags.json, but neither masks nor scribbles."""
+    index = open_index(root, "train", "SegmentationClass")
+    tags = {
+        name: [index.classes[number] for number in present_ids(read_label(file))[1:7].nonzero()[0] + 1]
+        for name, file in zip(index.names, index.label_files, strict=True)
+    }
+    (root / "tags.json").write_text(json.dumps(tags))
+    for name, file in zip(index.names, index.label_files, strict=True):
+        file.unlink()
+        (root / "scribbles" / f"{name}.png").unlink()
+    return root
+
+
+def weights(run):
+    return torch.load(run / "last.pt", weights_only=True)["method"]
+
+
+@pytest.mark.slow
+def test_training_reads_tags_alone_and_resumes_over_both_starts(tags_alone, tmp_path, cli):
+    flags = [*FLAGS, "--data.root", tags_alone]
+    code, _, error = cli(train.main, *flags, "--out", tmp_path / "whole")
+    assert code == 0, error
+    whole = weights(tmp_path / "whole")
+    assert (tmp_path / "whole/inside.png").is_file()
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    terms = [line for line in lines if "segmentation" in line]
+    assert [line["segmentation"] > 0 for line in terms] == [False, True, True, True]
+    assert [line["mixed_segmentation"] > 0 for line in terms] == [False, False, True, True]
+
+    masks = tags_alone / "SegmentationClass"
+    for name in (tags_alone / "ImageSets/Segmentation/train.txt").read_text().split():  # masks of one wrong class
+        image = read_label(masks / "demo_0009.png") * 0 + 3
+        write_label(masks / f"{name}.png", image)
+    code, _, error = cli(train.main, *flags, "--out", tmp_path / "masked")
+    assert code == 0, error
+    assert all(torch.equal(value, whole[key]) for key, value in weights(tmp_path / "masked").items())
+
+    for stop in (1, 2):  # before the first and before the second start
+        done = launch(1, REPOSITORY / "tests/stop.py", str(stop), *flags, "--out", tmp_path / f"stopped{stop}")
+        assert done.returncode == -9, done.stderr
+        code, _, error = cli(train.main, *flags, "--out", tmp_path / f"stopped{stop}")
+        assert code == 0, error
+        assert all(torch.equal(value, whole[key]) for key, value in weights(tmp_path / f"stopped{stop}").items())
+    assert load_model(tmp_path / "whole/best.pt").predict(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tags_alone, tmp_path):
+    flags = [*FLAGS, "--data.root", tags_alone, "--train.batch_size", "4", "--train.lr", "0.001", "--method.mix_from", "null"]
+    for processes in (1, 2):
+        done = launch(processes, REPOSITORY / "tests/steady.py", *flags, "--out", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "2", tmp_path / "1", weights=1e-4, losses=1e-3)

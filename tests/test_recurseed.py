@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -9,19 +10,20 @@ import torch.nn.functional as F
 from conftest import REPOSITORY
 from test_distributed import assert_same_training, launch
 from test_losses import gradients, normal
+from test_mistakes import assert_refused
 from training import LOOP
 
 import train
 from config import Config, ModelConfig
 from datasets import open_index
 from datasets.files import read_label, write_label
-from datasets.segmentation import present_ids
 from engine.checkpoint import load_model
 from errors import UserError
 from losses.certain_labels import certain_labels
 from losses.tag_loss import tag_loss
 from methods import build_method
 from methods.recurseed import RecurSeedConfig, cells_outside, tagged
+from tools import tags
 
 MODEL = ModelConfig("timm:mobilenetv3_small_050", "none")
 
@@ -169,6 +171,19 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         method.check_settings(Config(method.config), 100, 2.0)
 
 
+def test_tags_are_the_classes_of_the_masks(root, cli):
+    code, printed, error = cli(tags.main, root, "--splits", "[train, val]")
+    assert code == 0 and "11 images" in printed, error
+    written = json.loads((root / "tags.json").read_text())
+    index = open_index(root, "val", "SegmentationClass")
+    for position, (name, file) in enumerate(zip(index.names, index.label_files, strict=True)):
+        shown = sorted(set(read_label(file).flatten().tolist()) - {0, 255})
+        assert written[name] == [index.classes[number] for number in shown]
+        assert open_index(root, "val").tags[position].nonzero()[0].tolist() == [number - 1 for number in shown]
+    assert_refused(cli(tags.main, root), "tags.json is there already")
+    assert cli(tags.main, root, "--replace")[0] == 0
+
+
 # Training
 
 FLAGS = [
@@ -178,14 +193,11 @@ FLAGS = [
 
 
 @pytest.fixture
-def tags_alone(root):
+def tags_alone(root, monkeypatch):
     """A data set whose training images have tags.json, but neither masks nor scribbles."""
     index = open_index(root, "train", "SegmentationClass")
-    tags = {
-        name: [index.classes[number] for number in present_ids(read_label(file))[1:7].nonzero()[0] + 1]
-        for name, file in zip(index.names, index.label_files, strict=True)
-    }
-    (root / "tags.json").write_text(json.dumps(tags))
+    monkeypatch.setattr(sys, "argv", ["tags", str(root)])
+    assert tags.main() == 0
     for name, file in zip(index.names, index.label_files, strict=True):
         file.unlink()
         (root / "scribbles" / f"{name}.png").unlink()

@@ -150,7 +150,7 @@ def items_of_shard(items: Sequence[T], shard: str) -> Sequence[T]:
         shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, such as 1/4")
+        raise UserError(f"--shard {shard!r}: write i/n with 1 <= i <= n, such as 1/4")
     return items[int(match[1]) - 1 :: int(match[2])]
 
 

@@ -394,7 +394,7 @@ def test_pseudo_labels_with_class_thresholds_tags_crf_and_shards(checkpoints, ro
     assert_refused(cli(predict.main, *others), "3 classes")
     assert not (tmp_path / "x").exists()
     assert_refused(cli(predict.main, *refused, "--class_thresholds", "{unicorn: 0.5}"), "unicorn is not one of the classes")
-    assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard 0/2")
+    assert_refused(cli(predict.main, *refused, "--shard", "0/2"), "--shard '0/2'")
     (root / "tags.json").unlink()
     assert_refused(cli(predict.main, *refused, "--classes", "tags"), "tags.json")
 

@@ -37,7 +37,7 @@ class Batch(TypedDict, total=False):
     edge_starts: list[int]
     """B + 1 numbers: image i has the edges starts[i] to starts[i + 1] - 1"""
     truth: torch.Tensor
-    """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` gets them"""
+    """(B, H, W) uint8: dense masks, 255 = unknown. Only `Method.figures` and `Method.pictures` get them"""
     labelled: "Batch"
     """B more images with labels, drawn at random from the labelled split"""
     partner: "Batch"

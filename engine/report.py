@@ -74,7 +74,8 @@ def training_report(run: Path) -> None:
             legend = "Images of the first batch. Numbers: dark is 0, yellow is 1. Errors are red."
             pictures.append({"title": "Inside the method", "legend": legend, "colours": [], "picture": _embed(grid)})
     described = yaml.safe_load(config)
-    lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {described['data']['labels']}"
+    labels = "tags.json" if described["data"]["tags"] == "file" else described["data"]["labels"]
+    lead = f"{described['method']['name']}, {described['model']['backbone']}, trained on {labels}"
     _write(
         run,
         title=f"Training: {run.name}",

@@ -51,6 +51,8 @@ class Method(nn.Module):
     """pixels; predicting a larger image whole takes minutes"""
     grid: tuple[int, int] = (1, 0)
     """(unit, rest): sides of unit * k + rest pixels fit the network's maps; `engine.inference.on_grid` pads images to them"""
+    takes_decoder = False
+    """whether the network has the choice of `--model.decoder`"""
     network: Any
     """an nn.Module whose `backbone` takes pretrained weights"""
     classes: tuple[str, ...]

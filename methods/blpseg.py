@@ -65,8 +65,8 @@ class BLPSeg(Method):
 
     def __init__(self, config: BLPSegConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if (model.maps, model.decoder) != (ModelConfig.maps, ModelConfig.decoder):
-            raise UserError("--model.maps and --model.decoder are for CC4S: BLPSeg has a decoder of its own")
+        if model.maps != ModelConfig.maps:
+            raise UserError("--model.maps: BLPSeg uses the maps of an encoder as they are; leave out the flag")
         self.config = config
         self.network = BLPSegNet(model.backbone, num_classes, config.sigma, config.width)
         self.num_classes = num_classes

@@ -84,6 +84,7 @@ class CC4S(Method):
     """The baseline or random-walk network under the losses whose weights are not 0."""
 
     settings = CC4SConfig
+    takes_decoder = True
     published = {  # noqa: RUF012, read only
         "PAM_Module.gamma": Published(lambda _: CC4SConfig(network="random_walk"), RANDOM_WALK, "model_sed.", "conv6.1.weight"),
         "layer5.conv1.weight": Published(lambda _: CC4SConfig(network="baseline"), BASELINE, "", "layer5.conv1.weight"),

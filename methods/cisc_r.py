@@ -72,8 +72,6 @@ class CISCR(Method):
 
     def __init__(self, config: CISCRConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if model.decoder != ModelConfig.decoder:
-            raise UserError("--model.decoder is for CC4S: choose a network of CISC-R by --method.network")
         if config.consistency and config.pseudo_labels != "none":
             raise UserError("method.consistency is for labels of people: leave it at 0 with method.pseudo_labels")
         self.config = config

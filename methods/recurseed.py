@@ -108,8 +108,6 @@ class RecurSeed(Method):
 
     def __init__(self, config: RecurSeedConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if model.decoder != ModelConfig.decoder:
-            raise UserError("--model.decoder is for CC4S: RecurSeed has a decoder of its own")
         self.config = config
         self.network = RecurSeedNet(model, num_classes)
         self.average = AveragedModel(self.network, avg_fn=self._averaged, use_buffers=True).requires_grad_(False)
@@ -139,6 +137,8 @@ class RecurSeed(Method):
         self.average.update_parameters(self.network)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The losses of images (B, 3, H, W) with tags (B, C - 1): of the tags, of the decoder on the certain labels, and both
+        again on the mix; all weights are 1, as in the published run's name."""
         images, tags, outside = batch["image"], batch["tags"], batch["outside"]
         maps, features = self.network.encode(images)
         activations, logits = self.network.tags(features), self.network.segment(maps, features)

@@ -59,8 +59,6 @@ class UniMatch(Method):
 
     def __init__(self, config: UniMatchConfig, model: ModelConfig, num_classes: int):
         super().__init__()
-        if model.decoder != ModelConfig.decoder:
-            raise UserError("--model.decoder is for CC4S: choose a network of UniMatch by --method.network")
         self.config = config
         self.network = NETWORKS[config.network](model, num_classes)
         self.grid = (self.network.unit, 1)
@@ -69,6 +67,8 @@ class UniMatch(Method):
                 module.p = 0.0
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The losses of B labelled and B unlabelled images (B >= 2), weighted as in UniMatch: (L_x + L_s1 / 4 + L_s2 / 4 +
+        L_fp / 2) / 2; FixMatch: (L_x + L_s) / 2. Raises UserError for B = 1."""
         labelled, count = batch["labelled"], len(batch["image"])
         if count < 2:
             raise UserError("CutMix needs two images in each process: give a larger --train.batch_size, or fewer processes")

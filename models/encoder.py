@@ -117,7 +117,7 @@ def build_encoder(
 ) -> Encoder:
     """The encoder that `--model.backbone` names: a ResNet of torchvision, or timm:NAME.
 
-    finest: the smallest stride to return. held: None for the natural strides up to 32, or 8 for later stages that are dilated.
+    finest: the smallest stride to return. held: None for the natural strides up to 32, or the stride that later stages keep.
     held_resnet: name, finest -> a ResNet that is held. Raises UserError for an unknown name.
     """
     if name.startswith(TIMM):
@@ -128,7 +128,7 @@ def build_encoder(
             near = [TIMM + name]
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(RESNETS)} or {TIMM}NAME"
         raise UserError(f"--model.backbone {name}: no such encoder; {hint}")
-    return held_resnet(name, finest) if held == 8 else natural_resnet(name, finest)
+    return natural_resnet(name, finest) if held is None else held_resnet(name, finest)
 
 
 class FusedMaps(nn.Module):

@@ -5,12 +5,10 @@ from torch import nn
 
 from config import ModelConfig
 from errors import UserError
-from models.encoder import TIMM, FusedMaps, build_encoder
+from models.encoder import FUSED, TIMM, FusedMaps, build_encoder
 from models.layers import ASPP, conv_bn_relu
 from models.resnet import stride16_resnet
 from ops.resizing import resize, upsample
-
-FUSED = 256  # channels of fused maps
 
 
 class RecurSeedNet(nn.Module):
@@ -32,8 +30,7 @@ class RecurSeedNet(nn.Module):
             self.backbone = build_encoder(model.backbone, 4)
             self.fused = FusedMaps(self.backbone, FUSED, 16)
         else:
-            build_encoder(model.backbone, 32)  # names the nearest of an unknown name
-            self.backbone = stride16_resnet(model.backbone)
+            self.backbone = build_encoder(model.backbone, 4, 16, stride16_resnet)
         if 4 not in self.backbone.strides:
             raise UserError(f"{model.backbone} has no map of stride 4, which RecurSeed's decoder needs")
         width = FUSED if self.fused else self.backbone.widths[-1]

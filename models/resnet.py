@@ -86,12 +86,13 @@ def deeplab_resnet(name: str, finest: int = 8) -> ResNet:
     return ResNet(resnet, _strides_to_8(finest))
 
 
-def stride16_resnet(name: str) -> ResNet:
-    """torchvision's ResNet `name` whose `layer4` keeps stride 16 without dilation, as in RecurSeed: the maps of the four
-    stages, of strides 4, 8, 16 and 16."""
+def stride16_resnet(name: str, finest: int = 4) -> ResNet:
+    """torchvision's ResNet `name` whose `layer4` keeps stride 16 without dilation, as in RecurSeed: the maps of its stages, of
+    strides `finest` (4 or 8) to 16; the last two have stride 16."""
     resnet = getattr(torchvision.models, name)(weights=None)
     _dilate(resnet.layer4, (1,))
-    return ResNet(resnet, {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 16})
+    strides = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 16}
+    return ResNet(resnet, {key: stride for key, stride in strides.items() if stride >= finest})
 
 
 def _strides_to_8(finest: int) -> dict[str, int]:

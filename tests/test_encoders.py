@@ -196,7 +196,7 @@ def test_an_impossible_network_is_refused_with_a_suggestion(model, wanted):
 
 
 def test_blpseg_refuses_the_decoders_of_cc4s():
-    with pytest.raises(UserError, match="BLPSeg has a decoder of its own"):
+    with pytest.raises(UserError, match="the networks of blpseg have no choice of decoder"):
         build_method(BLPSegConfig(), ModelConfig("resnet18", decoder="unet"), CLASSES)
 
 

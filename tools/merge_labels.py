@@ -1,6 +1,7 @@
 """Copies labels from several folders into one: of each image, from the first folder that has it.
 
-python -m tools.merge_labels DATA_ROOT --split unlabelled --folders '[runs/a/pseudo_labels, runs/b/pseudo_labels]' --out DIR
+    python -m tools.merge_labels DATA_ROOT --split unlabelled --folders '[runs/a/pseudo_labels, runs/b/pseudo_labels]' \\
+        --out DIR
 """
 
 import shutil

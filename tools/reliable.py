@@ -67,8 +67,6 @@ class ReliableConfig:
     """list of unlabelled images: a split of the data set, or a path that ends in .txt"""
     reduce: Literal["mean", "sum"] = "mean"
     """score of an unlabelled image: the mean over its classes, or the sum (as released; images of few classes come first)"""
-    first_class: bool = True
-    """whether class 0 gets a list of partners"""
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -101,11 +99,11 @@ def main() -> int:
                 features = method.network.feature(images).float()
             return features, padded(torch.from_numpy(label)[None].to(process.device), method.grid, UNLABELLED)
 
-        write_means(labelled, look, out / "means", process)
+        write_means(labelled, look, out / "means")
         distributed.wait_for_all()
         anchors = torch.from_numpy(sum(np.load(out / "means" / f"{name}.npy") for name in labelled.names)).to(process.device)
-        write_scores(labelled, look, anchors, out / "scores", process)
-        write_scores(unlabelled, look, anchors, out / "scores", process)
+        write_scores(labelled, look, anchors, out / "scores")
+        write_scores(unlabelled, look, anchors, out / "scores")
         distributed.wait_for_all()
         if process.is_main:
             write_lists(config, labelled, unlabelled, out)
@@ -125,15 +123,15 @@ def conditions(config: ReliableConfig, labelled: Index, unlabelled: Index) -> di
     }
 
 
-def share_of(index: Index, folder: Path, suffix: str, process: distributed.Process) -> list[int]:
+def unfinished(index: Index, folder: Path, suffix: str) -> list[int]:
     """Returns this process's positions in the index whose file is missing in `folder`."""
-    mine = range(process.rank, len(index), process.world)
+    mine = distributed.items_of_shard(range(len(index)), "1/1")
     return [position for position in mine if not (folder / f"{index.names[position]}{suffix}").is_file()]
 
 
-def write_means(index: Index, look: Look, folder: Path, process: distributed.Process) -> None:
+def write_means(index: Index, look: Look, folder: Path) -> None:
     """Writes FOLDER/NAME.npy of each image: the mean feature of each class, (C, D) float32, 0 for a class without pixels."""
-    for position in tqdm(share_of(index, folder, ".npy", process), "means", unit="image", disable=None):
+    for position in tqdm(unfinished(index, folder, ".npy"), "means", unit="image", disable=None):
         features, label = look(index, position)
         means = torch.zeros(len(index.classes), features.shape[1])
         for number in range(len(means)):
@@ -142,9 +140,9 @@ def write_means(index: Index, look: Look, folder: Path, process: distributed.Pro
             np.save(file, means.numpy())
 
 
-def write_scores(index: Index, look: Look, anchors: torch.Tensor, folder: Path, process: distributed.Process) -> None:
+def write_scores(index: Index, look: Look, anchors: torch.Tensor, folder: Path) -> None:
     """Writes FOLDER/NAME.json of each image: {class: score} of each class in its label. anchors: (C, D) float32."""
-    for position in tqdm(share_of(index, folder, ".json", process), "scores", unit="image", disable=None):
+    for position in tqdm(unfinished(index, folder, ".json"), "scores", unit="image", disable=None):
         features, label = look(index, position)
         scores = {}
         for number, name in enumerate(index.classes):
@@ -162,7 +160,7 @@ def write_lists(config: ReliableConfig, labelled: Index, unlabelled: Index, out:
     under: dict[str, list[str]] = {kind: [] for kind in labelled.classes}
     for position, name in enumerate(labelled.names):
         label = read_label(labelled.label_files[position])
-        for number in shown_classes(label, len(labelled.classes), config.first_class):
+        for number in shown_classes(label, len(labelled.classes)):
             under[labelled.classes[number]].append(name)
     partners = {}
     for kind, names in under.items():

@@ -38,6 +38,6 @@ done
 plain all_masks supervised "$ALL" "$MASKS" "$@"
 
 for run in supervised pairs retrain1 retrain2 self_training fixmatch unimatch all_masks; do
-    CHECKPOINT=$OUT/$run/last.pt OUT=$OUT/$run/evaluation sh evaluate.sh > /dev/null
+    CHECKPOINT=$OUT/$run/best.pt OUT=$OUT/$run/evaluation sh evaluate.sh > /dev/null
 done
 python -m tools.compare "$OUT" --data.root "$DATA_ROOT"

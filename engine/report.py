@@ -180,6 +180,14 @@ TITLES = {
     "walk/gamma": ("Walk: gamma, the weight of the walked features", "gamma"),
     "walk/energy_deviation": ("Walk: standard deviation of the energies", "deviation"),
     "walk/spread": ("Walk: positions that a row of the transition matrix spreads over", "positions"),
+    "pairs/share": ("Pairs: images whose partner shares a class", "fraction of 1"),
+    "rectification/weight_where_right": ("Rectification: mean weight of right pseudo-labels", "weight"),
+    "rectification/weight_where_wrong": ("Rectification: mean weight of wrong pseudo-labels", "weight"),
+    "weak_view/confident": ("Weak view: pixels whose prediction becomes a label", "fraction of 1"),
+    "weak_view/precision": ("Weak view: labels that are right", "fraction of 1"),
+    "seeds/precision": ("Certain labels of objects: labels that are right", "fraction of 1"),
+    "seeds/recall": ("Certain labels of objects: pixels of objects with the right label", "fraction of 1"),
+    "seeds/labelled": ("Certain labels: pixels with a label, background included", "fraction of 1"),
 }
 
 

@@ -192,7 +192,7 @@ def test_the_report_draws_late_terms_and_the_figures_of_a_method(tmp_path, monke
         {"step": 2, "epoch": 0.2, "gradient/late/backbone": 3.0, "mine/balance": 0.5},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "config.yaml").write_text("method: {name: m}\nmodel: {backbone: b}\ndata: {labels: l}\n")
+    (tmp_path / "config.yaml").write_text("method: {name: m}\nmodel: {backbone: b}\ndata: {labels: l, tags: labels}\n")
     report.training_report(tmp_path)
     assert drawn["loss term, as weighted"] == ["loss", "early", "late"]
     assert drawn["L2 norm"] == ["gradient/late/backbone"] and drawn["balance"] == ["mine/balance"]

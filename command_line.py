@@ -184,6 +184,11 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
     return next(iter(named.values()), next(iter(methods)))
 
 
+def read_preset(name: str) -> dict:
+    """Returns the settings in the file of a preset."""
+    return yaml.safe_load((EVALUATION_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def _preset_arguments(name: str) -> list[str]:
     """Returns the --config of a preset. Raises UserError for an unknown preset."""
     file = EVALUATION_PRESETS / f"{name}.yaml"

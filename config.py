@@ -213,12 +213,26 @@ class InferenceConfig:
     """step between windows, as a share of the window's side"""
     flip: bool = False
     """predict the mirrored image, too, and average"""
+    nearest: bool = False
+    """resize logits and probabilities by nearest neighbour (as in RecurSeed's released evaluation); for recurseed"""
+    tag_gate: ClosedUnitInterval | None = None
+    """least probability of a class by the classifier of tags, the mean over all views; other classes are left out. Tags of
+    tags.json (predict.py --classes tags) replace this gate; for recurseed"""
+    seed_scores: bool = False
+    """divide the probabilities of each class by their largest in the image, and take class 0 (the background) where all other
+    classes are low"""
+    background_power: PositiveFloat = 2.0
+    """exponent of seed_scores: the score of class 0 is (1 - largest score of the others) ** background_power"""
     batch_pixels: PositiveInt = 1_000_000
     """most pixels in a forward pass, which takes up to 4 images of one size with their windows and mirror images"""
 
     def __post_init__(self):
         if not self.scales:
             raise UserError("inference.scales is empty: give at least one scale, such as [1.0]")
+        if self.seed_scores and self.tag_gate is None:  # a class that is nowhere would have a score of 1 somewhere
+            raise UserError("--inference.seed_scores requires --inference.tag_gate")
+        if self.background_power != 2 and not self.seed_scores:
+            raise UserError("--inference.background_power requires --inference.seed_scores")
 
 
 @dataclass
@@ -270,8 +284,8 @@ class EvaluateConfig:
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
-    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg
-    or cisc_r"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg,
+    cisc_r or recurseed"""
     crf: Crf = "none"
     """refine the averaged probabilities by a dense CRF: torch (the project's own code) or pydensecrf"""
     crf_per_scale: bool = False
@@ -322,8 +336,8 @@ class PredictConfig:
     truth: str = "SegmentationClass"
     """dense masks to compare pseudo-labels with, if they exist (needs --split): a folder of the data set, or a path"""
     preset: str = "fast"
-    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg
-    or cisc_r"""
+    """inference settings from configs/evaluate/NAME.yaml: fast (one scale, whole images), cc4s, multi_scale, blpseg,
+    cisc_r or recurseed"""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     crf_parameters: CrfConfig = field(default_factory=CrfConfig)
     run: RunConfig = field(default_factory=RunConfig)

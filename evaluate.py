@@ -27,7 +27,7 @@ from datasets.segmentation import SegmentationDataset
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, library_version, refine
-from engine.inference import most_likely, note_preset, on_grid, predict_split
+from engine.inference import check_inference, most_likely, note_preset, predict_split
 from engine.loading import TrackedDataset, explain_failures, split_images
 from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_entropy, read_evaluation, table
 from engine.pictures import shrunk
@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         raise UserError("--crf_per_scale requires --crf torch or --crf pydensecrf")
     if config.crf_per_scale and config.inference.average == "logits":
         raise UserError("--crf_per_scale cannot refine logits: give --inference.average probabilities")
-    check_parameters(config.crf, config.crf_parameters)
+    check_parameters(config.crf, config.crf_parameters, config.preset)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
@@ -66,6 +66,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     if config.save_masks is not None and Path(config.save_masks).resolve() == truth_folder(config).resolve():
         raise UserError(f"--save_masks {config.save_masks} holds the dense masks: choose another folder")
     method = load_model(config.checkpoint)
+    check_inference(config.inference, method)
     if process.is_main:
         note_preset(config.preset, method)
         draw_if_missing(config.data.root)
@@ -113,7 +114,7 @@ def score(
 
     with explain_failures([watched], LOADER_TIMEOUT):
         predicted = predict_split(
-            on_grid(method),
+            method,
             images,
             share,
             config.inference,

@@ -32,7 +32,7 @@ from datasets.segmentation import present_ids, read_fitting_label
 from engine import distributed
 from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
-from engine.inference import note_preset, on_grid, predict_image
+from engine.inference import check_inference, note_preset, predict_image
 from engine.metrics import SHARES, label_quality
 from engine.pictures import contact_sheet, overlay
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
@@ -55,10 +55,11 @@ def main() -> int:
     for flag, given in of_pseudo_labels.items():
         if given and not config.pseudo_labels:
             raise UserError(f"{flag} requires --pseudo_labels")
-    check_parameters(config.crf, config.crf_parameters)
+    check_parameters(config.crf, config.crf_parameters, config.preset)
     if config.scribbles is not None and not Path(config.scribbles).is_dir():
         raise UserError(f"--scribbles {config.scribbles}: no such folder")
     method = load_model(config.checkpoint)
+    check_inference(config.inference, method)
     note_preset(config.preset, method)
     index = open_index(config.images, config.split) if config.split else None
     if index and (config.pseudo_labels or config.classes == "tags"):
@@ -201,10 +202,7 @@ def predict(
         )
     with torch.inference_mode():
         with distributed.autocast(device, config.run.precision):
-            probabilities = predict_image(on_grid(method), image, config.inference, device)
-        if allowed is not None:
-            probabilities[torch.from_numpy(~allowed).to(device)] = 0
-            probabilities /= probabilities.sum(dim=0).clamp_min(1e-12)
+            probabilities = predict_image(method, image, config.inference, device, allowed)
         if config.crf != "none":
             probabilities = refine(probabilities, image, config.crf, config.crf_parameters)
     certainty, label = (maximum.cpu().numpy() for maximum in probabilities.max(dim=0))

@@ -25,7 +25,7 @@ from config import Config, InferenceConfig, TrainConfig
 from datasets.batch import Batch, to_device
 from engine import distributed
 from engine.checkpoint import save_checkpoint
-from engine.inference import most_likely, on_grid, predict_image, predict_split
+from engine.inference import most_likely, predict_image, predict_split
 from engine.inspection import draw_inside, look_inside
 from engine.interrupt import StopRequest
 from engine.loading import Loaders
@@ -202,7 +202,7 @@ def validate(method: Method, loaders: Loaders, classes: tuple[str, ...], precisi
     method.eval()
     matrix = ConfusionMatrix(len(classes))
     positions, images = loaders.validation()
-    predicted = predict_split(on_grid(method), images, positions, InferenceConfig(), process.device, precision)
+    predicted = predict_split(method, images, positions, InferenceConfig(), process.device, precision)
     for _, item, probabilities in predicted:
         matrix.update(most_likely(probabilities), item["label"].to(process.device))
     distributed.sum_over_processes(matrix.counts)
@@ -214,7 +214,7 @@ def draw_shown(method: Method, shown: list[tuple], device: torch.device) -> Imag
     """Returns the picture grid with the columns image, label, prediction and truth."""
     rows = []
     for _, image, label, truth in shown:
-        probabilities = predict_image(on_grid(method), image, InferenceConfig(), device)
+        probabilities = predict_image(method, image, InferenceConfig(), device)
         prediction = most_likely(probabilities).byte().cpu().numpy()
         rows.append([image, label, prediction, truth])
     return picture_grid(rows, ["image", "label", "prediction", "truth"], [caption for caption, *_ in shown])

@@ -6,6 +6,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
+from command_line import read_preset
 from config import CrfConfig
 from errors import UserError, extra
 from ops.dense_crf import LEAST_PROBABILITY, mean_field
@@ -23,9 +24,9 @@ def refine(probabilities: torch.Tensor, image: np.ndarray, library: str, paramet
     return mean_field(probabilities, image, **asdict(parameters))
 
 
-def check_parameters(library: str, parameters: CrfConfig) -> None:
-    """Raises UserError if parameters are given without a CRF."""
-    if library == "none" and parameters != CrfConfig():
+def check_parameters(library: str, parameters: CrfConfig, preset: str) -> None:
+    """Raises UserError if parameters, other than those of the preset, are given without a CRF."""
+    if library == "none" and parameters != CrfConfig(**read_preset(preset).get("crf_parameters", {})):
         raise UserError("--crf_parameters requires --crf torch or --crf pydensecrf")
 
 

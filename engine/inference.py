@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from config import InferenceConfig
 from datasets.transforms import normalise, to_tensor
 from engine.distributed import Process, autocast
+from errors import UserError
 from methods import METHODS
 from methods.base import Method
 from ops.resizing import resize
@@ -49,8 +50,23 @@ def padded(maps: torch.Tensor, grid: tuple[int, int], value: int = 0) -> torch.T
     return F.pad(maps, (0, (rest - width) % unit, 0, (rest - height) % unit), value=value)
 
 
+def _views(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns `on_grid(method)(images)`, and with `config.tag_gate` the probabilities (B, C - 1) of the images' tags. The
+    classifier pools over the cells whose centre lies in the image."""
+    if config.tag_gate is None and not config.nearest:
+        return on_grid(method)(images), None
+    height, width = images.shape[-2:]
+    whole = padded(images, method.grid)
+    logits, activations = method.predict_and_classify(whole, config.nearest)
+    rows, columns = (
+        max(1, math.ceil(side * cells / of - 0.5))
+        for side, cells, of in zip((height, width), activations.shape[-2:], whole.shape[-2:], strict=True)
+    )
+    return logits[..., :height, :width], activations[..., :rows, :columns].mean(dim=(2, 3)).sigmoid()
+
+
 def predict_split(
-    predict: Predict,
+    method: Method,
     items: Iterable[dict[str, torch.Tensor]],
     positions: Iterable[int],
     config: InferenceConfig,
@@ -73,40 +89,86 @@ def predict_split(
         while together := list(islice(alike, max(1, config.batch_pixels // (height * width)))):
             images = torch.stack([item["image"] for _, item in together]).to(device)
             with autocast(device, precision):
-                probabilities = predict_probabilities(predict, images, config, sharpen)
+                probabilities = predict_probabilities(method, images, config, sharpen=sharpen)
             for (position, item), of_image in zip(together, probabilities, strict=True):
                 yield position, item, of_image
 
 
 def predict_probabilities(
-    predict: Predict, images: torch.Tensor, config: InferenceConfig, sharpen: Sharpen | None = None
+    method: Method,
+    images: torch.Tensor,
+    config: InferenceConfig,
+    allowed: torch.Tensor | None = None,
+    sharpen: Sharpen | None = None,
 ) -> torch.Tensor:
     """Returns probabilities (B, C, H, W) float32 of images (B, 3, H, W) uint8 RGB, the mean over scales and mirror images.
 
-    predict: normalised images (B, 3, h, w) -> logits (B, C, h, w). At each scale the images are resized (align_corners=True),
-    predicted whole or window by window, and the probabilities are resized back. With `config.average` "logits", the logits are
-    averaged, and the softmax follows. sharpen: a function of the probabilities (C, H, W) of an image and the image (3, H, W)
-    uint8, applied at each scale before the mean; not for logits.
+    At each scale the images are resized (align_corners=True), predicted whole or window by window, and the probabilities are
+    resized back. With `config.average` "logits", the logits are averaged, and the softmax follows. `restricted` comes last.
+    allowed: the classes that each image may have, (B, C) bool; None: those that `config.tag_gate` keeps. sharpen: a function
+    of the probabilities (C, H, W) of an image and the image (3, H, W) uint8, applied at each scale before the mean; not for
+    logits.
     """
     normalised = normalise(images)
     height, width = images.shape[-2:]
     base = 1.0 if config.long_side is None else config.long_side / max(height, width)
     total = torch.zeros(())
+    tags: list[torch.Tensor] = []
     for number, scale in enumerate(config.scales):
         size = tuple(max(1, round(side * base * scale)) for side in (height, width))
-        predicted = _resize(_average(predict, _resize(normalised, size), config), (height, width))
+        predicted, of_tags = _average(method, _resize(normalised, size), config)
+        predicted = _resize(predicted, (height, width), config.nearest)
+        tags += [] if of_tags is None else [of_tags]
         if sharpen is not None:
             predicted = torch.stack([sharpen(*pair) for pair in zip(predicted, images, strict=True)])
         total = total.add_(predicted) if number else predicted
     total.div_(len(config.scales))
-    return total.softmax(dim=1) if config.average == "logits" else total
+    probabilities = total.softmax(dim=1) if config.average == "logits" else total
+    if allowed is None and config.tag_gate is not None:
+        allowed = F.pad(torch.stack(tags).mean(dim=0) >= config.tag_gate, (1, 0), value=True)
+    return restricted(probabilities, allowed, config)
+
+
+def restricted(probabilities: torch.Tensor, allowed: torch.Tensor | None, config: InferenceConfig) -> torch.Tensor:
+    """Returns probabilities (B, C, H, W) in which other classes than the allowed ones, (B, C) bool, are 0. None: all.
+
+    With `config.seed_scores`, the score of class c > 0 is its probability over its largest probability in the image, and the
+    score of class 0 is (1 - largest score) ** background_power (Jo et al.'s release). The scores are divided by their sum.
+    """
+    if config.seed_scores:
+        classes = probabilities[:, 1:]
+        scores = classes / (classes.amax(dim=(2, 3), keepdim=True) + 1e-5)
+        if allowed is not None:
+            scores = scores * allowed[:, 1:, None, None]
+        background = (1 - scores.amax(dim=1, keepdim=True)) ** config.background_power
+        probabilities = torch.cat([background, scores], dim=1)
+    elif allowed is None:
+        return probabilities
+    else:
+        probabilities = probabilities * allowed[..., None, None]
+    return probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def predict_image(
-    predict: Predict, image: np.ndarray, config: InferenceConfig, device: torch.device | str = "cpu"
+    method: Method,
+    image: np.ndarray,
+    config: InferenceConfig,
+    device: torch.device | str = "cpu",
+    allowed: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Returns `predict_probabilities` of one image, (H, W, 3) uint8 RGB -> (C, H, W) float32 on `device`."""
-    return predict_probabilities(predict, to_tensor(image)[None].to(device), config)[0]
+    """Returns `predict_probabilities` of one image, (H, W, 3) uint8 RGB -> (C, H, W) float32 on `device`.
+
+    allowed: the classes that the image may have, (C,) bool.
+    """
+    classes = None if allowed is None else torch.from_numpy(allowed)[None].to(device)
+    return predict_probabilities(method, to_tensor(image)[None].to(device), config, classes)[0]
+
+
+def check_inference(config: InferenceConfig, method: Method) -> None:
+    """Raises UserError for settings that need a classifier of tags, if the method has none."""
+    for flag, given in (("tag_gate", config.tag_gate is not None), ("nearest", config.nearest)):
+        if given and not method.classifies:
+            raise UserError(f"--inference.{flag} needs a network that also classifies images, such as recurseed's")
 
 
 def note_preset(preset: str, method: Method) -> None:
@@ -128,9 +190,9 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(number * stride, side - window) for number in range(count)]
 
 
-def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
-    """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), the mean over their windows (or whole images) and
-    mirror images.
+def _average(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), and the probabilities of their tags (B, C - 1) with
+    `config.tag_gate`: the mean over their windows (or whole images) and mirror images.
 
     Windows of all images share forward passes, up to `config.batch_pixels` pixels. A side shorter than the window is padded
     with the channel mean (0). Windows may overlap unevenly, so each prediction is weighted before it is added. The memory
@@ -152,10 +214,12 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
     windows = list(product(range(len(images)), mirrorings, tops, lefts))
     at_once = max(1, config.batch_pixels // (rows * columns))
     total: torch.Tensor | None = None
+    tags: list[torch.Tensor] = []
     for start in range(0, len(windows), at_once):
         chunk = windows[start : start + at_once]
         crops = [views[mirrored][of, :, top : top + rows, left : left + columns] for of, mirrored, top, left in chunk]
-        predictions = predict(torch.stack(crops))
+        predictions, of_tags = _views(method, torch.stack(crops), config)
+        tags += [] if of_tags is None else [of_tags]
         if config.average == "probabilities":
             predictions = predictions.softmax(dim=1)
         for (of, mirrored, top, left), prediction in zip(chunk, predictions, strict=True):
@@ -166,8 +230,11 @@ def _average(predict: Predict, images: torch.Tensor, config: InferenceConfig) ->
                 prediction, left = prediction.flip(-1), images.shape[-1] - left - columns
             total[of, :, top : top + rows, left : left + columns] += prediction
     assert total is not None, "there is at least one window"
-    return total[..., :height, :width]
+    of_images = torch.cat(tags).unflatten(0, (len(images), -1)).mean(dim=1) if tags else None
+    return total[..., :height, :width], of_images
 
 
-def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return maps if maps.shape[-2:] == size else resize(maps, size, align_corners=True)
+def _resize(maps: torch.Tensor, size: tuple[int, int], nearest: bool = False) -> torch.Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size) if nearest else resize(maps, size, align_corners=True)

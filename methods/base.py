@@ -51,6 +51,8 @@ class Method(nn.Module):
     """pixels; predicting a larger image whole takes minutes"""
     grid: tuple[int, int] = (1, 0)
     """(unit, rest): sides of unit * k + rest pixels fit the network's maps; `engine.inference.on_grid` pads images to them"""
+    classifies = False
+    """whether the network also classifies images; then the method has `predict_and_classify`"""
     takes_decoder = False
     """whether the network has the choice of `--model.decoder`"""
     network: Any
@@ -66,6 +68,11 @@ class Method(nn.Module):
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) float32 normalised -> logits (B, C, H, W) float32. Less exact if sides do not fit `grid`."""
+        raise NotImplementedError
+
+    def predict_and_classify(self, images: torch.Tensor, nearest: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of `predict`, resized by nearest neighbour if `nearest`; and activations (B, C - 1, h, w) float32 of all
+        classes but the first, whose spatial means are the logits of an image's tags."""
         raise NotImplementedError
 
     def parts(self) -> dict[str, Iterable[nn.Parameter]]:

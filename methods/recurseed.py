@@ -8,7 +8,7 @@ improves the features, and so the next labels. CertainMix also trains on images 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,8 @@ class RecurSeed(Method):
     }
     reads = frozenset({"tags"})
     fewest_images = 2  # batch norm over the pooled features needs two images; a partner is another image
-    preset = "fast"
+    preset = "recurseed"
+    classifies = True
     grid = (32, 0)  # the network resizes with align_corners=False
     network: RecurSeedNet
 
@@ -164,6 +165,12 @@ class RecurSeed(Method):
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.average.module(images)
+
+    def predict_and_classify(self, images: torch.Tensor, nearest: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, activations = cast(RecurSeedNet, self.average.module).segment_and_classify(images)
+        size = images.shape[-2:]
+        logits = F.interpolate(logits.float(), size) if nearest else upsample(logits, size, align_corners=False)
+        return logits, activations.float()
 
     @torch.no_grad()
     def seeds(

@@ -63,3 +63,8 @@ class RecurSeedNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, C, H, W)."""
         return upsample(self.segment(*self.encode(images)), images.shape[-2:], align_corners=False)
+
+    def segment_and_classify(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> logits (B, C, h, w) at stride 4, and activations (B, C - 1, h, w) at stride 16."""
+        maps, features = self.encode(images)
+        return self.segment(maps, features), self.tags(features)

@@ -276,7 +276,7 @@ def test_training_resumes_evaluates_and_exports_on_any_encoder(name, tiny, tmp_p
     method = load_model(whole / "best.pt")
     picture = np.random.default_rng(0).integers(0, 256, (50, 63, 3), np.uint8)
     with torch.inference_mode():
-        assert predict_image(method.predict, picture, InferenceConfig()).shape == (7, 50, 63)
+        assert predict_image(method, picture, InferenceConfig()).shape == (7, 50, 63)
     code, _, error = cli(export.main, whole / "best.pt")
     assert code == 0, error
     assert json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])["loss"] > 0

@@ -33,6 +33,15 @@ def network(images):
     return F.conv2d(images, kernel, padding=2)
 
 
+class Plain:
+    """Stands in for a method whose prediction is a function of the images."""
+
+    grid = (1, 0)
+
+    def __init__(self, predict=network):
+        self.predict = predict
+
+
 def drawn(*shape):
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -79,7 +88,7 @@ def naive(image, scales, window, stride, flip, long_side, average="probabilities
 def test_windows_scales_and_flips_equal_the_naive_loop(size, flip, scales, long_side, average):
     images = drawn(2, 3, *size)
     how = {"scales": scales, "long_side": long_side, "flip": flip, "average": average}
-    got = predict_probabilities(network, images, InferenceConfig(window=16, window_stride=15 / 16, **how))
+    got = predict_probabilities(Plain(), images, InferenceConfig(window=16, window_stride=15 / 16, **how))
     wanted = torch.stack([naive(image, window=16, stride=15, **how) for image in images])
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got.sum(1), torch.ones(2, *size))
@@ -96,7 +105,7 @@ def test_the_pixel_budget_changes_only_how_windows_are_batched():
     results = []
     for budget in (1, 3 * 16 * 16, 10**9):
         config = InferenceConfig(window=16, flip=True, batch_pixels=budget)
-        results.append(predict_probabilities(counting, image, config))
+        results.append(predict_probabilities(Plain(counting), image, config))
     windows = 2 * 4 * 5
     assert passes == [1] * windows + [3] * (windows // 3) + [windows % 3] + [windows]
     torch.testing.assert_close(results[0], results[1])
@@ -152,7 +161,7 @@ def test_a_crop_off_the_grid_gives_a_note_with_the_nearest_crops():
 
 def test_default_inference_equals_the_softmax_of_the_network():
     image = drawn(1, 3, 20, 30)
-    torch.testing.assert_close(predict_probabilities(network, image, InferenceConfig()), network(normalise(image)).softmax(1))
+    torch.testing.assert_close(predict_probabilities(Plain(), image, InferenceConfig()), network(normalise(image)).softmax(1))
 
 
 def recording(passes):
@@ -170,12 +179,12 @@ def test_images_of_one_size_in_a_group_are_predicted_together():
     positions = [0, 1, 2, 3, 8, 12]  # a group has four positions, so the last two are in different groups
     darker = lambda probabilities, image: probabilities * image.float().mean()  # noqa: E731
     config = InferenceConfig(batch_pixels=2 * 20 * 30)
-    results = list(predict_split(recording(passes), items, positions, config, torch.device("cpu"), "fp32", darker))
+    results = list(predict_split(Plain(recording(passes)), items, positions, config, torch.device("cpu"), "fp32", darker))
     assert passes == [(2, 3, 20, 30), (1, 3, 20, 30), (1, 3, 30, 20), (1, 3, 20, 30), (1, 3, 20, 30)]
     assert [position for position, _, _ in results] == positions
     for item, (_, got, probabilities) in zip(items, results, strict=True):
         assert got is item
-        wanted = predict_probabilities(network, item["image"][None], config)[0] * item["image"].float().mean()
+        wanted = predict_probabilities(Plain(), item["image"][None], config)[0] * item["image"].float().mean()
         torch.testing.assert_close(probabilities, wanted)
 
 
@@ -185,7 +194,7 @@ def test_images_of_one_size_in_a_group_are_predicted_together():
 def test_the_pixel_budget_holds_for_enlarged_or_padded_images(config):
     passes = []
     config.batch_pixels = 2 * 64 * 64
-    predict_probabilities(recording(passes), drawn(4, 3, 20, 30), config)
+    predict_probabilities(Plain(recording(passes)), drawn(4, 3, 20, 30), config)
     assert all(batch == 1 or batch * height * width <= config.batch_pixels for batch, _, height, width in passes)
     assert max(batch for batch, _, _, _ in passes) > 1
 

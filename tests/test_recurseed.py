@@ -5,7 +5,9 @@ import math
 import multiprocessing
 import signal
 import sys
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,15 @@ from test_losses import gradients, normal
 from test_mistakes import assert_refused
 from training import LOOP, call_and_signal
 
+import evaluate
+import predict
 import train
-from config import Config, ModelConfig
+from config import Config, InferenceConfig, ModelConfig
 from datasets import open_index
 from datasets.files import read_label, write_label
+from datasets.transforms import normalise
 from engine.checkpoint import load_model
+from engine.inference import predict_image
 from errors import UserError
 from losses.certain_labels import certain_labels
 from losses.tag_loss import tag_loss
@@ -160,6 +166,87 @@ def test_the_average_follows_its_closed_form_and_is_what_predicts():
         for parameter in method.network.parameters():
             parameter.fill_(float("nan"))
         assert method.predict(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+# Inference
+
+
+class Classifying:
+    """Stands in for a method with a classifier of tags: each map is a convolution of the image."""
+
+    grid, classifies = (16, 0), True
+
+    def predict_and_classify(self, images, nearest):
+        draw = torch.Generator().manual_seed(0)
+        logits = F.conv2d(images, torch.randn(4, 3, 4, 4, generator=draw), stride=4)
+        activations = F.conv2d(images, torch.randn(3, 3, 16, 16, generator=draw) / 16, stride=16)
+        size = images.shape[-2:]
+        logits = F.interpolate(logits, size) if nearest else F.interpolate(logits, size, mode="bilinear")
+        return logits, activations
+
+    def predict(self, images):
+        return self.predict_and_classify(images, nearest=False)[0]
+
+
+RELEASED = InferenceConfig(scales=(1.0, 0.5, 1.5), flip=True, nearest=True, tag_gate=0.5, seed_scores=True)
+
+
+@pytest.mark.parametrize("allowed", [None, [True, False, True, False], [True, False, False, False]])
+def test_seed_scores_equal_the_steps_of_the_release_in_a_loop_over_the_views(allowed):
+    image = torch.randint(256, (3, 40, 52), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    maps, tags = [], []
+    for scale in (1.0, 0.5, 1.5):
+        height, width = round(40 * scale), round(52 * scale)
+        view = F.interpolate(normalise(image)[None], (height, width), mode="bilinear", align_corners=True)
+        for flipped in (False, True):
+            one = view.flip(-1) if flipped else view
+            logits, activations = Classifying().predict_and_classify(F.pad(one, (0, -width % 16, 0, -height % 16)), True)
+            centres = [torch.arange(side) * 16 + 8 for side in activations.shape[-2:]]
+            inside = activations[0][:, centres[0] < height][:, :, centres[1] < width]
+            tags.append(inside.mean(dim=(1, 2)).sigmoid())
+            probabilities = logits[..., :height, :width].softmax(1)
+            maps.append(F.interpolate(probabilities.flip(-1) if flipped else probabilities, (40, 52)))
+    mean = torch.stack(maps).mean(0)[0]
+    kept = torch.stack(tags).mean(0) >= 0.5
+    assert kept.any() and not kept.all()
+    if allowed is not None:
+        kept = torch.tensor(allowed[1:])
+    seeds = torch.stack([mean[1 + k] / (mean[1 + k].max() + 1e-5) if kept[k] else 0 * mean[0] for k in range(3)])
+    expected = torch.cat([(1 - seeds.amax(0, keepdim=True)) ** 2, seeds])
+    given = None if allowed is None else np.array(allowed)
+    got = predict_image(Classifying(), image.permute(1, 2, 0).numpy(), RELEASED, allowed=given)
+    torch.testing.assert_close(got, expected / expected.sum(0))
+
+
+def test_settings_of_the_inference_are_named_and_need_a_classifier(tiny, checkpoints, tmp_path, cli):
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny, "--out", tmp_path / "out"]
+    assert_refused(cli(evaluate.main, *arguments, "--inference.tag_gate", "0.3"), "tag_gate needs a network that")
+    assert_refused(cli(evaluate.main, *arguments, "--inference.seed_scores"), "seed_scores requires --inference.tag_gate")
+    assert_refused(cli(evaluate.main, *arguments, "--inference.background_power", "3"), "requires --inference.seed_scores")
+
+
+def test_the_preset_is_written_down_and_pseudo_labels_hold_tags_alone(root, tmp_path, cli):
+    index = open_index(root, "val", "SegmentationClass")
+    method = build_method(RecurSeedConfig(), MODEL, len(index.classes))
+    config = asdict(Config(method.config, model=MODEL))
+    torch.save({"config": config, "classes": list(index.classes), "method": method.state_dict()}, tmp_path / "model.pt")
+    shared = ["--checkpoint", tmp_path / "model.pt", "--preset", "recurseed"]
+    code, _, error = cli(evaluate.main, *shared, "--data.root", root, "--out", tmp_path / "scores")
+    assert code == 0, error
+    conditions = json.loads((tmp_path / "scores/metrics.json").read_text())["conditions"]
+    assert conditions["inference"]["tag_gate"] == 0.34 and conditions["inference"]["seed_scores"] is True
+    assert conditions["crf"] == "torch" and conditions["crf_parameters"]["bilateral_sxy"] == 67
+    code, _, error = cli(evaluate.main, *shared, "--crf", "none", "--data.root", root, "--out", tmp_path / "scores")
+    assert code == 0, error
+
+    assert cli(tags.main, root, "--splits", "[val]")[0] == 0
+    labels = ["--images", root, "--split", "val", "--classes", "tags", "--pseudo_labels", "--threshold", "0"]
+    code, _, error = cli(predict.main, *shared, *labels, "--out", tmp_path / "labels")
+    assert code == 0, error
+    tagged = open_index(root, "val").tags
+    for name, of_image in zip(index.names, tagged, strict=True):
+        found = set(read_label(tmp_path / f"labels/{name}.png").flatten().tolist())
+        assert found <= {0, *(1 + of_image.nonzero()[0]).tolist()}
 
 
 @pytest.mark.parametrize("settings, message", [

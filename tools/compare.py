@@ -19,7 +19,7 @@ from datasets.files import atomic_write, read_label_or_none
 from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import check_classes, load_model
-from engine.inference import most_likely, on_grid, predict_image
+from engine.inference import most_likely, predict_image
 from engine.metrics import MEANS, METRICS, read_evaluation
 from engine.pictures import picture_grid
 from engine.provenance import file_sha256
@@ -115,7 +115,7 @@ def compare(methods: list[Method], dataset: SegmentationDataset, scribbles: Path
     for position in tqdm(spread_positions(len(dataset), count), "predicting", unit="image", disable=None):
         image, maps = dataset.read(position)
         scribble = read_label_or_none(scribbles / f"{dataset.index.names[position]}.png")
-        probabilities = [predict_image(on_grid(method), image, InferenceConfig()) for method in methods]
+        probabilities = [predict_image(method, image, InferenceConfig()) for method in methods]
         predictions = [most_likely(one).byte().numpy() for one in probabilities]
         rows.append([image, scribble, *predictions, maps["label"]])
     return rows

@@ -23,7 +23,7 @@ from config import InferenceConfig
 from datasets.files import atomic_write, read_image
 from datasets.transforms import normalise, to_tensor
 from engine.checkpoint import load_model
-from engine.inference import most_likely, on_grid, predict_image
+from engine.inference import most_likely, predict_image
 from engine.metrics import normalised_entropy
 from engine.pictures import heat, picture_grid
 from errors import UserError, run
@@ -58,7 +58,7 @@ def main() -> None:
     if not isinstance(after.network, RandomWalkNet):
         raise UserError(f"{config.checkpoint}: not a random-walk network; give a checkpoint of UR or SS")
     with torch.inference_mode():
-        probabilities = [predict_image(on_grid(method), image, InferenceConfig()) for method in (before, after)]
+        probabilities = [predict_image(method, image, InferenceConfig()) for method in (before, after)]
         rows = transition_rows(after.network, normalise(to_tensor(image)), config.points)
     predictions = [most_likely(one).byte().numpy() for one in probabilities]
     entropies = [normalised_entropy(one).numpy() for one in probabilities]

@@ -1,4 +1,4 @@
-"""Multi-label classification of an image from a map of activations."""
+"""Losses of a classifier of tags and of its activation maps (RecurSeed)."""
 
 import torch
 import torch.nn.functional as F
@@ -13,3 +13,14 @@ def tag_loss(activations: torch.Tensor, tags: torch.Tensor, outside: torch.Tenso
     inside = F.interpolate((~outside)[:, None].float(), activations.shape[-2:], mode="nearest-exact")
     logits = (activations.float() * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
     return F.binary_cross_entropy_with_logits(logits, tags)
+
+
+def reconstruction(cam: torch.Tensor, refined: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
+    """L_rec of RecurSeed: mean |CAM - refined map|, at the size of the CAM, over the tagged classes.
+
+    cam: (B, k, h, w) in [0, 1], of the tagged classes, as from `ops.seeds.tagged`. refined: (B, k, H, W), constant. tags:
+    (B, K). Returns a scalar, 0 without any tag.
+    """
+    height, width = cam.shape[-2:]
+    target = F.adaptive_avg_pool2d(refined, (height, width))
+    return (cam - target).abs().mean(dim=(2, 3)).sum() / tags.sum().clamp(min=1)

@@ -8,7 +8,7 @@ improves the features, and so the next labels. CertainMix also trains on images 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,13 @@ from datasets.batch import Batch
 from errors import UserError
 from losses.certain_labels import certain_labels
 from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy
-from losses.tag_loss import tag_loss
+from losses.tag_loss import reconstruction, tag_loss
 from methods.base import Method, Published
-from models.recurseed import RecurSeedNet
-from ops.pamr import pamr
+from models.recurseed import RELEASES, RecurSeedNet, with_average
+from ops.mixing import cutmix_boxes, foreground, visible_tags
 from ops.pixelwise import mean_where
 from ops.resizing import resize, upsample
-from ops.self_correlation import class_maps, self_correlation
+from ops.seeds import Seeds, activation_maps, grown_maps, refined_maps, tagged
 
 
 @dataclass
@@ -51,44 +51,16 @@ class RecurSeedConfig(MethodConfig):
     """distances of PAMR's neighbours, pixels"""
     renormalise: bool = True
     """divide each class's refined map by its largest value"""
+    reconstruction: NonNegativeFloat = 0.0
+    """weight of the L1 difference between the activation maps and the refined maps of the tagged classes (L_rec)"""
+    mix: Literal["certain", "cut"] = "certain"
+    """pixels of another image to paste. certain: its certain objects (CertainMix). cut: a rectangle (CutMix)"""
+    visible_tags: bool = False
+    """tags of a mix: the image's tags and the pasted classes; without this flag, the tags of both images"""
     decay: ClosedUnitInterval = 0.9999
     """decay of the average of the weights, which is evaluated; it grows from 0 as 1 - exp(-updates / 2000)"""
     seed_thresholds: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 0.05)
     """least activation of a seed of a class, and largest activation of a seed of the background"""
-
-
-# Published name of a weight -> ours, by prefix.
-NAMES = {
-    "model.": "backbone.",
-    "classifier.": "classifier.",
-    **{f"aspp.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
-    **{f"aspp.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
-    "aspp.global_avg_pool.": "aspp.pooled.",
-    "aspp.conv1.": "aspp.project.0.",
-    "aspp.bn1.": "aspp.project.1.",
-    "decoder.conv1.": "reduce.0.",
-    "decoder.bn1.": "reduce.1.",
-    "decoder.classifier.": "decoder.",
-}
-
-
-def with_average(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights, and the same weights as the average: a released file has one network."""
-    average = {key.replace("network.", "average.module.", 1): value.clone() for key, value in weights.items()}
-    return weights | average | {"average.n_averaged": torch.tensor(1)}
-
-
-class Seeds(NamedTuple):
-    """The steps from activations to labels."""
-
-    cam: torch.Tensor
-    """(B, C - 1, h, w): class activation maps in [0, 1]"""
-    grown: torch.Tensor
-    """(B, C - 1, h, w): after SCG"""
-    refined: torch.Tensor
-    """(B, k, H, W): of the tagged classes, after PAMR"""
-    label: torch.Tensor
-    """(B, H, W) int64: certain labels"""
 
 
 class RecurSeed(Method):
@@ -96,9 +68,8 @@ class RecurSeed(Method):
 
     settings = RecurSeedConfig
     published = {  # noqa: RUF012, read only
-        "aspp.aspp1.atrous_conv.weight": Published(
-            lambda _: RecurSeedConfig(), NAMES, "model.", "decoder.classifier.8.weight", with_average
-        )
+        key: Published(lambda _: RecurSeedConfig(), names, "model.", classifier, with_average)
+        for key, (names, classifier) in RELEASES.items()
     }
     reads = frozenset({"tags"})
     fewest_images = 2  # batch norm over the pooled features needs two images; a partner is another image
@@ -143,14 +114,18 @@ class RecurSeed(Method):
         images, tags, outside = batch["image"], batch["tags"], batch["outside"]
         maps, features = self.network.encode(images)
         activations, logits = self.network.tags(features), self.network.segment(maps, features)
+        label = torch.full_like(outside, IGNORE_INDEX, dtype=torch.int64)  # a loss of 0 with all weights in the graph
+        reconstructed = 0 * activations.sum()
         if self.segments:
-            label = self.seeds(images, tags, outside, maps, activations).label
-        else:
-            label = torch.full_like(outside, IGNORE_INDEX, dtype=torch.int64)  # a loss of 0 with all weights in the graph
+            seeds = self.seeds(images, tags, outside, maps, activations)
+            label = seeds.label
+            reconstructed = reconstruction(tagged(activation_maps(activations, outside), tags)[0], seeds.refined, tags)
         losses = {
             "tags": tag_loss(activations, tags, outside),
             "segmentation": coarse_cross_entropy(logits, label, align_corners=False),
         }
+        if self.config.reconstruction:
+            losses["reconstruction"] = self.config.reconstruction * reconstructed
         if self.config.mix_from is None:
             return losses
         if not self.mixes:
@@ -183,19 +158,12 @@ class RecurSeed(Method):
     ) -> Seeds:
         """RecurSeed's labels of images (B, 3, H, W) with tags (B, C - 1), from the encoder's maps and the classifier's
         activations (B, C - 1, h, w). outside: (B, H, W) bool."""
-        config, grid = self.config, activations.shape[-2:]
-        inside = ~cells_outside(outside, grid)[:, None]
-        cam = activations.float().relu() * inside
-        cam = cam / (cam.amax(dim=(2, 3), keepdim=True) + 1e-5)
-        grown = cam
+        config = self.config
+        cam = grown = activation_maps(activations, outside)
         if config.correlate:
             strides = self.network.backbone.strides
-            chosen = (maps[strides.index(stride)] for stride in (8, 16))
-            correlations = [self_correlation(resize(one.float(), grid, align_corners=False)) for one in chosen]
-            grown = class_maps(correlations, cam, *config.seed_thresholds)
-        refined, ids = tagged(upsample(grown, images.shape[-2:], align_corners=False), tags)
-        if config.refine:
-            refined = pamr(images, refined, config.refine, config.dilations)
+            grown = grown_maps(cam, [maps[strides.index(stride)] for stride in (8, 16)], config.seed_thresholds)
+        refined, ids = refined_maps(images, grown, tags, config.refine, config.dilations)
         if config.renormalise:
             refined = refined / (refined.amax(dim=(2, 3), keepdim=True) + 1e-5)
         return Seeds(cam, grown, refined, certain_labels(refined, ids, outside, config.certain, config.uncertain))
@@ -203,28 +171,29 @@ class RecurSeed(Method):
     @torch.no_grad()
     def mixed(self, images: torch.Tensor, tags: torch.Tensor, outside: torch.Tensor, logits: torch.Tensor) -> Batch:
         """CertainMix: where a partner of the batch is certain foreground, its pixel and its class replace those of the image.
-        Returns `image`, `label` and `tags`, the tags of both."""
-        config = self.config
-        probabilities = upsample(logits, images.shape[-2:], align_corners=False).softmax(dim=1)[:, 1:]
-        refined, ids = tagged(probabilities, tags)
-        if config.refine:
-            refined = pamr(images, refined, config.refine, config.dilations)
+        CutMix: a rectangle of the partner does. Returns `image`, `label` and `tags`."""
+        config, size = self.config, images.shape[-2:]
+        probabilities = upsample(logits, size, align_corners=False).softmax(dim=1)[:, 1:]
+        refined, ids = refined_maps(images, probabilities, tags, config.refine, config.dilations)
         label = certain_labels(refined, ids, outside, config.certain, config.uncertain)
         shift = int(torch.randint(1, len(images), ()))  # never the image itself
-        partner = label.roll(shift, dims=0)
-        pasted = (partner > 0) & (partner != IGNORE_INDEX)
+        partner, of_partner = label.roll(shift, dims=0), tags.roll(shift, dims=0)
+        pasted = foreground(partner)
+        if config.mix == "cut":
+            pasted = cutmix_boxes(len(images), size, probability=1).to(label.device)
+        if config.visible_tags:
+            of_partner = visible_tags(partner, pasted, tags)
         return {
             "image": torch.where(pasted[:, None], images.roll(shift, dims=0), images),
             "label": torch.where(pasted, partner, label),
-            "tags": torch.maximum(tags, tags.roll(shift, dims=0)),
+            "tags": torch.maximum(tags, of_partner),
         }
 
     def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """`seeds/precision` and `seeds/recall` of the certain labels of the foreground; `seeds/labelled`, the share of pixels
         with a label, background included."""
         label, truth = self._seeds_of(batch).label, batch["truth"].long()
-        known, found = truth != IGNORE_INDEX, (label > 0) & (label != IGNORE_INDEX)
-        right = label == truth
+        known, found, right = truth != IGNORE_INDEX, foreground(label), label == truth
         return {
             "seeds/precision": mean_where(right, found & known),
             "seeds/recall": mean_where(right, known & (truth > 0)),
@@ -245,18 +214,3 @@ class RecurSeed(Method):
     def _averaged(self, average: torch.Tensor, weight: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
         decay = self.config.decay * (1 - math.exp(-float(updates) / 2000))
         return (decay * average + (1 - decay) * weight).to(average.dtype)
-
-
-def tagged(maps: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maps (B, C - 1, h, w) of the tagged classes alone: (B, k, h, w) and their class ids (B, k), where k is the largest
-    number of tags of an image, at least 1. Spare maps are 0."""
-    count = max(1, int(tags.sum(dim=1).max()))
-    present, order = tags.sort(dim=1, descending=True, stable=True)
-    chosen = order[:, :count]
-    maps = maps.gather(1, chosen[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
-    return maps * present[:, :count, None, None], chosen + 1
-
-
-def cells_outside(outside: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-    """Whether the centre of each cell of a coarse map lies outside the image: outside (B, H, W) bool -> (B, h, w) bool."""
-    return F.interpolate(outside[:, None].float(), grid, mode="nearest-exact")[:, 0] > 0

@@ -10,6 +10,51 @@ from models.layers import ASPP, conv_bn_relu
 from models.resnet import stride16_resnet
 from ops.resizing import resize, upsample
 
+# The two releases: a weight by which a file is recognised -> (prefix of a published name -> ours, the last classifier).
+RELEASES = {
+    "aspp.aspp1.atrous_conv.weight": (  # RecurSeed + CertainMix, 2022-04
+        {
+            "model.": "backbone.",
+            "classifier.": "classifier.",
+            **{f"aspp.aspp{n}.atrous_conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+            **{f"aspp.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
+            "aspp.global_avg_pool.": "aspp.pooled.",
+            "aspp.conv1.": "aspp.project.0.",
+            "aspp.bn1.": "aspp.project.1.",
+            "decoder.conv1.": "reduce.0.",
+            "decoder.bn1.": "reduce.1.",
+            "decoder.classifier.": "decoder.",
+        },
+        "decoder.classifier.8.weight",
+    ),
+    "decoder.low_block.conv.weight": (  # RecurSeed + EdgePredictMix, 2022-08
+        {
+            "model.": "backbone.",
+            "classifier.": "classifier.",
+            **{f"aspp.aspp{n}.conv.": f"aspp.branches.{n - 1}.0." for n in range(1, 5)},
+            **{f"aspp.aspp{n}.bn.": f"aspp.branches.{n - 1}.1." for n in range(1, 5)},
+            "aspp.global_avg_pool.1.conv.": "aspp.pooled.1.",
+            "aspp.global_avg_pool.1.bn.": "aspp.pooled.2.",
+            "aspp.block.0.conv.": "aspp.project.0.",
+            "aspp.block.0.bn.": "aspp.project.1.",
+            "decoder.low_block.conv.": "reduce.0.",
+            "decoder.low_block.bn.": "reduce.1.",
+            "decoder.classifier.0.conv.": "decoder.0.",
+            "decoder.classifier.0.bn.": "decoder.1.",
+            "decoder.classifier.2.conv.": "decoder.4.",
+            "decoder.classifier.2.bn.": "decoder.5.",
+            "decoder.classifier.4.": "decoder.8.",
+        },
+        "decoder.classifier.4.weight",
+    ),
+}
+
+
+def with_average(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights, and the same weights as the average: a released file has one network."""
+    average = {key.replace("network.", "average.module.", 1): value.clone() for key, value in weights.items()}
+    return weights | average | {"average.n_averaged": torch.tensor(1)}
+
 
 class RecurSeedNet(nn.Module):
     """Encoder at stride 16 -> a bias-free 1x1 classifier of the C - 1 tags; and ASPP with rates 6, 12, 18, fused with the map

@@ -17,6 +17,8 @@ from errors import UserError
 from methods import build_method
 from methods.blpseg import BLPSEG, BLPSegConfig
 from methods.cc4s import BASELINE, RANDOM_WALK, CC4SConfig
+from methods.recurseed import RecurSeedConfig
+from models.recurseed import RELEASES
 from tools import convert_checkpoint
 
 NETWORKS = {
@@ -79,6 +81,22 @@ def test_a_released_blpseg_state_dict_loads(tmp_path):
     loaded = load_model(tmp_path / "BLPSeg_resnet18.pth")
     assert loaded.config.width == 64
     assert all(torch.equal(method.state_dict()[name], value) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_both_releases_of_recurseed_load(tmp_path, release):
+    method = build_method(RecurSeedConfig(), ModelConfig(backbone="resnet50", weights="none"), 21)
+    names, classifier = RELEASES[release]
+    state = {}
+    for key, value in method.network.state_dict().items():
+        old, new = next((old, new) for old, new in names.items() if key.startswith(new))
+        state[old + key.removeprefix(new)] = value
+    assert release in state and classifier in state
+    torch.save(state, tmp_path / "last.pth")
+    loaded = load_model(tmp_path / "last.pth")
+    assert loaded.classes[1] == "aeroplane"
+    for network in (loaded.network, loaded.average.module):
+        assert all(torch.equal(method.network.state_dict()[name], value) for name, value in network.state_dict().items())
 
 
 class OldNumpyPickler(pickle._Pickler):

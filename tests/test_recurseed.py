@@ -28,9 +28,10 @@ from engine.checkpoint import load_model
 from engine.inference import predict_image
 from errors import UserError
 from losses.certain_labels import certain_labels
-from losses.tag_loss import tag_loss
+from losses.tag_loss import reconstruction, tag_loss
 from methods import build_method
-from methods.recurseed import RecurSeedConfig, cells_outside, tagged
+from methods.recurseed import RecurSeedConfig
+from ops.seeds import activation_maps, tagged
 from tools import tags
 
 MODEL = ModelConfig("timm:mobilenetv3_small_050", "none")
@@ -75,7 +76,12 @@ def test_the_tag_loss_equals_a_loop_over_the_cells_inside_the_image():
     got = tag_loss(activations, tags, outside)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(gradients(got, activations), gradients(want, activations))
-    assert cells_outside(outside, (4, 4))[1, 0].tolist() == [False, False, True, True]
+    assert (activation_maps(activations.abs() + 1, outside)[1] > 0).any(dim=1).any(dim=0).tolist()[:4] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 # The method
@@ -90,7 +96,8 @@ def batch_of(count=3, side=64, classes=4):
 
 
 def method_at(epoch, **settings):
-    method = build_method(RecurSeedConfig(refine=2, dilations=(1, 2), **settings), MODEL, 4).train()
+    settings = {"refine": 2, "dilations": (1, 2)} | settings
+    method = build_method(RecurSeedConfig(**settings), MODEL, 4).train()
     method.begin_training(None)
     method.begin_step(0, epoch)
     return method
@@ -166,6 +173,52 @@ def test_the_average_follows_its_closed_form_and_is_what_predicts():
         for parameter in method.network.parameters():
             parameter.fill_(float("nan"))
         assert method.predict(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+def test_a_mix_of_rectangles_and_visible_tags():
+    method = method_at(16, mix="cut", visible_tags=True, refine=0)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 64, 64)
+    tags = torch.eye(4)[:, :3]
+    logits = torch.full((4, 4, 64, 64), -9.0)
+    logits[:, 0] = 0
+    for image in range(3):
+        logits[image, 0, :, :32], logits[image, 1 + image, :, :32] = -9, 9  # an object in the left half; image 3 has none
+    visible = 0
+    for _ in range(20):
+        mixed = method.mixed(images, tags, torch.zeros(4, 64, 64, dtype=torch.bool), logits)
+        for image in range(4):
+            pasted = mixed["image"][image, 0] != image
+            rows, columns = pasted.nonzero().T
+            box = torch.zeros_like(pasted)
+            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+            assert torch.equal(pasted, box) and 0.01 < box.float().mean() < 0.5
+            other = int(mixed["image"][image, 0][pasted][0])
+            seen = {image} | ({other} if pasted[:, :32].any() else set())
+            assert mixed["tags"][image].nonzero().flatten().tolist() == sorted(seen - {3})
+            visible += other not in seen
+    assert visible > 0, "some rectangle shows no object"
+
+
+def test_the_reconstruction_loss_equals_a_loop_and_trains_the_classifier_alone_of_the_heads():
+    cam, refined, tags = torch.rand(2, 2, 2, 2).requires_grad_(), torch.rand(2, 2, 4, 4), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    with torch.no_grad():
+        cam[1, 1], refined[1, 1] = 0, 0  # a spare map
+    total = 0
+    for image, slot in ((0, 0), (0, 1), (1, 0)):
+        for i in range(2):
+            for j in range(2):
+                target = refined[image, slot, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean()
+                total = total + (cam[image, slot, i, j] - target).abs() / 4
+    torch.testing.assert_close(reconstruction(cam, refined, tags), total / 3)
+    torch.testing.assert_close(gradients(reconstruction(cam, refined, tags), cam), gradients(total / 3, cam))
+    assert reconstruction(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4), torch.zeros(1, 3)) == 0
+
+    method = method_at(6, reconstruction=0.5)
+    losses = method(batch_of())
+    assert losses["reconstruction"] > 0
+    assert torch.autograd.grad(losses["reconstruction"], method.network.classifier.weight, retain_graph=True)[0].any()
+    before = method_at(0, reconstruction=0.5)(batch_of())
+    assert before["reconstruction"] == 0 and before["reconstruction"].requires_grad
 
 
 # Inference

@@ -15,7 +15,8 @@ from datasets.segmentation import SegmentationDataset
 from datasets.transforms import Augmentation
 from errors import UserError
 from methods import build_method
-from methods.unimatch import Target, UniMatchConfig, cutmix_boxes, mix, with_dropped
+from methods.unimatch import Target, UniMatchConfig, mix, with_dropped
+from ops.mixing import cutmix_boxes
 
 MODEL = ModelConfig("timm:mobilenetv3_small_050", "none")
 

@@ -16,9 +16,7 @@ STEP1=${STEP1:-}                                             # flags of train.py
 REDUCE=${REDUCE:-mean}                                       # rank unlabelled images by the mean over their classes, or by the sum
 
 . tools/stages.sh
-for flag in "$@"; do
-    case $flag in --fresh | --fresh=true) rm -rf "$OUT/pairs" "$OUT/retrain1" "$OUT/retrain2" ;; esac
-done
+start_over "pairs retrain1 retrain2" "$@"
 
 # A training of a step: step NAME CONFIG LIST LABELS [flags]
 step() {

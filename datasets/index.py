@@ -13,6 +13,7 @@ from errors import UserError
 T = TypeVar("T")
 S = TypeVar("S")
 
+TAGS = "tags.json"  # {image name: [class, ...]}, in the folder of a data set
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -108,7 +109,7 @@ def label_paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
 def read_tags(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> np.ndarray | None:
     """Reads ROOT/tags.json, {name: [class, ...]}, as (names, classes - 1) bool: the classes, except the first, that each image
     shows. Returns None if the file is missing or has none of the images. Raises UserError for wrong content."""
-    file = root / "tags.json"
+    file = root / TAGS
     if not file.is_file():
         return None
     try:

@@ -86,6 +86,15 @@ def _tile(array: np.ndarray) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if is_label else Image.Resampling.BILINEAR)
 
 
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """Returns an image (H, W, 3) uint8, reduced or enlarged to the size of a tile, with a line of text below."""
+    tile = _tile(image)
+    picture = Image.new("RGB", (tile.width, tile.height + CAPTION), "white")
+    picture.paste(tile)
+    ImageDraw.Draw(picture).text((1, tile.height + 2), text, fill="black")
+    return np.array(picture)
+
+
 def heat(values: np.ndarray) -> np.ndarray:
     """Returns values (H, W) float in [0, 1] as colours (H, W, 3) uint8 from dark to yellow."""
     return (255 * matplotlib.colormaps["viridis"](values)[..., :3]).astype(np.uint8)

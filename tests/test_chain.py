@@ -83,7 +83,6 @@ COMMANDS = {
         f"train.py --config configs/cc4s/ss_stage2.yaml {ON_PSEUDO_LABELS} --data.superpixels x --init init",
     ],
     "train_blpseg.sh": [f"train.py --config configs/blpseg/voc.yaml {ON_SCRIBBLES}"],
-    "train_recurseed.sh": [f"train.py --config configs/recurseed/voc.yaml {ON_SCRIBBLES.replace('labels s', 'labels m')}"],
     "evaluate.sh": ["evaluate.py --checkpoint c --data.root d --data.labels m --data.split val --out o"],
 }  # fmt: skip
 

@@ -51,6 +51,34 @@ def plain(root, tmp_path):
     return folder
 
 
+def test_tags_alone_are_checked_without_label_maps(root, check, tmp_path):
+    shutil.rmtree(root / "scribbles")
+    code, problems, output = check(root, "--labels", "tags.json")
+    assert code == 1 and problems == [
+        f"{root}/tags.json is missing, or lists no image of split train: write it by tools.tags or tools.prepare"
+    ]
+    names = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    tags = {name: [CLASSES[1 + min(number, 4)], "cross"] for number, name in enumerate(names)} | {names[0]: []}
+    (root / "tags.json").write_text(json.dumps(tags))
+    code, problems, output = check(root, "--labels", "tags.json")
+    assert code == 1 and problems == [
+        f"{root}/tags.json: no image has the tag disc; the network cannot learn a class without tags"
+    ]
+    tags[names[0]] = ["disc", "cross"]
+    (root / "tags.json").write_text(json.dumps(tags))
+    code, problems, output = check(root, "--labels", "tags.json")
+    assert code == 0 and problems == []
+    assert (
+        "8 images, 2.0 tags an image, 0 images without a tag" in output
+        and "note: nearly all images have the tag cross" in output
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 192
+    (root / f"JPEGImages/{names[3]}.jpg").write_bytes(b"no picture")
+    code, problems, _ = check(root, "--labels", "tags.json")
+    assert code == 1 and len(problems) == 1 and names[3] in problems[0]
+
+
 def test_a_sound_data_set_passes(root, check, tmp_path):
     code, problems, output = check(root)
     assert problems == [] and code == 0

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPOSITORY
+from test_chain import script
 from test_distributed import assert_same_training, launch
 from test_losses import gradients, normal
 from test_mistakes import assert_refused
@@ -384,6 +385,32 @@ def test_training_reads_tags_alone_and_resumes_over_both_starts(tags_alone, tmp_
         assert code == 0, error
         assert all(torch.equal(value, whole[key]) for key, value in weights(tmp_path / f"stopped{stop}").items())
     assert load_model(tmp_path / "whole/best.pt").predict(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+@pytest.mark.slow
+def test_the_script_goes_from_tags_to_a_second_network_and_skips_finished_steps(tags_alone, tmp_path):
+    small = ["--model.backbone", MODEL.backbone, "--model.weights", "none", "--data.crop", "64", "--train.steps", "2",
+             "--train.batch_size", "2", "--train.val_steps", "1", "--train.workers", "0"]  # fmt: skip
+    flags = [*small, "--method.segment_from", "0.1", "--method.mix_from", "0.2"]
+    step4 = " ".join(small).replace("--data.crop 64", "--data.crop 65")
+    variables = {"DATA_ROOT": tags_alone, "OUT": tmp_path / "out", "STEP4": step4}
+    done = script("train_recurseed.sh", *flags, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "8 images" in done.stdout and "step 4 of 4" in done.stdout
+    labels = tmp_path / "out/single_stage/pseudo_labels"
+    index = open_index(tags_alone, "train")
+    for name, of_image in zip(index.names, index.tags, strict=True):
+        assert set(read_label(labels / f"{name}.png").flatten().tolist()) <= {0, *(1 + of_image.nonzero()[0]).tolist()}
+    assert load_model(tmp_path / "out/multi_stage/best.pt").config.name == "cisc_r"
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.p*") if file.suffix in (".pt", ".png")}
+    done = script("train_recurseed.sh", *flags, **variables)
+    assert done.returncode == 0, done.stderr
+    assert all(file.stat().st_mtime_ns == before for file, before in files.items() if "pseudo_labels" in file.parts)
+    assert all(file.stat().st_mtime_ns == before for file, before in files.items() if file.name == "last.pt")
+    (tags_alone / "tags.json").unlink()
+    refused = script("train_recurseed.sh", *flags, **variables | {"OUT": tmp_path / "other"})
+    assert refused.returncode == 1 and "tags.json is missing" in refused.stdout
+    assert not (tmp_path / "other/single_stage").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Checks a data set before training: every image, label and list of both splits.
 
     python -m tools.check_dataset DATA_ROOT --labels scribbles
+    python -m tools.check_dataset DATA_ROOT --labels tags.json              # training by image tags, without label maps
     python -m tools.check_dataset DATA_ROOT --labels scribbles --convert DATA_ROOT/scribbles_ids    # labels in colours
 
 Prints the number of images, the labelled share, the classes, the agreement with the masks, and a line per problem. Draws a
@@ -20,14 +21,15 @@ from datasets import open_index
 from datasets.check import few_classes, list_problems
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import PALETTE, UNLABELLED, atomic_write, opened_label, read_image, read_label, write_label
-from datasets.index import Index, resolve_folder, spread_positions
+from datasets.index import TAGS, Index, resolve_folder, spread_positions
 from datasets.segmentation import read_fitting_label
-from engine.pictures import contact_sheet, overlay
+from engine.pictures import captioned, contact_sheet, overlay
 from engine.provenance import open_output_folder
 from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process
 
 AGREEMENT = 0.9  # least share of labelled pixels that agree with the masks; the human scribbles that were checked reach 0.99
+COMMON = 0.95  # share of the images from which a tag is common
 MOST_PRINTED = 50  # number of problems to print
 
 
@@ -38,7 +40,7 @@ class CheckConfig(BatchConfig):
     root: str
     """the data set"""
     labels: str = "scribbles"
-    """training labels: a folder of root, or a path"""
+    """training labels: a folder of root, or a path; or tags.json"""
     truth: str = "SegmentationClass"
     """dense masks: a folder of root, or a path; masks of training images are compared with the labels"""
     train_split: str = "train"
@@ -86,7 +88,11 @@ def main() -> int:
     if train and val:
         problems += list_problems(train, val)
     for split, index, masks in ((config.train_split, train, resolve_folder(root, config.truth)), (config.val_split, val, None)):
-        if index:
+        if index and index.labels is None:
+            problems += [finding.problem for finding in check_split(index, None, config) if finding.problem]
+            print(f"{split} ({root / TAGS}): {tag_summary(index)}")
+            problems += tag_problems(index, root / TAGS)
+        elif index:
             findings = check_split(index, masks, config)
             problems += [finding.problem for finding in findings if finding.problem]
             total = np.sum([finding.counts for finding in findings], axis=0)
@@ -103,33 +109,44 @@ def main() -> int:
 
 
 def read_split(root: Path, split: str, labels: str, problems: list[str]) -> Index | None:
-    """Opens a split with label paths that need not exist. If that fails, adds a line to `problems` and returns None."""
+    """Opens a split with label paths that need not exist, or with tags and no label paths. If that fails, adds a line to
+    `problems` and returns None."""
     try:
         index = open_index(root, split, problems=problems)
     except UserError as error:
         problems.append(str(error))
         return None
+    if labels == TAGS and index.tags is None:
+        problems.append(
+            f"{root / TAGS} is missing, or lists no image of split {split}: write it by tools.tags or tools.prepare"
+        )
+        return None
+    if labels == TAGS:
+        return index
     folder = resolve_folder(root, labels)
     return replace(index, labels=tuple(folder / f"{name}.png" for name in index.names))
 
 
 def check_split(index: Index, masks: Path | None, config: CheckConfig) -> list[Finding]:
-    """Checks every image and label of a split. masks: the folder to compare the labels with, or None."""
+    """Checks every image of a split, and its label if the index has labels. masks: the folder to compare the labels with, or
+    None."""
     items = [
         (image, label, masks / f"{name}.png" if masks else None)
-        for name, image, label in zip(index.names, index.images, index.label_files, strict=True)
+        for name, image, label in zip(index.names, index.images, index.labels or [None] * len(index), strict=True)
     ]
     work = partial(check_image, len(index.classes))
     with parallel(config.workers, len(items)) as mapping:
         return list(tqdm(mapping(work, items), "checking", len(items), unit="image", leave=False, disable=None))
 
 
-def check_image(num_classes: int, item: tuple[Path, Path, Path | None]) -> Finding:
-    """Checks one image, its label and its mask (None: no comparison)."""
+def check_image(num_classes: int, item: tuple[Path, Path | None, Path | None]) -> Finding:
+    """Checks one image, its label (None: no label) and its mask (None: no comparison)."""
     image_file, label_file, mask_file = item
     nothing = np.zeros(256, np.int64)
     try:
         image = read_image(image_file)
+        if label_file is None:
+            return Finding(None, nothing)
         label = read_fitting_label(label_file, image, num_classes)
         counts = np.bincount(label.reshape(-1), minlength=256)
         if mask_file is None or not mask_file.is_file():
@@ -175,12 +192,43 @@ def silent_problems(findings: list[Finding], total: np.ndarray, index: Index, is
     return problems
 
 
+def tag_summary(index: Index) -> str:
+    """Returns lines about the tags of a split: images, tags an image, and the number of images of each class."""
+    tags = tags_of(index)
+    counts, width, without = tags.sum(axis=0), max(map(len, index.classes)), int((~tags.any(axis=1)).sum())
+    lines = [f"{len(index)} images, {tags.sum(axis=1).mean():.1f} tags an image, {without} images without a tag"]
+    lines += [f"  {1 + n:>3} {name:<{width}} {counts[n]:>6} images" for n, name in enumerate(index.classes[1:])]
+    common = [name for name, count in zip(index.classes[1:], counts, strict=True) if count >= COMMON * len(index)]
+    if common:
+        lines.append(f"  note: nearly all images have the tag {', '.join(common)}; a tag of all images teaches nothing")
+    return "\n".join(lines)
+
+
+def tag_problems(index: Index, file: Path) -> list[str]:
+    """Returns a message about classes that no image shows, if there are any."""
+    absent = [name for name, shown in zip(index.classes[1:], tags_of(index).any(axis=0), strict=True) if not shown]
+    return (
+        [f"{file}: no image has the tag {', '.join(absent)}; the network cannot learn a class without tags"] if absent else []
+    )
+
+
+def tags_of(index: Index) -> np.ndarray:
+    """Returns the tags of an index with tags, (images, classes - 1) bool."""
+    assert index.tags is not None
+    return index.tags
+
+
 def draw_sheet(index: Index, config: CheckConfig) -> None:
-    """Draws the contact sheet: readable images of a split with their labels."""
+    """Draws the contact sheet: readable images of a split with their labels, or with their tags below."""
     tiles = []
     for position in spread_positions(len(index), config.pictures):
         try:
-            image, label = read_image(index.images[position]), read_label(index.label_files[position])
+            image = read_image(index.images[position])
+            if index.labels is None:
+                shown = np.flatnonzero(tags_of(index)[position])
+                tiles.append(captioned(image, ", ".join(index.classes[1 + number] for number in shown)))
+                continue
+            label = read_label(index.label_files[position])
         except UserError:  # already listed as a problem
             continue
         if label.shape == image.shape[:2]:

@@ -24,6 +24,15 @@ make_pseudo_labels() {
         --pseudo_labels --threshold "$THRESHOLD" --scribbles "$SCRIBBLES" --out "$PSEUDO_LABELS"
 }
 
+# Deletes runs of a chain if a flag is --fresh: start_over "NAME ..." [flags of train.py]
+start_over() {
+    runs=$1
+    shift
+    for flag in "$@"; do
+        case $flag in --fresh | --fresh=true) for run in $runs; do rm -rf "${OUT:?}/$run"; done ;; esac
+    done
+}
+
 # Trains a stage: train CONFIG LABELS [flags of train.py]
 train() {
     config=$1 labels=$2

@@ -17,6 +17,7 @@ from command_line import parse
 from datasets import open_index
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import atomic_write, read_label
+from datasets.index import TAGS
 from errors import UserError, run
 
 
@@ -41,20 +42,26 @@ def main() -> int:
     """Runs the command line above and returns the exit code. Raises UserError for missing labels or an existing tags.json."""
     config = parse(TagsConfig, __doc__, positional=True)
     draw_if_missing(config.root)
-    file = Path(config.root) / "tags.json"
+    file = Path(config.root) / TAGS
     if file.exists() and not config.replace:
         raise UserError(f"{file} is there already: give --replace to overwrite it")
+    write_tags(Path(config.root), config.labels, config.splits, config.pixels)
+    return 0
+
+
+def write_tags(root: Path, labels: str, splits: tuple[str, ...], pixels: int = 1) -> None:
+    """Writes ROOT/tags.json of the images in `splits`, and prints a line. labels: a folder of root, or a path. pixels: least
+    number of pixels of a class that becomes a tag."""
     tags = {}
-    for split in config.splits:
-        index = open_index(config.root, split, config.labels)
+    for split in splits:
+        index = open_index(root, split, labels)
         for name, label in zip(index.names, index.label_files, strict=True):
             counts = np.bincount(read_label(label).reshape(-1), minlength=256)[1 : len(index.classes)]
-            tags[name] = [index.classes[1 + number] for number in np.flatnonzero(counts >= config.pixels)]
-    with atomic_write(file) as temporary:
+            tags[name] = [index.classes[1 + number] for number in np.flatnonzero(counts >= pixels)]
+    with atomic_write(root / TAGS) as temporary:
         temporary.write_text(json.dumps(tags, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     mean = np.mean([len(of_image) for of_image in tags.values()])
-    print(f"{file}: {len(tags)} images, {mean:.1f} tags an image")
-    return 0
+    print(f"{root / TAGS}: {len(tags)} images, {mean:.1f} tags an image")
 
 
 if __name__ == "__main__":

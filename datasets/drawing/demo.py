@@ -20,6 +20,7 @@ from datasets.files import UNLABELLED, write_label
 DEMO_ROOT = Path("data/demo")
 WIDTH, HEIGHT = 160, 128
 TRAIN, VAL = 160, 40
+OBJECTS = (3, 6)  # least and largest number of objects in an image
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
 SUPERSAMPLING = 4  # outlines are drawn this many times larger and then reduced, so that rotated edges are smooth
 
@@ -31,9 +32,9 @@ def draw_if_missing(root: str | Path) -> None:
         draw_demo(DEMO_ROOT)
 
 
-def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> None:
+def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0, objects: tuple[int, int] = OBJECTS) -> None:
     """Draws the data set: JPEGImages, SegmentationClass (dense masks), scribbles, two splits and classes.txt. `root` appears
-    only when everything is drawn. The same seed draws the same data."""
+    only when everything is drawn. The same seed draws the same data. objects: as for `draw_picture`."""
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     partial.chmod(0o755)
@@ -43,7 +44,7 @@ def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> 
         names = [f"demo_{number:04d}" for number in range(train + val)]
         for number, name in enumerate(names):
             rng = np.random.default_rng((seed, number))
-            image, mask = draw_picture(rng)
+            image, mask = draw_picture(rng, objects)
             cv2.imwrite(str(partial / "JPEGImages" / f"{name}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
             write_label(partial / "SegmentationClass" / f"{name}.png", mask)
             write_label(partial / "scribbles" / f"{name}.png", draw_scribbles(mask, rng))
@@ -59,11 +60,12 @@ def draw_demo(root: Path, train: int = TRAIN, val: int = VAL, seed: int = 0) -> 
         shutil.rmtree(partial, ignore_errors=True)  # does nothing after the rename
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws an image (HEIGHT, WIDTH, 3) uint8 RGB of three to six objects, and its mask (HEIGHT, WIDTH) uint8."""
+def draw_picture(rng: np.random.Generator, objects: tuple[int, int] = OBJECTS) -> tuple[np.ndarray, np.ndarray]:
+    """Draws an image (HEIGHT, WIDTH, 3) uint8 RGB, and its mask (HEIGHT, WIDTH) uint8. objects: their least and largest
+    number."""
     image = _paint(_ground(rng), rng.uniform(0, 1), 0.5, rng)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    for _ in range(rng.integers(3, 7)):
+    for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(1, len(CLASSES)))
         centre, radius = rng.uniform((12, 12), (WIDTH - 12, HEIGHT - 12)), rng.uniform(16, 32)
         angle = rng.uniform(0, 2 * np.pi)

@@ -1,4 +1,4 @@
-"""The formulas of CC4S and BLPSeg as the papers write them, with full matrices, to compare the fast paths with.
+"""The formulas of CC4S, BLPSeg and RecurSeed as the papers write them, with full matrices, to compare the fast paths with.
 
 Plain float32, channels first. The transition matrix P stays in memory for the backward pass. Two products with an N x N
 permutation matrix flip the energies of the view. The Laplacian is dense.
@@ -105,3 +105,56 @@ def local_aggregation(logits: torch.Tensor, features: torch.Tensor, sigma: float
     similarity = (flat.mT @ flat).softmax(dim=1) * near
     similarity = similarity / similarity.sum(dim=1, keepdim=True)
     return (logits.flatten(2) @ similarity).view_as(logits)
+
+
+def grown_maps(features: list[torch.Tensor], cam: torch.Tensor) -> torch.Tensor:
+    """SCG as published: for each image and class, the seeds' columns of the self-correlations are scaled and summed.
+    features: (B, D, h, w) each. cam: (B, K, h, w). Returns (B, K, h, w)."""
+    correlation = torch.zeros(())
+    for one in features:
+        vectors = F.normalize(one.flatten(2), dim=1)
+        similar = (vectors.mT @ vectors).relu()
+        similar[similar < 0.5] = 0
+        steps = similar.clone()
+        steps.diagonal(dim1=1, dim2=2).zero_()
+        steps = steps / (steps.sum(dim=1, keepdim=True) + 1e-10)
+        walked = steps @ steps
+        walked = walked / (walked.sum(dim=1, keepdim=True) + 1e-10)
+        walked[walked < 0.1 / walked.shape[1]] = 0
+        both = torch.maximum(similar / (similar.sum(dim=1, keepdim=True) + 1e-10), walked)
+        correlation = correlation + both / (both.sum(dim=1, keepdim=True) + 1e-10)
+    maps = torch.zeros_like(cam)
+    for image, of_class in [(b, k) for b in range(len(cam)) for k in range(cam.shape[1])]:
+        activation, grown = cam[image, of_class].flatten(), []
+        for seeds in (activation >= 0.3, activation <= 0.05):
+            columns = _scaled(correlation[image][:, seeds], 0).sum(dim=1) if seeds.any() else torch.zeros_like(activation)
+            grown.append(_scaled(columns, 0))
+        maps[image, of_class] = _scaled((grown[0] - grown[1]).relu(), 0).view_as(maps[image, of_class])
+    return maps
+
+
+def pamr(images: torch.Tensor, masks: torch.Tensor, iterations: int, dilations: list[int]) -> torch.Tensor:
+    """PAMR as published: every class has its own copies of the neighbours. masks: (B, K, H, W)."""
+
+    def windows(maps: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, C, dilations, 9, H, W)
+        count, height, width = maps.shape[1], *maps.shape[-2:]
+        return torch.stack([
+            F.unfold(F.pad(maps, (d, d, d, d), mode="replicate"), 3, dilation=d).view(-1, count, 9, height, width)
+            for d in dilations
+        ], dim=2)  # fmt: skip
+
+    def neighbours(maps: torch.Tensor) -> torch.Tensor:
+        found = windows(maps)
+        return torch.cat([found[:, :, :, :4], found[:, :, :, 5:]], dim=3).flatten(2, 3)
+
+    deviation = windows(images).flatten(2, 3).std(dim=2, keepdim=True)
+    energies = -(neighbours(images) - images[:, :, None]).abs() / (1e-8 + 0.1 * deviation)
+    weights = energies.mean(dim=1, keepdim=True).softmax(dim=2)
+    for _ in range(iterations):
+        masks = (neighbours(masks) * weights).sum(dim=2)
+    return masks
+
+
+def _scaled(values: torch.Tensor, dim: int) -> torch.Tensor:
+    low, high = values.amin(dim=dim, keepdim=True), values.amax(dim=dim, keepdim=True)
+    return (values - low) / (high - low + 1e-10)

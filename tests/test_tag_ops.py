@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from test_losses import normal
 from test_parity import assert_close
 
+from benchmarks import textbook
 from ops.pamr import pamr
 from ops.self_correlation import class_maps, self_correlation
 
@@ -21,6 +22,15 @@ def test_self_correlation_class_maps_and_pamr_equal_the_published_functions(refe
     assert_close(sum(correlations), case["hsc"])
     assert_close(class_maps(correlations, case["cam"]), case["scm"])
     refined = pamr(case["pamr_image"], case["pamr_mask"], int(case["pamr_iterations"]), case["pamr_dilations"].tolist())
+    assert_close(refined, case["pamr_out"])
+
+
+def test_the_formulas_of_the_benchmark_equal_the_published_functions(reference):
+    case = parts(reference)
+    features = [case[name] for name in ("feature_c3", "feature_c4")]
+    assert_close(textbook.grown_maps(features, case["cam"]), case["scm"])
+    dilations = case["pamr_dilations"].tolist()
+    refined = textbook.pamr(case["pamr_image"], case["pamr_mask"], int(case["pamr_iterations"]), dilations)
     assert_close(refined, case["pamr_out"])
 
 

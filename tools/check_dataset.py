@@ -206,7 +206,8 @@ def tag_summary(index: Index) -> str:
 
 def tag_problems(index: Index, file: Path) -> list[str]:
     """Returns a message about classes that no image shows, if there are any."""
-    absent = [name for name, shown in zip(index.classes[1:], tags_of(index).any(axis=0), strict=True) if not shown]
+    counts = tags_of(index).sum(axis=0)
+    absent = [name for name, count in zip(index.classes[1:], counts, strict=True) if not count]
     return (
         [f"{file}: no image has the tag {', '.join(absent)}; the network cannot learn a class without tags"] if absent else []
     )

@@ -14,6 +14,7 @@ Each measurement has its own process: one step, then STEPS timed steps. The medi
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -91,7 +92,7 @@ def measure(config: TagsConfig, way: Way) -> dict:
     method.begin_step(0, settings.mix_from if way == "mix" else settings.segment_from)
     batch = to_device(make_batch(config), device)
     if way in ("loop", "seeds"):
-        return repeat(lambda: seeds(method, batch, way, config), config.steps, 1, device)
+        return repeat(partial(seeds, method, batch, way, *random_maps(method, batch, config)), config.steps, 1, device)
     optimizer = build_optimizer(method, TrainConfig(lr=1e-4))
 
     def step() -> None:
@@ -111,24 +112,27 @@ def floor(method: Any, images: torch.Tensor) -> torch.Tensor:
     return logits.float().mean() + activations.float().mean()
 
 
-def seeds(method: Any, batch: Batch, way: Way, config: TagsConfig) -> None:
-    """SCG and PAMR of a batch, from random features of the encoder's sizes and blobs of activations."""
-    side = config.crop // 16
-    draw = torch.Generator().manual_seed(1)
-    blobs = torch.rand(config.batch, config.classes - 1, 4, 4, generator=draw)
-    activations = resize(blobs, (side, side), align_corners=False).to(batch["image"].device)
-    strides, widths = method.network.backbone.strides, method.network.backbone.widths
-    maps = [
-        torch.randn(config.batch, width, config.crop // stride, config.crop // stride, generator=draw).relu().to(activations)
-        for stride, width in zip(strides, widths, strict=True)
-    ]
+def seeds(method: Any, batch: Batch, way: Way, maps: list[torch.Tensor], activations: torch.Tensor) -> None:
+    """SCG and PAMR of a batch."""
     if way == "seeds":
         method.seeds(batch["image"], batch["tags"], batch["outside"], maps, activations)
         return
-    features = [resize(maps[strides.index(stride)], (side, side), align_corners=False) for stride in (8, 16)]
+    strides, size = method.network.backbone.strides, batch["image"].shape[-2:]
+    features = [resize(maps[strides.index(stride)], activations.shape[-2:], align_corners=False) for stride in (8, 16)]
     grown = textbook.grown_maps(features, activation_maps(activations, batch["outside"]))
-    large = resize(grown, (config.crop, config.crop), align_corners=False)
-    textbook.pamr(batch["image"].float(), large, method.config.refine, list(config.dilations))
+    large = resize(grown, size, align_corners=False)
+    textbook.pamr(batch["image"].contiguous(), large, method.config.refine, list(method.config.dilations))
+
+
+def random_maps(method: Any, batch: Batch, config: TagsConfig) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Random features of the encoder's sizes, and blobs of activations."""
+    draw, device = torch.Generator().manual_seed(1), batch["image"].device
+    maps = [
+        torch.randn(config.batch, width, config.crop // stride, config.crop // stride, generator=draw).relu().to(device)
+        for stride, width in zip(method.network.backbone.strides, method.network.backbone.widths, strict=True)
+    ]
+    blobs = torch.rand(config.batch, config.classes - 1, 4, 4, generator=draw)
+    return maps, resize(blobs, (config.crop // 16, config.crop // 16), align_corners=False).to(device)
 
 
 def make_batch(config: TagsConfig) -> Batch:

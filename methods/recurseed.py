@@ -7,6 +7,7 @@ improves the features, and so the next labels. CertainMix also trains on images 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -82,7 +83,7 @@ class RecurSeed(Method):
         super().__init__()
         self.config = config
         self.network = RecurSeedNet(model, num_classes)
-        self.average = AveragedModel(self.network, avg_fn=self._averaged, use_buffers=True).requires_grad_(False)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
         self.segments = self.mixes = False
 
     def check_settings(self, config: Config, steps: int, epochs: float) -> None:
@@ -211,6 +212,9 @@ class RecurSeed(Method):
         maps, features = self.network.encode(batch["image"])
         return self.seeds(batch["image"], batch["tags"], batch["outside"], maps, self.network.tags(features))
 
-    def _averaged(self, average: torch.Tensor, weight: torch.Tensor, updates: torch.Tensor | int) -> torch.Tensor:
+    def _average(self, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
         decay = self.config.decay * (1 - math.exp(-float(updates) / 2000))
-        return (decay * average + (1 - decay) * weight).to(average.dtype)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
+        else:  # counts of batches
+            torch._foreach_copy_(list(averages), list(weights))

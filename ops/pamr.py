@@ -21,7 +21,7 @@ def pamr(
     """
     dtype = torch.promote_types(masks.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        weights = _affinities(images.detach().to(dtype), dilations)
+        weights = _affinities(images.detach().to(dtype).contiguous(), dilations)
         masks = masks.detach().to(dtype)
         for _ in range(iterations):
             refined = torch.zeros_like(masks)
@@ -33,17 +33,18 @@ def pamr(
 
 def _affinities(images: torch.Tensor, dilations: Sequence[int]) -> list[torch.Tensor]:
     """(B, 3, H, W) -> the weight (B, 1, H, W) of each neighbour, in the order of `_neighbours`."""
-    values = [*_neighbours(images, dilations), *([images] * len(dilations))]
-    mean = torch.stack([value.mean(dim=(2, 3), keepdim=True) for value in values]).mean(dim=0)  # centred sums keep digits
-    total, squares = torch.zeros_like(images), torch.zeros_like(images)
-    for value in values:
-        total += value - mean
-        squares += (value - mean) ** 2
-    count = len(values)
+    images = images - images.mean(dim=(2, 3), keepdim=True)  # sums of small numbers keep digits
+    neighbours, count = _neighbours(images, dilations), 9 * len(dilations)
+    total, squares = len(dilations) * images, len(dilations) * images**2
+    for value in neighbours:
+        total += value
+        squares.addcmul_(value, value)
     deviation = ((squares - total**2 / count).clamp_(min=0) / (count - 1)).sqrt_()
-    scale = -1 / (1e-8 + 0.1 * deviation)
-    energies = [((shifted - images).abs_() * scale).mean(dim=1, keepdim=True) for shifted in _neighbours(images, dilations)]
-    return list(torch.cat(energies, dim=1).softmax(dim=1).split(1, dim=1))
+    scale = -1 / images.shape[1] / (1e-8 + 0.1 * deviation)
+    energies = images.new_empty(len(images), len(neighbours), *images.shape[-2:])
+    for energy, value in zip(energies.unbind(dim=1), neighbours, strict=True):
+        torch.sum((value - images).abs_().mul_(scale), dim=1, out=energy)
+    return list(energies.softmax(dim=1).split(1, dim=1))
 
 
 def _neighbours(maps: torch.Tensor, dilations: Sequence[int]) -> list[torch.Tensor]:

@@ -24,11 +24,15 @@ class Seeds(NamedTuple):
     """(B, H, W) int64: certain labels"""
 
 
+def cells_inside(outside: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+    """Whether the centre of each cell of a coarse map is in the image: outside (B, H, W) bool -> (B, 1, h, w) bool."""
+    return ~F.interpolate(outside[:, None].float(), grid, mode="nearest-exact").bool()
+
+
 def activation_maps(activations: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
     """Class activation maps (CAM): the positive activations (B, K, h, w) over their largest in the image, in [0, 1]; 0 where
     the centre of a cell is outside the image. outside: (B, H, W) bool. Returns (B, K, h, w) float32."""
-    inside = ~F.interpolate(outside[:, None].float(), activations.shape[-2:], mode="nearest-exact").bool()
-    maps = activations.float().relu() * inside
+    maps = activations.float().relu() * cells_inside(outside, activations.shape[-2:])
     return maps / (maps.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 

@@ -79,7 +79,7 @@ def draw_inside(method: Method, batch: Batch, device: torch.device, precision: s
     method.eval()
     batch = to_device(batch, device)
     with autocast(device, precision):
-        shown = {"image": denormalise(batch["image"]), **method.pictures(batch)}
+        shown = {"image": batch["image"], **method.pictures(batch)}
     method.train()
     if len(shown) == 1:
         return None
@@ -88,7 +88,9 @@ def draw_inside(method: Method, batch: Batch, device: torch.device, precision: s
 
 
 def _tile(values: torch.Tensor) -> np.ndarray:
-    """Returns an image, class ids, numbers or errors of one image as an array for `picture_grid`."""
+    """Returns a normalised image, class ids, numbers or errors of one image as an array for `picture_grid`."""
+    if values.ndim == 3:
+        return denormalise(values[None])[0].cpu().numpy()
     array = values.cpu().numpy()
     if array.dtype == bool:
         return error_map(array, np.zeros_like(array))

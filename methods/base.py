@@ -85,9 +85,9 @@ class Method(nn.Module):
         return {}
 
     def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What to show beside each image, (B, H, W) by caption: class ids (uint8 or int64, 255 = none), numbers from 0 to 1
-        (float, drawn from dark to yellow), or errors (bool, drawn red). `engine.inspection` calls this in evaluation mode,
-        without gradient, on the main process alone. The batch has `truth`."""
+        """What to show beside each image, by caption: (B, H, W) class ids (uint8 or int64, 255 = none), numbers from 0 to 1
+        (float, drawn from dark to yellow) or errors (bool, drawn red); or normalised images (B, 3, H, W). `engine.inspection`
+        calls this in evaluation mode, without gradient, on the main process alone. The batch has `truth`."""
         return {}
 
     def check_settings(self, config: Config, steps: int, epochs: float) -> None:

@@ -202,11 +202,18 @@ class RecurSeed(Method):
         }
 
     def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The largest value of all tagged classes at each step from activations to labels, and the labels."""
-        seeds, size = self._seeds_of(batch), batch["image"].shape[-2:]
-        largest = {name: resize(tagged(values, batch["tags"])[0].amax(dim=1, keepdim=True), size, align_corners=False)[:, 0]
-                   for name, values in (("CAM", seeds.cam), ("SCG", seeds.grown))}  # fmt: skip
-        return largest | {"PAMR": seeds.refined.amax(dim=1), "label": seeds.label}
+        """The largest value of all tagged classes at each step from activations to labels, the labels, and a mix with its
+        labels."""
+        images, tags, seeds = batch["image"], batch["tags"], self._seeds_of(batch)
+        shown = {}
+        for name, maps in (("CAM", seeds.cam), ("SCG", seeds.grown)):
+            shown[name] = resize(tagged(maps, tags)[0].amax(dim=1, keepdim=True), images.shape[-2:], align_corners=False)[:, 0]
+        shown |= {"PAMR": seeds.refined.amax(dim=1), "label": seeds.label}
+        if self.config.mix_from is not None:
+            logits = self.network.segment_and_classify(images)[0]
+            mixed = self.mixed(images, tags, batch["outside"], logits)
+            shown |= {"mix": mixed["image"], "label of the mix": mixed["label"]}
+        return shown
 
     def _seeds_of(self, batch: Batch) -> Seeds:
         maps, features = self.network.encode(batch["image"])

@@ -21,12 +21,14 @@ from training import LOOP, call_and_signal
 import evaluate
 import predict
 import train
+from benchmarks.seeds import mean_average_precision
 from config import Config, InferenceConfig, ModelConfig
 from datasets import open_index
 from datasets.files import read_label, write_label
 from datasets.transforms import normalise
 from engine.checkpoint import load_model
 from engine.inference import predict_image
+from engine.inspection import draw_inside
 from errors import UserError
 from losses.certain_labels import certain_labels
 from losses.tag_loss import reconstruction, tag_loss
@@ -220,6 +222,24 @@ def test_the_reconstruction_loss_equals_a_loop_and_trains_the_classifier_alone_o
     assert torch.autograd.grad(losses["reconstruction"], method.network.classifier.weight, retain_graph=True)[0].any()
     before = method_at(0, reconstruction=0.5)(batch_of())
     assert before["reconstruction"] == 0 and before["reconstruction"].requires_grad
+
+
+def test_pictures_show_every_step_from_activations_to_the_mix():
+    method, batch = method_at(16), batch_of()
+    shown = method.eval().pictures(batch)
+    assert list(shown) == ["CAM", "SCG", "PAMR", "label", "mix", "label of the mix"]
+    assert all(maps.shape == (3, 64, 64) for name, maps in shown.items() if name != "mix")
+    assert all(shown[name].min() >= 0 and shown[name].max() <= 1 + 1e-4 for name in ("CAM", "SCG", "PAMR"))
+    here = (shown["mix"][:, None] == batch["image"][None]).all(dim=2).any(dim=1)
+    assert shown["mix"].shape == batch["image"].shape and here.all(), "each pixel is one of an image"
+    assert draw_inside(method, batch | {"truth": shown["label"]}, torch.device("cpu"), "fp32").width > 6 * 192
+    assert list(method_at(6, mix_from=None).eval().pictures(batch)) == ["CAM", "SCG", "PAMR", "label"]
+
+
+def test_mean_average_precision_of_tags():
+    likely = np.array([[0.9, 0.2], [0.8, 0.1], [0.1, 0.3]])
+    present = np.array([[True, False], [False, False], [True, False]])
+    assert mean_average_precision(likely, present) == pytest.approx((1 + 2 / 3) / 2)
 
 
 # Inference

@@ -186,12 +186,16 @@ def _method_name(argv: list[str], methods: dict[str, type[MethodConfig]]) -> str
 
 def read_preset(name: str) -> dict:
     """Returns the settings in the file of a preset."""
-    return yaml.safe_load((EVALUATION_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(_preset_file(name).read_text(encoding="utf-8"))
+
+
+def _preset_file(name: str) -> Path:
+    return EVALUATION_PRESETS / f"{name}.yaml"
 
 
 def _preset_arguments(name: str) -> list[str]:
     """Returns the --config of a preset. Raises UserError for an unknown preset."""
-    file = EVALUATION_PRESETS / f"{name}.yaml"
+    file = _preset_file(name)
     if not file.is_file():
         raise UserError(f"--preset {name}: choose {', '.join(sorted(p.stem for p in EVALUATION_PRESETS.glob('*.yaml')))}")
     return ["--config", str(file)]

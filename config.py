@@ -214,10 +214,10 @@ class InferenceConfig:
     flip: bool = False
     """predict the mirrored image, too, and average"""
     nearest: bool = False
-    """resize logits and probabilities by nearest neighbour (as in RecurSeed's released evaluation); for recurseed"""
+    """resize logits and probabilities by nearest neighbour (as in RecurSeed's released evaluation). For recurseed"""
     tag_gate: ClosedUnitInterval | None = None
-    """least probability of a class by the classifier of tags, the mean over all views; other classes are left out. Tags of
-    tags.json (predict.py --classes tags) replace this gate; for recurseed"""
+    """keep a class only if the classifier of tags gives it at least this probability, a mean over all views. With --classes
+    tags, predict.py takes the tags of tags.json instead. For recurseed"""
     seed_scores: bool = False
     """divide the probabilities of each class by their largest in the image, and take class 0 (the background) where all other
     classes are low"""

@@ -1,6 +1,6 @@
 """Scores the maps of RecurSeed's classifier: CAM, with SCG, with PAMR, with both. The network is frozen.
 
-    python -m benchmarks.seeds --checkpoint runs/tags/best.pt --root data/tags
+    python -m benchmarks.seeds --checkpoint runs/tags/classifier/best.pt --root data/tags
 
 The tags of an image are the classes of its mask. A pixel gets the tagged class of the largest value, or the background if this
 value is under a threshold; each row has the threshold of the best mIoU. For each class, IoU + false detection (pixels with the
@@ -8,7 +8,7 @@ class's label only) + non-detection (pixels of the class without the label) = 10
 means over the classes. The mean average precision of the tags says whether the classifier has learnt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -25,7 +25,7 @@ from engine.metrics import ConfusionMatrix
 from errors import UserError, run
 from methods.recurseed import RecurSeed
 from models.recurseed import RecurSeedNet
-from ops.seeds import activation_maps, cells_inside, grown_maps, refined_maps
+from ops.seeds import activation_maps, grown_maps, over_largest, refined_maps, tag_logits
 
 THRESHOLDS = [number / 20 for number in range(1, 20)]
 ROWS = ("CAM", "CAM + SCG", "CAM + PAMR", "CAM + SCG + PAMR")
@@ -51,7 +51,8 @@ def main() -> None:
     method = load_model(config.checkpoint)
     if not isinstance(method, RecurSeed):
         raise UserError(f"{config.checkpoint}: not a checkpoint of recurseed")
-    dataset = SegmentationDataset(open_index(config.root, config.split, config.labels))
+    index = open_index(config.root, config.split, config.labels)
+    dataset = SegmentationDataset(replace(index, tags=None))
     matrices = {row: [ConfusionMatrix(len(method.classes)) for _ in THRESHOLDS] for row in ROWS}
     likely, present = [], []
     for position in tqdm(range(len(dataset)), unit="image", leave=False, disable=None):
@@ -91,11 +92,8 @@ def seeds(
     for row, values in zip(ROWS, (cam, grown, cam, grown), strict=True):
         iterations = config.refine if "PAMR" in row else 0
         refined, ids = refined_maps(images, values, tags[None], iterations, config.dilations)
-        refined = refined / (refined.amax(dim=(2, 3), keepdim=True) + 1e-5)
-        found[row] = refined[0, :, :height, :width], ids[0]
-    inside = cells_inside(outside, activations.shape[-2:])
-    logits = (activations * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3))
-    return found, logits[0].sigmoid()
+        found[row] = over_largest(refined)[0, :, :height, :width], ids[0]
+    return found, tag_logits(activations, outside)[0].sigmoid()
 
 
 def shares(counts: torch.Tensor) -> tuple[float, float, float]:

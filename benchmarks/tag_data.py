@@ -2,7 +2,7 @@
 
     python -m benchmarks.tag_data data/tags
 
-In the demo data, most images show most classes. Such tags say little. Here, half of the images show one class.
+In the demo data, most images show most classes. Such tags say little. Here, more than half of the images show one class.
 """
 
 from dataclasses import dataclass

@@ -101,7 +101,8 @@ def measure(config: TagsConfig, way: Way) -> dict:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        method.after_step()
+        if way != "floor":
+            method.after_step()
 
     return repeat(step, config.steps, 1, device)
 

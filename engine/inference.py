@@ -16,6 +16,7 @@ from errors import UserError
 from methods import METHODS
 from methods.base import Method
 from ops.resizing import resize
+from ops.seeds import over_largest, tag_logits
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Sharpen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -51,18 +52,16 @@ def padded(maps: torch.Tensor, grid: tuple[int, int], value: int = 0) -> torch.T
 
 
 def _views(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns `on_grid(method)(images)`, and with `config.tag_gate` the probabilities (B, C - 1) of the images' tags. The
-    classifier pools over the cells whose centre lies in the image."""
+    """Returns `on_grid(method)(images)`, and the probabilities (B, C - 1) of the images' tags if a setting needs the
+    classifier. The classifier pools over the cells whose centre lies in the image."""
     if config.tag_gate is None and not config.nearest:
         return on_grid(method)(images), None
     height, width = images.shape[-2:]
     whole = padded(images, method.grid)
+    outside = torch.ones_like(whole[:, 0], dtype=torch.bool)
+    outside[:, :height, :width] = False
     logits, activations = method.predict_and_classify(whole, config.nearest)
-    rows, columns = (
-        max(1, math.ceil(side * cells / of - 0.5))
-        for side, cells, of in zip((height, width), activations.shape[-2:], whole.shape[-2:], strict=True)
-    )
-    return logits[..., :height, :width], activations[..., :rows, :columns].mean(dim=(2, 3)).sigmoid()
+    return logits[..., :height, :width], tag_logits(activations, outside).sigmoid()
 
 
 def predict_split(
@@ -136,15 +135,14 @@ def restricted(probabilities: torch.Tensor, allowed: torch.Tensor | None, config
     score of class 0 is (1 - largest score) ** background_power (Jo et al.'s release). The scores are divided by their sum.
     """
     if config.seed_scores:
-        classes = probabilities[:, 1:]
-        scores = classes / (classes.amax(dim=(2, 3), keepdim=True) + 1e-5)
+        scores = over_largest(probabilities[:, 1:])
         if allowed is not None:
             scores = scores * allowed[:, 1:, None, None]
         background = (1 - scores.amax(dim=1, keepdim=True)) ** config.background_power
         probabilities = torch.cat([background, scores], dim=1)
     elif allowed is None:
         return probabilities
-    else:
+    if allowed is not None:
         probabilities = probabilities * allowed[..., None, None]
     return probabilities / probabilities.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
@@ -191,8 +189,8 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def _average(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), and the probabilities of their tags (B, C - 1) with
-    `config.tag_gate`: the mean over their windows (or whole images) and mirror images.
+    """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), and the probabilities of their tags (B, C - 1) as
+    from `_views`: the mean over their windows (or whole images) and mirror images.
 
     Windows of all images share forward passes, up to `config.batch_pixels` pixels. A side shorter than the window is padded
     with the channel mean (0). Windows may overlap unevenly, so each prediction is weighted before it is added. The memory

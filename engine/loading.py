@@ -160,16 +160,18 @@ def training_order(length: int, settings: TrainConfig, steps: int, first: int, p
     )
 
 
-def check_batch(settings: TrainConfig, process: Process, fewest_images: int) -> None:
-    """Raises UserError if a batch does not divide evenly, or if a forward pass gets fewer than `fewest_images`."""
+def check_batch(settings: TrainConfig, process: Process, fewest_images: int, fewest_in_process: int) -> None:
+    """Raises UserError if a batch does not divide evenly, or if a forward pass gets fewer than `fewest_images` (on GPUs: of all
+    processes) or than `fewest_in_process` images."""
     if settings.batch_size % (settings.accumulate * process.world):
         raise UserError(
             f"--train.batch_size {settings.batch_size} does not divide into --train.accumulate {settings.accumulate} parts "
             f"on {process.world} processes: choose a multiple of {settings.accumulate * process.world}"
         )
     apart = 1 if process.device.type == "cuda" else process.world  # on GPUs, batch norm is over the images of all processes
-    if settings.batch_size < settings.accumulate * apart * fewest_images:
-        raise UserError(
-            f"--train.batch_size {settings.batch_size} is too small: this network needs {fewest_images} images in each of "
-            f"{settings.accumulate} parts on {apart} processes: choose at least {settings.accumulate * apart * fewest_images}"
-        )
+    for images, places in ((fewest_images, apart), (fewest_in_process, process.world)):
+        if settings.batch_size < settings.accumulate * places * images:
+            raise UserError(
+                f"--train.batch_size {settings.batch_size} is too small: this network needs {images} images in each of "
+                f"{settings.accumulate} parts on {places} processes: choose at least {settings.accumulate * places * images}"
+            )

@@ -1,5 +1,6 @@
 """Pictures of images and label maps side by side."""
 
+import textwrap
 from collections.abc import Sequence
 
 import cv2
@@ -12,6 +13,7 @@ from datasets.files import PALETTE, UNLABELLED
 TILE = 192  # longer side of a tile, pixels
 GAP = 4
 CAPTION = 16
+LINE, LETTER = 12, 6  # height of a line and width of a letter, pixels
 SHEET_COLUMNS = 6
 BLANK = (235, 235, 235)  # unlabelled pixels and missing tiles
 WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
@@ -87,11 +89,14 @@ def _tile(array: np.ndarray) -> Image.Image:
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
-    """Returns an image (H, W, 3) uint8, reduced or enlarged to the size of a tile, with a line of text below."""
+    """Returns an image (H, W, 3) uint8 with the text below, which takes as many lines as it needs: at most `TILE` pixels wide
+    and high."""
+    lines = textwrap.wrap(text, TILE // LETTER)
     tile = _tile(image)
-    picture = Image.new("RGB", (tile.width, tile.height + CAPTION), "white")
+    tile.thumbnail((TILE, TILE - LINE * len(lines)))
+    picture = Image.new("RGB", (TILE, tile.height + LINE * len(lines)), "white")
     picture.paste(tile)
-    ImageDraw.Draw(picture).text((1, tile.height + 2), text, fill="black")
+    ImageDraw.Draw(picture).multiline_text((1, tile.height), "\n".join(lines), fill="black", spacing=1)
     return np.array(picture)
 
 

@@ -112,7 +112,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     classes = val_set.index.classes
     method = build_method(config.method, config.model, len(classes))
     train_set = open_training(config, method, process)
-    check_batch(settings, process, method.fewest_images)
+    check_batch(settings, process, method.fewest_images, method.fewest_in_process)
     steps = settings.steps or math.ceil(settings.epochs * len(train_set) / settings.batch_size)
     method.check_settings(config, steps, steps * settings.batch_size / len(train_set))
     teacher = load_teacher(config, method, classes)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ops.seeds import cells_inside
+from ops.seeds import tag_logits
 
 
 def tag_loss(activations: torch.Tensor, tags: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
@@ -12,9 +12,7 @@ def tag_loss(activations: torch.Tensor, tags: torch.Tensor, outside: torch.Tenso
     activations: (B, K, h, w) raw scores. tags: (B, K), 1 for each class that the image shows. outside: (B, H, W) bool. Returns
     a scalar in nats, at least float32.
     """
-    inside = cells_inside(outside, activations.shape[-2:])
-    logits = (activations.float() * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
-    return F.binary_cross_entropy_with_logits(logits, tags)
+    return F.binary_cross_entropy_with_logits(tag_logits(activations, outside), tags)
 
 
 def reconstruction(cam: torch.Tensor, refined: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,9 @@ class Method(nn.Module):
     published: dict[str, Published] = {}  # noqa: RUF012, read only
     """the name of a weight that only this published network has, by which a file is recognised -> how the network was saved"""
     fewest_images = 1
-    """images that a training pass needs at least"""
+    """images that a training pass of all processes needs at least"""
+    fewest_in_process = 1
+    """images that a training pass of each process needs at least, for methods that mix images"""
     preset = "cc4s"
     """inference settings of the method's paper, configs/evaluate/NAME.yaml"""
     large_image = 4_000_000

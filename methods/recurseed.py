@@ -19,15 +19,15 @@ from torch.optim.swa_utils import AveragedModel
 from config import Config, MethodConfig, ModelConfig
 from datasets.batch import Batch
 from errors import UserError
-from losses.certain_labels import certain_labels
+from losses.certain_labels import certain_labels, foreground, visible_tags
 from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy
 from losses.tag_loss import reconstruction, tag_loss
 from methods.base import Method, Published
 from models.recurseed import RELEASES, RecurSeedNet, with_average
-from ops.mixing import cutmix_boxes, foreground, visible_tags
+from ops.mixing import cutmix_boxes
 from ops.pixelwise import mean_where
 from ops.resizing import resize, upsample
-from ops.seeds import Seeds, activation_maps, grown_maps, refined_maps, tagged
+from ops.seeds import Seeds, activation_maps, grown_maps, over_largest, refined_maps, tagged
 
 
 @dataclass
@@ -73,7 +73,7 @@ class RecurSeed(Method):
         for key, (names, classifier) in RELEASES.items()
     }
     reads = frozenset({"tags"})
-    fewest_images = 2  # batch norm over the pooled features needs two images; a partner is another image
+    fewest_images = 2  # batch norm over the pooled features needs two images
     preset = "recurseed"
     classifies = True
     grid = (32, 0)  # the network resizes with align_corners=False
@@ -85,6 +85,7 @@ class RecurSeed(Method):
         self.network = RecurSeedNet(model, num_classes)
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
         self.segments = self.mixes = False
+        self.fewest_in_process = 1 if config.mix_from is None else 2  # a partner is another image
 
     def check_settings(self, config: Config, steps: int, epochs: float) -> None:
         settings = self.config
@@ -116,17 +117,18 @@ class RecurSeed(Method):
         maps, features = self.network.encode(images)
         activations, logits = self.network.tags(features), self.network.segment(maps, features)
         label = torch.full_like(outside, IGNORE_INDEX, dtype=torch.int64)  # a loss of 0 with all weights in the graph
-        reconstructed = 0 * activations.sum()
+        seeds = None
         if self.segments:
             seeds = self.seeds(images, tags, outside, maps, activations)
             label = seeds.label
-            reconstructed = reconstruction(tagged(activation_maps(activations, outside), tags)[0], seeds.refined, tags)
         losses = {
             "tags": tag_loss(activations, tags, outside),
             "segmentation": coarse_cross_entropy(logits, label, align_corners=False),
         }
         if self.config.reconstruction:
-            losses["reconstruction"] = self.config.reconstruction * reconstructed
+            cam, _ = tagged(activation_maps(activations, outside), tags)
+            term = reconstruction(cam, seeds.refined, tags) if seeds else 0 * cam.sum()
+            losses["reconstruction"] = self.config.reconstruction * term
         if self.config.mix_from is None:
             return losses
         if not self.mixes:
@@ -135,7 +137,7 @@ class RecurSeed(Method):
         maps, features = self.network.encode(mixed["image"])
         logits = self.network.segment(maps, features)
         return losses | {
-            "mixed_tags": tag_loss(self.network.tags(features), mixed["tags"], outside),
+            "mixed_tags": tag_loss(self.network.tags(features), mixed["tags"], mixed["outside"]),
             "mixed_segmentation": coarse_cross_entropy(logits, mixed["label"], align_corners=False),
         }
 
@@ -166,13 +168,13 @@ class RecurSeed(Method):
             grown = grown_maps(cam, [maps[strides.index(stride)] for stride in (8, 16)], config.seed_thresholds)
         refined, ids = refined_maps(images, grown, tags, config.refine, config.dilations)
         if config.renormalise:
-            refined = refined / (refined.amax(dim=(2, 3), keepdim=True) + 1e-5)
+            refined = over_largest(refined)
         return Seeds(cam, grown, refined, certain_labels(refined, ids, outside, config.certain, config.uncertain))
 
     @torch.no_grad()
     def mixed(self, images: torch.Tensor, tags: torch.Tensor, outside: torch.Tensor, logits: torch.Tensor) -> Batch:
         """CertainMix: where a partner of the batch is certain foreground, its pixel and its class replace those of the image.
-        CutMix: a rectangle of the partner does. Returns `image`, `label` and `tags`."""
+        CutMix: a rectangle of the partner does. Returns `image`, `label`, `tags` and `outside`."""
         config, size = self.config, images.shape[-2:]
         probabilities = upsample(logits, size, align_corners=False).softmax(dim=1)[:, 1:]
         refined, ids = refined_maps(images, probabilities, tags, config.refine, config.dilations)
@@ -188,12 +190,15 @@ class RecurSeed(Method):
             "image": torch.where(pasted[:, None], images.roll(shift, dims=0), images),
             "label": torch.where(pasted, partner, label),
             "tags": torch.maximum(tags, of_partner),
+            "outside": torch.where(pasted, outside.roll(shift, dims=0), outside),
         }
 
     def figures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """`seeds/precision` and `seeds/recall` of the certain labels of the foreground; `seeds/labelled`, the share of pixels
         with a label, background included."""
-        label, truth = self._seeds_of(batch).label, batch["truth"].long()
+        maps, features = self.network.encode(batch["image"])
+        label = self.seeds(batch["image"], batch["tags"], batch["outside"], maps, self.network.tags(features)).label
+        truth = batch["truth"].long()
         known, found, right = truth != IGNORE_INDEX, foreground(label), label == truth
         return {
             "seeds/precision": mean_where(right, found & known),
@@ -204,20 +209,17 @@ class RecurSeed(Method):
     def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The largest value of all tagged classes at each step from activations to labels, the labels, and a mix with its
         labels."""
-        images, tags, seeds = batch["image"], batch["tags"], self._seeds_of(batch)
+        images, tags, outside = batch["image"], batch["tags"], batch["outside"]
+        maps, features = self.network.encode(images)
+        seeds = self.seeds(images, tags, outside, maps, self.network.tags(features))
         shown = {}
-        for name, maps in (("CAM", seeds.cam), ("SCG", seeds.grown)):
-            shown[name] = resize(tagged(maps, tags)[0].amax(dim=1, keepdim=True), images.shape[-2:], align_corners=False)[:, 0]
+        for name, one in (("CAM", seeds.cam), ("SCG", seeds.grown)):
+            shown[name] = resize(tagged(one, tags)[0].amax(dim=1, keepdim=True), images.shape[-2:], align_corners=False)[:, 0]
         shown |= {"PAMR": seeds.refined.amax(dim=1), "label": seeds.label}
         if self.config.mix_from is not None:
-            logits = self.network.segment_and_classify(images)[0]
-            mixed = self.mixed(images, tags, batch["outside"], logits)
+            mixed = self.mixed(images, tags, outside, self.network.segment(maps, features))
             shown |= {"mix": mixed["image"], "label of the mix": mixed["label"]}
         return shown
-
-    def _seeds_of(self, batch: Batch) -> Seeds:
-        maps, features = self.network.encode(batch["image"])
-        return self.seeds(batch["image"], batch["tags"], batch["outside"], maps, self.network.tags(features))
 
     def _average(self, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
         decay = self.config.decay * (1 - math.exp(-float(updates) / 2000))

@@ -10,7 +10,6 @@ from jsonargparse.typing import ClosedUnitInterval
 
 from config import MethodConfig, ModelConfig
 from datasets.batch import Batch
-from errors import UserError
 from losses.partial_cross_entropy import IGNORE_INDEX, coarse_cross_entropy
 from methods.base import Method
 from models.deeplab import NETWORKS, FeatureNet
@@ -55,7 +54,7 @@ class UniMatch(Method):
     settings = UniMatchConfig
     reads = frozenset({"labelled", "strong"})
     preset = "fast"
-    fewest_images = 2  # CutMix takes boxes from another image
+    fewest_in_process = 2  # CutMix takes boxes from another image
     network: FeatureNet
 
     def __init__(self, config: UniMatchConfig, model: ModelConfig, num_classes: int):
@@ -69,10 +68,8 @@ class UniMatch(Method):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The losses of B labelled and B unlabelled images (B >= 2), weighted as in UniMatch: (L_x + L_s1 / 4 + L_s2 / 4 +
-        L_fp / 2) / 2; FixMatch: (L_x + L_s) / 2. Raises UserError for B = 1."""
+        L_fp / 2) / 2; FixMatch: (L_x + L_s) / 2."""
         labelled, count = batch["labelled"], len(batch["image"])
-        if count < 2:
-            raise UserError("CutMix needs two images in each process: give a larger --train.batch_size, or fewer processes")
         size = batch["image"].shape[-2:]
         features, finer = self.network.encode(torch.cat([labelled["image"], batch["image"]]))
         if self.config.views == "unimatch":  # the weak view again, with half of the channels dropped

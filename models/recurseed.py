@@ -96,7 +96,7 @@ class RecurSeedNet(nn.Module):
         return maps, maps[-1] if self.fused is None else self.fused(maps, images.shape[-2:])
 
     def tags(self, features: torch.Tensor) -> torch.Tensor:
-        """The last features -> (B, C - 1, h, w) activations of the classes except the first. Their spatial mean are the tag
+        """The last features -> (B, C - 1, h, w) activations of the classes except the first. Their spatial means are the tag
         logits."""
         return self.classifier(features)
 

@@ -1,8 +1,6 @@
-"""Images of a batch with parts of others pasted in: CutMix (Yun et al., ICCV 2019) and CertainMix (Jo et al., 2022)."""
+"""The boxes of CutMix (Yun et al., ICCV 2019)."""
 
 import torch
-
-from losses.partial_cross_entropy import IGNORE_INDEX
 
 
 def cutmix_boxes(count: int, size: tuple[int, ...], probability: float = 0.5) -> torch.Tensor:
@@ -18,14 +16,3 @@ def cutmix_boxes(count: int, size: tuple[int, ...], probability: float = 0.5) ->
             top, left = int(down * (height - rows + 1)), int(right * (width - columns + 1))
             box[top : top + rows, left : left + columns] = True
     return boxes
-
-
-def foreground(label: torch.Tensor) -> torch.Tensor:
-    """Where a label (B, H, W) int64 is a class other than 0, the background: bool."""
-    return (label > 0) & (label != IGNORE_INDEX)
-
-
-def visible_tags(label: torch.Tensor, shown: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The classes of a label (B, H, W) int64 at the foreground pixels of `shown` (B, H, W) bool, as tags `like` (B, C - 1)."""
-    ids = torch.arange(1, 1 + like.shape[1], device=label.device)[:, None, None]
-    return ((label * (shown & foreground(label)))[:, None] == ids).any(dim=(2, 3)).to(like.dtype)

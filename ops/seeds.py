@@ -32,8 +32,19 @@ def cells_inside(outside: torch.Tensor, grid: torch.Size) -> torch.Tensor:
 def activation_maps(activations: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
     """Class activation maps (CAM): the positive activations (B, K, h, w) over their largest in the image, in [0, 1]; 0 where
     the centre of a cell is outside the image. outside: (B, H, W) bool. Returns (B, K, h, w) float32."""
-    maps = activations.float().relu() * cells_inside(outside, activations.shape[-2:])
+    return over_largest(activations.float().relu() * cells_inside(outside, activations.shape[-2:]))
+
+
+def over_largest(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B, K, h, w), none negative, over the largest value of each: in [0, 1]."""
     return maps / (maps.amax(dim=(2, 3), keepdim=True) + 1e-5)
+
+
+def tag_logits(activations: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+    """The mean activations (B, K, h, w) of the cells inside the image: (B, K), at least float32. outside: (B, H, W) bool."""
+    inside = cells_inside(outside, activations.shape[-2:])
+    activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
+    return (activations * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
 
 
 def grown_maps(cam: torch.Tensor, features: Sequence[torch.Tensor], thresholds: tuple[float, float]) -> torch.Tensor:

@@ -101,6 +101,19 @@ def test_scripts_pass_the_paths_of_the_user_to_the_commands(name, shell, tmp_pat
     assert done.stdout.replace(f"{tmp_path}/", "").splitlines() == [*before, f"{last} --more 1"]
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("flags, kept", [
+    ("--fresh", False), ("--fresh --more", False), ("--more --fresh=true", False), ("--fresh false", True), ("--other", True)
+])  # fmt: skip
+def test_only_fresh_starts_a_chain_over(shell, flags, kept, tmp_path):
+    for run in ("one", "two", "other"):
+        (tmp_path / "a b" / run).mkdir(parents=True)
+    command = f'set -eu; DATA_ROOT=d OUT="a b"; . {REPOSITORY}/tools/stages.sh; start_over "one two" {flags}; echo end'
+    done = subprocess.run([shell, "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "end\n", done.stderr
+    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == (["one", "other", "two"] if kept else ["other"])
+
+
 @pytest.mark.slow
 def test_evaluate_saves_masks_that_match_the_scores(chain, tiny, tmp_path):
     paths = {"CHECKPOINT": chain / "ur/best.pt", "DATA_ROOT": tiny, "OUT": tmp_path / "evaluation", "SAVE": tmp_path / "masks"}

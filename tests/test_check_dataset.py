@@ -15,6 +15,7 @@ import train
 from datasets import open_index
 from datasets.drawing.demo import CLASSES
 from datasets.files import PALETTE, read_label
+from engine.pictures import TILE, captioned
 from errors import UserError
 from tools import check_dataset, scribbles, superpixels
 
@@ -77,6 +78,13 @@ def test_tags_alone_are_checked_without_label_maps(root, check, tmp_path):
     (root / f"JPEGImages/{names[3]}.jpg").write_bytes(b"no picture")
     code, problems, _ = check(root, "--labels", "tags.json")
     assert code == 1 and len(problems) == 1 and names[3] in problems[0]
+
+
+def test_a_caption_takes_as_many_lines_as_it_needs():
+    for shape in ((80, 96, 3), (300, 100, 3)):
+        short, long = (captioned(np.zeros(shape, np.uint8), text) for text in ("cat", "cat, dog, " * 8))
+        assert short.shape[1] == long.shape[1] == TILE and max(short.shape[0], long.shape[0]) <= TILE
+        assert (long[-36:] < 128).any() and (long == 255).sum() > (short == 255).sum()
 
 
 def test_a_sound_data_set_passes(root, check, tmp_path):

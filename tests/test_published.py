@@ -11,7 +11,7 @@ import torchvision
 import evaluate
 from config import ModelConfig
 from datasets.official.acdc import ACDC_CLASSES
-from engine.checkpoint import load_model
+from engine.checkpoint import load_model, model_of
 from engine.published import convert, load_file
 from errors import UserError
 from methods import build_method
@@ -97,6 +97,16 @@ def test_both_releases_of_recurseed_load(tmp_path, release):
     assert loaded.classes[1] == "aeroplane"
     for network in (loaded.network, loaded.average.module):
         assert all(torch.equal(method.network.state_dict()[name], value) for name, value in network.state_dict().items())
+
+
+def test_the_multi_stage_network_of_recurseed_gives_one_line():
+    names, classifier = RELEASES["decoder.low_block.conv.weight"]
+    state = {name + "weight": torch.zeros(1) for name in names if name != "classifier."}
+    state |= {classifier: torch.zeros(21, 256, 3, 3), "model.layer3.0.conv3.weight": torch.zeros(1)}
+    state |= {f"model.layer3.{number}.conv1.weight": torch.zeros(1) for number in range(23)}
+    with pytest.raises(UserError, match=r"holds another network \(recurseed, resnet101") as caught:
+        model_of(convert(state, "file"), "file")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 class OldNumpyPickler(pickle._Pickler):

@@ -27,7 +27,7 @@ from datasets import open_index
 from datasets.files import read_label, write_label
 from datasets.transforms import normalise
 from engine.checkpoint import load_model
-from engine.inference import predict_image
+from engine.inference import predict_image, restricted
 from engine.inspection import draw_inside
 from errors import UserError
 from losses.certain_labels import certain_labels
@@ -106,15 +106,20 @@ def method_at(epoch, **settings):
     return method
 
 
+def seeds_of(method, batch):
+    maps, features = method.network.encode(batch["image"])
+    return method.seeds(batch["image"], batch["tags"], batch["outside"], maps, method.network.tags(features))
+
+
 def test_labels_hold_no_untagged_class_and_nothing_outside():
     method, batch = method_at(6), batch_of()
-    seeds = method._seeds_of(batch)
+    seeds = seeds_of(method, batch)
     assert seeds.cam.min() >= 0 and seeds.cam.max() <= 1 and seeds.grown.max() <= 1 + 1e-6
     for image in range(3):
         allowed = {0, 255, 1 + int(batch["tags"][image].argmax())}
         assert set(seeds.label[image].unique().tolist()) <= allowed
     assert (seeds.label[batch["outside"]] == 255).all()
-    assert method._seeds_of(batch | {"tags": torch.zeros(3, 3)}).label[1].eq(0).all()
+    assert seeds_of(method, batch | {"tags": torch.zeros(3, 3)}).label[1].eq(0).all()
 
 
 def test_before_its_epoch_a_term_is_exactly_0_under_its_name_and_every_weight_is_in_the_graph():
@@ -176,6 +181,18 @@ def test_the_average_follows_its_closed_form_and_is_what_predicts():
         for parameter in method.network.parameters():
             parameter.fill_(float("nan"))
         assert method.predict(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+def test_objects_pasted_into_the_padding_count_for_the_tags_of_the_mix():
+    method, size = method_at(16, refine=0), 64
+    images, tags, outside = torch.zeros(2, 3, size, size), torch.eye(2, 3), torch.zeros(2, size, size, dtype=torch.bool)
+    outside[0, :, 32:] = True  # the object of image 1 lies where image 0 has padding
+    logits = torch.full((2, 4, 16, 16), -9.0)
+    logits[:, 0, :, :8], logits[0, 0, :, 8:], logits[1, 2, :, 8:] = 9, 9, 9
+    mixed = method.mixed(images, tags, outside, logits)
+    assert (mixed["label"][0, :, 40:] == 2).all() and not mixed["outside"][0, :, 40:].any()
+    assert torch.equal(mixed["outside"][1], outside[1])
+    assert mixed["label"][0][mixed["outside"][0]].eq(255).all()
 
 
 def test_a_mix_of_rectangles_and_visible_tags():
@@ -323,6 +340,14 @@ def test_the_preset_is_written_down_and_pseudo_labels_hold_tags_alone(root, tmp_
         assert found <= {0, *(1 + of_image.nonzero()[0]).tolist()}
 
 
+def test_a_class_that_is_not_allowed_is_0_in_the_scores_too():
+    probabilities = torch.rand(1, 4, 5, 6).softmax(1)
+    for config in (InferenceConfig(), RELEASED):
+        found = restricted(probabilities, torch.tensor([[False, True, False, True]]), config)
+        assert (found[:, [0, 2]] == 0).all()
+        torch.testing.assert_close(found.sum(1), torch.ones(1, 5, 6))
+
+
 @pytest.mark.parametrize("settings, message", [
     ({}, "segment_from is 5.0 epochs, but training ends after 2.0"),
     ({"segment_from": 1, "mix_from": 0.5}, "mix_from comes before"),
@@ -427,6 +452,12 @@ def test_the_script_goes_from_tags_to_a_second_network_and_skips_finished_steps(
     assert done.returncode == 0, done.stderr
     assert all(file.stat().st_mtime_ns == before for file, before in files.items() if "pseudo_labels" in file.parts)
     assert all(file.stat().st_mtime_ns == before for file, before in files.items() if file.name == "last.pt")
+    content = (tags_alone / "tags.json").read_text()
+    (tags_alone / "tags.json").write_text(content.replace('"cross"', '"disc"'))
+    for _ in range(2):  # the check stays, although the first one has drawn its sheet
+        refused = script("train_recurseed.sh", *flags, **variables | {"OUT": tmp_path / "other"})
+        assert refused.returncode == 1 and "no image has the tag cross" in refused.stdout
+        assert not (tmp_path / "other/single_stage").exists()
     (tags_alone / "tags.json").unlink()
     refused = script("train_recurseed.sh", *flags, **variables | {"OUT": tmp_path / "other"})
     assert refused.returncode == 1 and "tags.json is missing" in refused.stdout

@@ -9,12 +9,15 @@ from test_cisc_r import SMALL, both_lists, few_masks  # noqa: F401, fixtures
 from test_distributed import assert_same_training, launch
 from training import LOOP
 
-from config import ModelConfig
+from config import ModelConfig, TrainConfig
 from datasets import open_index
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import Augmentation
+from engine import distributed
+from engine.loading import check_batch
 from errors import UserError
 from methods import build_method
+from methods.recurseed import RecurSeedConfig
 from methods.unimatch import Target, UniMatchConfig, mix, with_dropped
 from ops.mixing import cutmix_boxes
 
@@ -130,8 +133,18 @@ def test_both_forms_train_every_weight(network):
         sum(losses.values()).backward()
         assert all(weight.grad is not None for weight in method.parameters())
         assert all(next(part.parameters()).grad.any() for part in (method.network.backbone, method.network.classifier))
-        with pytest.raises(UserError, match="CutMix needs two images in each process"):
-            method({name: part[:1] for name, part in batch_of().items() if name != "labelled"} | {"labelled": None})
+
+
+def test_methods_that_mix_images_need_two_in_each_process():
+    method = build_method(UniMatchConfig(), MODEL, 3)
+    gpus = distributed.Process(0, 4, torch.device("cuda"))
+    for batch, parts, message in ((4, 1, "2 images in each of 1 parts on 4 processes: choose at least 8"),
+                                  (8, 2, "2 images in each of 2 parts on 4 processes: choose at least 16")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            check_batch(TrainConfig(batch_size=batch, accumulate=parts), gpus, method.fewest_images, method.fewest_in_process)
+    check_batch(TrainConfig(batch_size=8), gpus, method.fewest_images, method.fewest_in_process)
+    assert build_method(RecurSeedConfig(), MODEL, 3).fewest_in_process == 2
+    assert build_method(RecurSeedConfig(mix_from=None), MODEL, 3).fewest_in_process == 1
 
 
 @pytest.mark.slow

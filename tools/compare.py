@@ -5,7 +5,7 @@
 Compares every run in the folder that has RUN/best.pt and RUN/evaluation/metrics.json (from evaluate.sh), oldest first.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -32,12 +32,7 @@ COMPARABLE = (
     "labels",
     "split",
     "images",
-    "scales",
-    "long_side",
-    "window",
-    "window_stride",
-    "flip",
-    "average",
+    *(entry.name for entry in fields(InferenceConfig) if entry.name != "batch_pixels"),
     "crf",
     "crf_per_scale",
     "crf_parameters",
@@ -86,7 +81,8 @@ def main() -> None:
     print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS))
-    settings = [one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
+    usual = asdict(InferenceConfig())  # for evaluations from before a setting was there
+    settings = [usual | one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
     differing = [name for name in COMPARABLE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
         print(f"note: the runs were not all evaluated alike: {', '.join(differing)} differ (see {EVALUATION}/{METRICS})")

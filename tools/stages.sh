@@ -26,10 +26,13 @@ make_pseudo_labels() {
 
 # Deletes runs of a chain if a flag is --fresh: start_over "NAME ..." [flags of train.py]
 start_over() {
-    runs=$1
+    runs=$1 before=
     shift
-    for flag in "$@"; do
-        case $flag in --fresh | --fresh=true) for run in $runs; do rm -rf "${OUT:?}/$run"; done ;; esac
+    for flag in "$@" ""; do
+        if [ "$before" = --fresh ] && [ "$flag" != false ] || [ "$before" = --fresh=true ]; then
+            for run in $runs; do rm -rf "${OUT:?}/$run"; done
+        fi
+        before=$flag
     done
 }
 

@@ -296,6 +296,11 @@ class EvaluateConfig:
     """scribbles to show in report.html if they exist: a folder of data.root, or a path"""
     save_masks: str | None = None
     """folder for the predicted masks, NAME.png in PASCAL VOC's colours"""
+    volumes: str | None = None
+    """regular expression for images that are slices of scans: images with an equal match are a volume, such as
+    'patient\\d+_frame\\d+'; also scores 3-D Dice and the 95% Hausdorff distance"""
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """distance of slices, rows and columns in mm, for --volumes; unset: distances in pixels and slices"""
     workers: NonNegativeInt = 2
     """loader workers of each process"""
     data: SplitConfig = field(default_factory=SplitConfig)

@@ -33,7 +33,9 @@ from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_
 from engine.pictures import shrunk
 from engine.provenance import circumstances, file_sha256
 from engine.report import Shown, evaluation_report
-from errors import UserError, run
+from engine.volumes import SPACING, Volumes
+from engine.volumes import table as volume_table
+from errors import UserError, extra, run
 from methods.base import Method
 
 PICTURES = 4  # images in a section of the report
@@ -58,6 +60,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     if config.crf_per_scale and config.inference.average == "logits":
         raise UserError("--crf_per_scale cannot refine logits: give --inference.average probabilities")
     check_parameters(config.crf, config.crf_parameters, config.preset)
+    if config.spacing is not None and config.volumes is None:
+        raise UserError("--spacing requires --volumes")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
@@ -74,19 +78,25 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     index = open_index(config.data.root, config.data.split, config.data.labels)
     check_classes(method.classes, index.classes, config.checkpoint)
     dataset = SegmentationDataset(index)
+    volumes = Volumes(config.volumes, index.names) if config.volumes is not None else None
+    if volumes:
+        extra("medpy.metric.binary")  # an error before the work, not after it
     if process.is_main:
         check(dataset, config.data.split)
     distributed.wait_for_all()
 
     scored_under = conditions(config, len(index), process)  # now, since a training may replace the checkpoint
     distributed.move_to_device(method, process.device)
-    matrix, boundaries, shown = score(method, dataset, config, process)
+    matrix, boundaries, shown = score(method, dataset, config, process, volumes)
     if not process.is_main:
         return
     if not matrix.counts.sum():
         raise UserError(f"{config.data.labels}: no labelled pixel in split {config.data.split}: choose other --data.labels")
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
+    if volumes:
+        scores["volumes"] = volumes.scores(index.classes, config.spacing or SPACING)
+        print(volume_table(scores["volumes"], "pixels" if config.spacing is None else "mm"))
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
     with atomic_write(out / METRICS) as temporary:
@@ -97,10 +107,14 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
 
 @torch.inference_mode()
 def score(
-    method: Method, dataset: SegmentationDataset, config: EvaluateConfig, process: distributed.Process
+    method: Method,
+    dataset: SegmentationDataset,
+    config: EvaluateConfig,
+    process: distributed.Process,
+    volumes: Volumes | None = None,
 ) -> tuple[ConfusionMatrix, BoundaryScores, dict[str, list[Shown]]]:
     """Returns the counts over the whole split, summed over the processes, and its best, its worst and some other images. Only
-    the main process gets the images."""
+    the main process gets the images. `volumes` get all slices on the main process."""
     matrix, boundaries = ConfusionMatrix(len(dataset.index.classes)), BoundaryScores(len(dataset.index.classes))
     spread = spread_positions(len(dataset), PICTURES)
     best: list[Shown] = []
@@ -133,6 +147,8 @@ def score(
             own.update(prediction, item["label"])
             matrix.counts += own.counts
             boundaries.update(prediction, item["label"])
+            if volumes:
+                volumes.update(dataset.index.names[position], prediction.numpy(), item["label"].numpy())
             miou = own.scores(dataset.index.classes)["miou"]
             if math.isnan(miou):  # no labelled pixel
                 continue
@@ -148,6 +164,9 @@ def score(
                     others.append(shown)
     for counted in (matrix, boundaries):
         distributed.sum_over_processes(counted.counts)
+    if volumes:
+        for part in distributed.gathered(volumes.slices):
+            volumes.slices |= part
     worst, best, others = ([one for part in distributed.gathered(shown) for one in part] for shown in (worst, best, others))
     worst.sort(key=lambda one: (one.miou, one.name))
     best.sort(key=lambda one: (-one.miou, one.name))

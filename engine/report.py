@@ -111,6 +111,11 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
         "boundary IoU": _percent(record["boundary_iou"]),
         "images": record["conditions"]["images"],
     }
+    if "volumes" in record:
+        unit = "pixels" if record["conditions"]["spacing"] is None else "mm"
+        figures |= {"3-D Dice": _percent(record["volumes"]["mean_dice"]), "volumes": len(record["volumes"]["per_volume"])}
+        distance = record["volumes"]["mean_hd95"]
+        figures[f"HD95, {unit}"] = "-" if distance is None else f"{distance:.2f}"
     seen: set[str] = set()
     parts = {}
     for title, some in shown.items():  # in a small split, an image may be in several sections
@@ -160,11 +165,16 @@ def _grid(shown: Sequence[Shown]) -> Image.Image:
 def _table(record: dict, compared: tuple[str, dict] | None) -> dict:
     """Returns scores by class as header and rows of cells, with the difference from the IoU of another evaluation."""
     other = compared[1]["iou"] if compared else {}
-    columns = ["class", "IoU", "Dice", "boundary IoU"] + ([f"IoU of {compared[0]}", "difference"] if compared else [])
+    volumes = record.get("volumes")
+    columns = ["class", "IoU", "Dice", "boundary IoU", *(["3-D Dice", "HD95"] if volumes else [])]
+    columns += [f"IoU of {compared[0]}", "difference"] if compared else []
     rows = []
     for name, iou in record["iou"].items():
         values = [iou, record["dice_per_class"][name], record["boundary_iou_per_class"][name]]
         cells = [{"text": name}, *({"text": _percent(value)} for value in values)]
+        if volumes:
+            dice, distance = (volumes[kind].get(name, {}).get("mean") for kind in ("dice", "hd95"))
+            cells += [{"text": _percent(dice)}, {"text": "-" if distance is None else f"{distance:.2f}"}]
         if compared:
             theirs = other.get(name)
             cells.append({"text": _percent(theirs)})

@@ -36,6 +36,8 @@ COMPARABLE = (
     "crf",
     "crf_per_scale",
     "crf_parameters",
+    "volumes",
+    "spacing",
 )
 
 
@@ -78,9 +80,10 @@ def main() -> None:
     methods = [load_model(path / "best.pt") for path in runs]
     for path, method in zip(runs, methods, strict=True):
         check_classes(method.classes, index.classes, path / "best.pt")
-    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}")
+    volumes = any("volumes" in scores for scores in evaluations)
+    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}" + (f" {'3-D Dice':>8} {'HD95':>7}" if volumes else ""))
     for path, scores in zip(runs, evaluations, strict=True):
-        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS))
+        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS) + of_volumes(scores, volumes))
     usual = asdict(InferenceConfig())  # for evaluations from before a setting was there
     settings = [usual | one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
     differing = [name for name in COMPARABLE if any(other.get(name) != settings[0].get(name) for other in settings)]
@@ -94,6 +97,15 @@ def main() -> None:
     with atomic_write(out) as temporary:
         picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(temporary, "PNG")
     print(f"pictures: {out}")
+
+
+def of_volumes(scores: dict, wanted: bool) -> str:
+    """Returns the means of 3-D Dice and HD95 as columns, if they are wanted; "-" for an evaluation without them."""
+    if not wanted:
+        return ""
+    found = scores.get("volumes", {"mean_dice": None, "mean_hd95": None})
+    dice, distance = found["mean_dice"], found["mean_hd95"]
+    return f" {'-' if dice is None else f'{100 * dice:.2f}':>8} {'-' if distance is None else f'{distance:.2f}':>7}"
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -1,0 +1,110 @@
+"""Scores of volumes, for slices of scans: 3-D Dice and the 95% Hausdorff distance of each class, by MedPy."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from datasets.files import UNLABELLED
+from errors import UserError, extra
+
+SPACING = (1.0, 1.0, 1.0)
+
+
+class Volumes:
+    """Slices of a split, collected into volumes by their names."""
+
+    def __init__(self, pattern: str, names: Iterable[str]):
+        """pattern: a regular expression; images with an equal match (or an equal first group, if the pattern has groups) are
+        slices of one volume. Raises UserError for a bad pattern, or a name without a match."""
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--volumes {pattern}: not a regular expression ({error})") from error
+        self.volume_of = {name: _volume(compiled, name) for name in names}
+        self.slices: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        """image name -> prediction and truth, (H, W) uint8"""
+
+    def update(self, name: str, prediction: np.ndarray, truth: np.ndarray) -> None:
+        """Adds a slice: class ids (H, W). Where truth is 255, both count as class 0."""
+        known = truth != UNLABELLED
+        self.slices[name] = (prediction * known).astype(np.uint8), (truth * known).astype(np.uint8)
+
+    def scores(self, classes: Sequence[str], spacing: tuple[float, float, float] = SPACING) -> dict:
+        """Returns the scores of all classes but the first.
+
+        spacing: distance of slices, of rows and of columns. `per_volume`: volume -> class -> `dice` (fraction of 1; None if
+        neither truth nor prediction has the class) and `hd95` (in the unit of the spacing; None if only one of them, or none,
+        has the class). `dice` and `hd95`: class -> `mean`, `deviation` (population) and `volumes` that count. `mean_dice`,
+        `mean_hd95`: means of the classes' means. Raises UserError if slices of a volume have several sizes.
+        """
+        binary = extra("medpy.metric.binary")
+        per_volume = {}
+        for volume in sorted(set(self.volume_of.values()), key=_natural):
+            prediction, truth = self._stacked(volume)
+            per_volume[volume] = {
+                name: _class_scores(binary, prediction == number, truth == number, spacing)
+                for number, name in enumerate(classes)
+                if number
+            }
+        found: dict = {"per_volume": per_volume}
+        for kind in ("dice", "hd95"):
+            found[kind] = {name: _summary(scores[name][kind] for scores in per_volume.values()) for name in classes[1:]}
+            means = [one["mean"] for one in found[kind].values() if one["mean"] is not None]
+            found[f"mean_{kind}"] = float(np.mean(means)) if means else None
+        return found
+
+    def _stacked(self, volume: str) -> tuple[np.ndarray, np.ndarray]:
+        """Prediction and truth of a volume, (slices, H, W), in the natural order of the names."""
+        names = sorted((name for name, of in self.volume_of.items() if of == volume), key=_natural)
+        parts = [self.slices[name] for name in names]
+        if len({part[1].shape for part in parts}) > 1:
+            raise UserError(f"--volumes: the slices of {volume} have several sizes: the pattern joins several volumes")
+        prediction, truth = (np.stack(kind) for kind in zip(*parts, strict=True))
+        return prediction, truth
+
+
+def table(scores: dict, unit: str) -> str:
+    """Returns the scores of `Volumes.scores` by class, mean and deviation over the volumes, as lines of text."""
+    names = [*scores["dice"]]
+    width = max(map(len, [*names, "mean"]))
+
+    def cell(one: dict, factor: float) -> str:
+        return f"{'-':>14}" if one["mean"] is None else f"{factor * one['mean']:7.2f} ±{factor * one['deviation']:6.2f}"
+
+    lines = [f"{len(scores['per_volume'])} volumes", f"{'class':<{width}}  {'3-D Dice':>14}  {f'HD95, {unit}':>14}"]
+    lines += [f"{name:<{width}}  {cell(scores['dice'][name], 100)}  {cell(scores['hd95'][name], 1)}" for name in names]
+    dice, distance = scores["mean_dice"], scores["mean_hd95"]
+    lines += [f"{'mean':<{width}}  " + ("-" if dice is None else f"{100 * dice:7.2f}") + " " * 7]
+    lines[-1] += "  " + ("-" if distance is None else f"{distance:7.2f}")
+    return "\n".join(lines)
+
+
+def _volume(pattern: re.Pattern, name: str) -> str:
+    found = pattern.search(name)
+    if found is None:
+        raise UserError(f"--volumes {pattern.pattern}: no match in the image name {name}")
+    return found[1] if found.groups() else found[0]
+
+
+def _natural(name: str) -> list:
+    """A sorting key in which slice_10 follows slice_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _class_scores(binary, prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]) -> dict:
+    either = prediction | truth
+    if not either.any():
+        return {"dice": None, "hd95": None}
+    if not (prediction.any() and truth.any()):
+        return {"dice": 0.0, "hd95": None}
+    box = tuple(slice(max(0, where.min() - 1), where.max() + 2) for where in either.nonzero())  # the rest has no surface
+    dice = binary.dc(prediction, truth)
+    return {"dice": float(dice), "hd95": float(binary.hd95(prediction[box], truth[box], voxelspacing=spacing))}
+
+
+def _summary(values: Iterable[float | None]) -> dict:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"mean": None, "deviation": None, "volumes": 0}
+    return {"mean": float(np.mean(known)), "deviation": float(np.std(known)), "volumes": len(known)}

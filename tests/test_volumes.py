@@ -1,0 +1,119 @@
+"""Scores of volumes: slices are joined by their names, Dice and HD95 equal plain loops, and evaluate.py reports them."""
+
+import json
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from test_mistakes import assert_refused
+
+import evaluate
+from datasets import open_index
+from engine.volumes import Volumes
+from errors import UserError
+from tools import compare
+
+CLASSES = ("background", "a", "b")
+
+
+def volumes_of(predictions, truths, pattern=r"p\d+"):
+    names = [f"p{volume}_s{number}" for volume in range(len(truths)) for number in range(len(truths[volume]))]
+    volumes = Volumes(pattern, names)
+    for name in reversed(names):  # in any order
+        volume, number = (int(part[1:]) for part in name.split("_"))
+        volumes.update(name, predictions[volume][number], truths[volume][number])
+    return volumes
+
+
+def surface(mask):
+    """Voxels of a mask (D, H, W) with one of their six neighbours outside the mask or the volume."""
+    found = []
+    for voxel in np.argwhere(mask):
+        for axis, step in product(range(3), (-1, 1)):
+            beside = voxel.copy()
+            beside[axis] += step
+            if not (0 <= beside[axis] < mask.shape[axis]) or not mask[tuple(beside)]:
+                found.append(voxel)
+                break
+    return np.array(found)
+
+
+def naive_hd95(one, other, spacing):
+    distances = []
+    for here, there in ((surface(one), surface(other)), (surface(other), surface(one))):
+        for voxel in here:
+            distances.append(min(math.dist(voxel * spacing, target * spacing) for target in there))
+    return np.percentile(distances, 95)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.5, 1.25)])
+def test_dice_and_hd95_equal_plain_loops(spacing):
+    rng = np.random.default_rng(0)
+    truths = [np.kron(rng.integers(0, 3, (2, 3, 4)), np.ones((2, 3, 3), int)) for _ in range(3)]
+    predictions = [np.where(rng.random(truth.shape) < 0.1, rng.integers(0, 3, truth.shape), truth) for truth in truths]
+    truths[1][0, :2] = 255
+    scores = volumes_of(predictions, truths).scores(CLASSES, spacing)
+    assert list(scores["per_volume"]) == ["p0", "p1", "p2"]
+    for number, name in ((1, "a"), (2, "b")):
+        dice, distance = [], []
+        for prediction, truth in zip(predictions, truths, strict=True):
+            one, other = (prediction == number) & (truth != 255), truth == number
+            dice.append(2 * (one & other).sum() / (one.sum() + other.sum()))
+            distance.append(naive_hd95(one, other, np.array(spacing)))
+        for kind, wanted in (("dice", dice), ("hd95", distance)):
+            found = scores[kind][name]
+            assert found["mean"] == pytest.approx(np.mean(wanted)) and found["deviation"] == pytest.approx(np.std(wanted))
+            assert [scores["per_volume"][f"p{v}"][name][kind] for v in range(3)] == pytest.approx(wanted)
+    assert scores["mean_dice"] == pytest.approx(np.mean([scores["dice"][name]["mean"] for name in ("a", "b")]))
+
+
+def test_classes_that_are_missing_somewhere():
+    truth, prediction = np.zeros((3, 2, 6, 6), int), np.zeros((3, 2, 6, 6), int)
+    truth[0, :, :3] = prediction[0, :, :3] = 1  # found
+    truth[1, :, :3] = 1  # missed; in volume 2, truth and prediction have no class 1, and nowhere a class 2
+    scores = volumes_of(prediction, truth).scores(CLASSES)
+    assert [scores["per_volume"][f"p{volume}"]["a"]["dice"] for volume in range(3)] == [1, 0, None]
+    assert scores["dice"]["a"] == {"mean": 0.5, "deviation": 0.5, "volumes": 2}
+    assert scores["hd95"]["a"] == {"mean": 0.0, "deviation": 0.0, "volumes": 1}
+    assert scores["dice"]["b"] == {"mean": None, "deviation": None, "volumes": 0}
+    assert scores["mean_dice"] == 0.5 and scores["mean_hd95"] == 0
+
+
+def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked():
+    names = [f"x/patient1_frame01_slice_{number}" for number in range(12)]
+    volumes = Volumes(r"patient\d+_frame\d+", names)
+    for number, name in enumerate(names):
+        volumes.update(name, np.full((2, 2), number), np.full((2, 2), number))
+    assert volumes._stacked("patient1_frame01")[0][:, 0, 0].tolist() == list(range(12))
+    assert Volumes(r"(patient\d+)_frame\d+", names).volume_of[names[0]] == "patient1"
+    volumes.update(names[3], np.zeros((3, 2)), np.zeros((3, 2)))
+    with pytest.raises(UserError, match="slices of patient1_frame01 have several sizes"):
+        volumes.scores(CLASSES)
+    for pattern, message in (("(", "not a regular expression"), ("scan", "no match in the image name x/patient1")):
+        with pytest.raises(UserError, match=message):
+            Volumes(pattern, names)
+
+
+def test_evaluate_scores_volumes_and_compare_shows_them(checkpoints, tiny, tmp_path, cli):
+    arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny]
+    assert_refused(cli(evaluate.main, *arguments, "--spacing", "[5, 1, 1]"), "--spacing requires --volumes")
+    assert_refused(cli(evaluate.main, *arguments, "--volumes", "scan"), "no match in the image name demo_0008")
+    run = tmp_path / "runs/one"
+    run.mkdir(parents=True)
+    (run / "best.pt").write_bytes((checkpoints / "seven.pt").read_bytes())
+    out, masks = run / "evaluation", tmp_path / "masks"
+    flags = ["--volumes", r"demo_00(\d)", "--spacing", "[5, 1, 1]", "--out", out, "--save_masks", masks]
+    code, printed, error = cli(evaluate.main, *arguments, *flags)
+    assert code == 0, error
+    assert "2 volumes" in printed and "HD95, mm" in printed
+    found = json.loads((out / "metrics.json").read_text())
+    assert set(found["volumes"]["per_volume"]) == {"0", "1"}
+    index = open_index(tiny, "val", "SegmentationClass")
+    wanted = Volumes(r"demo_00(\d)", index.names)
+    for name, file in zip(index.names, index.label_files, strict=True):
+        wanted.update(name, evaluate.read_label_or_none(masks / f"{name}.png"), evaluate.read_label_or_none(file))
+    assert wanted.scores(index.classes, (5, 1, 1)) == found["volumes"]
+    assert "3-D Dice" in (out / "report.html").read_text()
+    code, printed, error = cli(compare.main, tmp_path / "runs", "--out", tmp_path / "comparison.png")
+    assert code == 0 and "3-D Dice" in printed, error

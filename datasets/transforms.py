@@ -132,6 +132,12 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
     return image.float().sub_(mean).div_(deviation)
 
 
+def unit_colours(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of `normalise` without rounding, from 0 to 1: (..., 3, H, W) float32."""
+    mean, deviation = _statistics(images.device)
+    return (images * deviation + mean) / 255
+
+
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     """The inverse of `normalise`, to show images: (B, 3, H, W) float32 -> (B, H, W, 3) uint8 RGB."""
     mean, deviation = _statistics(images.device)

@@ -15,10 +15,12 @@ from torch import nn
 
 from config import Config, MethodConfig, ModelConfig
 from datasets.batch import Batch
+from datasets.transforms import unit_colours
 from errors import UserError
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
+from losses.gated_crf import gated_crf
 from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
 from losses.soft_entropy import soft_entropy
 from methods.base import Method, Published, Reads
@@ -60,6 +62,8 @@ class CC4SConfig(MethodConfig):
     """weight of the trace term within the eigenspace consistency"""
     colour: NonNegativeFloat = 0.0
     """weight of the colour constraint"""
+    gated_crf: NonNegativeFloat = 0.0
+    """weight of the gated CRF loss, a peer of CC4S's losses"""
 
 
 # Published name of a weight -> ours, by prefix.
@@ -107,6 +111,7 @@ class CC4S(Method):
             "cross_entropy": (1.0, _cross_entropy),
             "soft_entropy": (config.soft_entropy, _soft_entropy),
             "colour": (config.colour, _colour),
+            "gated_crf": (config.gated_crf, _gated_crf),
         }
         self.terms = {name: term for name, term in terms.items() if term[0]}
 
@@ -202,3 +207,8 @@ def _colour(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tens
     superpixel = torch.where(superpixel < 0, superpixel, superpixel - first)
     count = ids[some.stop] - first
     return colour_constraint(logits, superpixel, batch["edges"][own] - first, batch["edge_weights"][own], count)
+
+
+def _gated_crf(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    outside = batch["outside"][some]
+    return gated_crf(logits, unit_colours(batch["image"][some]), outside), (~outside).sum()

@@ -1,17 +1,23 @@
 """Value and gradient of the losses compared with plain formulas."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from watching import largest_tensor
 
+from config import ModelConfig
+from datasets.transforms import normalise, unit_colours
+from losses import gated_crf as crf_loss
 from losses.colour_constraint import colour_constraint
 from losses.eigenspace import eigenspace_consistency
 from losses.feature_consistency import feature_consistency
 from losses.partial_cross_entropy import partial_cross_entropy
 from losses.soft_entropy import soft_entropy
+from methods import build_method
+from methods.cc4s import CC4SConfig
 from ops import pairs
 
 
@@ -86,6 +92,44 @@ def test_soft_entropy_of_a_certain_prediction_is_zero_with_finite_gradient():
     value = soft_entropy(logits, torch.zeros(1, 1, 1, dtype=torch.bool))
     assert value.item() == 0
     assert torch.isfinite(gradients(value, logits)[0]).all()
+
+
+# Gated CRF
+
+
+def test_the_gated_crf_equals_a_loop_over_all_pairs(monkeypatch):
+    monkeypatch.setattr(crf_loss, "RADIUS", 2)
+    logits, images = normal(2, 3, 5, 6).requires_grad_(), torch.rand(2, 3, 5, 6, dtype=torch.float64) / 4
+    outside = torch.zeros(2, 5, 6, dtype=torch.bool)
+    outside[1, :, 4:] = True
+    p, total = logits.softmax(1), 0.0
+    pixels = [(b, y, x) for b in range(2) for y in range(5) for x in range(6) if not outside[b, y, x]]
+    for (b, y, x), (b2, y2, x2) in product(pixels, pixels):
+        if b == b2 and (y, x) != (y2, x2) and max(abs(y - y2), abs(x - x2)) <= 2:
+            colour = (images[b, :, y, x] - images[b, :, y2, x2]).square().sum()
+            kernel = torch.exp(-((y - y2) ** 2 + (x - x2) ** 2) / 72 - colour / 0.02)
+            total = total + kernel * (1 - p[b, :, y, x] @ p[b, :, y2, x2])
+    want = total / len(pixels)
+    got = crf_loss.gated_crf(logits, images, outside)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients(got, logits), gradients(want, logits))
+    certain = torch.zeros(1, 3, 4, 4)
+    certain[:, 1] = 99
+    assert crf_loss.gated_crf(certain, torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)).item() < 1e-6
+    nothing = crf_loss.gated_crf(logits, images, torch.ones_like(outside))
+    assert nothing.item() == 0 and gradients(nothing, logits)[0].eq(0).all()
+
+
+def test_the_method_gives_the_gated_crf_colours_from_0_to_1():
+    image = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    torch.testing.assert_close(unit_colours(normalise(image)), image / 255)
+    method = build_method(CC4SConfig(network="baseline", gated_crf=0.5), ModelConfig("resnet18", "none"), 3).eval()
+    batch = {"image": normalise(image), "label": torch.zeros(2, 33, 33, dtype=torch.int64),
+             "outside": torch.zeros(2, 33, 33, dtype=torch.bool)}  # fmt: skip
+    losses = method(batch)
+    assert list(losses) == ["cross_entropy", "gated_crf"]
+    want = 0.5 * crf_loss.gated_crf(method.predict(batch["image"]), image / 255, batch["outside"])
+    torch.testing.assert_close(losses["gated_crf"], want, rtol=1e-4, atol=1e-5)
 
 
 # Eigenspace consistency

@@ -23,6 +23,7 @@ from losses.feature_consistency import feature_consistency
 from losses.gated_crf import gated_crf
 from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
 from losses.soft_entropy import soft_entropy
+from losses.tree_energy import tree_energy
 from methods.base import Method, Published, Reads
 from methods.views import View, crop_view, flip_view, require_grid
 from models.cc4s import BaselineNet, RandomWalkNet
@@ -63,7 +64,9 @@ class CC4SConfig(MethodConfig):
     colour: NonNegativeFloat = 0.0
     """weight of the colour constraint"""
     gated_crf: NonNegativeFloat = 0.0
-    """weight of the gated CRF loss, a peer of CC4S's losses"""
+    """weight of the gated CRF loss (RLoss), a peer of CC4S's losses"""
+    tree_energy: NonNegativeFloat = 0.0
+    """weight of the tree energy loss (TEL), a peer of CC4S's losses"""
 
 
 # Published name of a weight -> ours, by prefix.
@@ -118,18 +121,21 @@ class CC4S(Method):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses = {}
         images = batch["image"]
+        encoded, finer = self.network.encode(images)
         if self.config.consistency:
-            encoded, finer = self.network.encode(images)
             features = self.network.reduce(encoded)
             walked, query, key = self.network.walk(features)
             logits = self.network.head(walked, finer, images)
             compared = {"eigenspace": (query, key), "x": (features,), "z": (walked,)}[self.config.consistency_on]
             losses["consistency"] = self.config.consistency * self._consistency(images, compared)
         else:
-            logits = self.network.coarse(images)
+            logits = self.network.decide(encoded, finer, images)
         means = {name: partial(masked_mean, batch) for name, (_, masked_mean) in self.terms.items()}
         for name, mean in pixelwise(means, logits, images.shape[-2:]).items():
             losses[name] = self.terms[name][0] * mean
+        if self.config.tree_energy:
+            unlabelled = (batch["label"] == IGNORE_INDEX) & ~batch["outside"]
+            losses["tree_energy"] = self.config.tree_energy * tree_energy(logits, images, encoded, unlabelled)
         return losses
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,13 @@ class DecodedNet(StrideEightNet):
         if model.decoder != "none":
             self.decoder = (LowLevelDecoder if model.decoder == "lowlevel" else UNetDecoder)(head, self.finer)
 
+    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
+        """The maps of `encode`, and the images for a decoder -> logits (B, C, h, w)."""
+        raise NotImplementedError
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        return self.decide(*self.encode(images), images)
+
     def decode(self, features: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         """The head's features (B, `head`, h, w) -> finer ones with a decoder, else the same."""
         return features if self.decoder is None else self.decoder(features, finer, images)
@@ -59,8 +66,7 @@ class RandomWalkNet(DecodedNet):
         """(B, 512, h, w) after the walk (`z`) -> logits (B, C, h, w). A decoder also needs the images and their finer maps."""
         return self.classifier(self.decode(self.refine(walked), finer, images))
 
-    def coarse(self, images: torch.Tensor) -> torch.Tensor:
-        encoded, finer = self.encode(images)
+    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         walked, _, _ = self.walk(self.reduce(encoded))
         return self.head(walked, finer, images)
 
@@ -78,7 +84,6 @@ class BaselineNet(DecodedNet):
         self.aspp = ASPP(self.width, outputs, (12, 18, 24), project)
         self.classifier = None if self.decoder is None else nn.Conv2d(self.decoder.width, num_classes, 1)
 
-    def coarse(self, images: torch.Tensor) -> torch.Tensor:
-        features, finer = self.encode(images)
-        decoded = self.decode(self.aspp(features), finer, images)
+    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
+        decoded = self.decode(self.aspp(encoded), finer, images)
         return decoded if self.classifier is None else self.classifier(decoded)

@@ -6,6 +6,7 @@ from methods.base import Method
 from methods.blpseg import BLPSeg
 from methods.cc4s import CC4S
 from methods.cisc_r import CISCR
+from methods.dmpls import DMPLS
 from methods.recurseed import RecurSeed
 from methods.unimatch import UniMatch
 
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "cisc_r": CISCR,
     "unimatch": UniMatch,
     "recurseed": RecurSeed,
+    "dmpls": DMPLS,
 }
 
 SETTINGS: dict[str, type[MethodConfig]] = {name: method.settings for name, method in METHODS.items()}

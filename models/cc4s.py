@@ -87,3 +87,22 @@ class BaselineNet(DecodedNet):
     def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         decoded = self.decode(self.aspp(encoded), finer, images)
         return decoded if self.classifier is None else self.classifier(decoded)
+
+
+class TwoHeadedNet(BaselineNet):
+    """The baseline's network with a second ASPP head and decoder, which see the encoder's maps through dropout, as in DMPLS
+    (Luo et al., MICCAI 2022). The first head predicts."""
+
+    def __init__(self, model: ModelConfig, num_classes: int):
+        super().__init__(model, num_classes)
+        other = BaselineNet(model, num_classes)
+        del other.backbone  # the second head has no encoder of its own
+        other.fused = None
+        self.other = other
+        self.dropout = nn.Dropout(0.5)
+
+    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> logits (B, C, h, w) of the first and of the second head."""
+        encoded, finer = self.encode(images)
+        dropped = self.dropout(encoded), [self.dropout(maps) for maps in finer]
+        return self.decide(encoded, finer, images), self.other.decide(*dropped, images)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -46,10 +47,19 @@ def test_every_stage_config_combines_with_every_dataset_config(stage, dataset):
 
 
 def test_every_config_file_names_the_method_of_its_folder():
-    files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "evaluate"]
+    files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("evaluate", "volumes")]
     assert len(files) >= 16
     for path in files:
-        assert yaml.safe_load(path.read_text())["method"]["name"] == path.parent.name
+        assert yaml.safe_load(path.read_text())["method"]["name"] == path.relative_to(CONFIGS).parts[0]
+
+
+@pytest.mark.parametrize("peer, term", [("em", "soft_entropy"), ("rloss", "gated_crf"), ("tel", "tree_energy")])
+def test_a_peer_is_the_baseline_with_one_more_term_on_every_data_set(peer, term):
+    baseline, config = (["--config", str(CONFIGS / f"cc4s/{name}.yaml")] for name in ("baseline", f"peers/{peer}"))
+    for more in ([], ["--config", str(CONFIGS / "cc4s/acdc.yaml")]):
+        plain, both = parse_train([*baseline, *more]), parse_train([*baseline, *config, *more])
+        assert getattr(both.method, term) > 0
+        assert replace(both, method=replace(both.method, **{term: 0.0})) == plain
 
 
 def test_config_files_of_two_methods_are_refused():

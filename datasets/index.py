@@ -1,6 +1,7 @@
 """The index of a split, the interface of every data set. voc_layout.py and folder_layout.py read the two layouts on disk."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,27 @@ class Index:
         if self.labels is None:
             raise ValueError("the index was opened without labels")
         return self.labels
+
+
+def group_names(names: Iterable[str], pattern: str | None, flag: str) -> dict[str, list[str]]:
+    """Returns group -> names, in the order of the names. The group of a name is the text that the regular expression `pattern`
+    matches in it, such as the patient; without pattern, the name itself. flag: the flag that gives the pattern, for the errors.
+    Raises UserError for a bad pattern, or a name without a match."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            match = re.search(pattern, name) if pattern is not None else None
+        except re.error as error:
+            raise UserError(f"{flag} {pattern}: not a regular expression ({error})") from error
+        if pattern is not None and match is None:
+            raise UserError(f"{flag} {pattern}: does not match {name}")
+        groups.setdefault(match[0] if match else name, []).append(name)
+    return groups
+
+
+def natural(name: str) -> list:
+    """Returns a sorting key in which slice_10 follows slice_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def resolve_folder(root: Path, folder: str | Path) -> Path:

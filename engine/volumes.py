@@ -1,11 +1,11 @@
 """Scores of volumes, for slices of scans: 3-D Dice and the 95% Hausdorff distance of each class, by MedPy."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from datasets.files import UNLABELLED
+from datasets.index import group_names, natural
 from errors import UserError, extra
 
 SPACING = (1.0, 1.0, 1.0)
@@ -15,13 +15,9 @@ class Volumes:
     """Slices of a split, collected into volumes by their names."""
 
     def __init__(self, pattern: str, names: Iterable[str]):
-        """pattern: a regular expression; images with an equal match (or an equal first group, if the pattern has groups) are
-        slices of one volume. Raises UserError for a bad pattern, or a name without a match."""
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"--volumes {pattern}: not a regular expression ({error})") from error
-        self.volume_of = {name: _volume(compiled, name) for name in names}
+        """pattern: a regular expression; images with an equal match are slices of one volume. Raises UserError for a bad
+        pattern, or a name without a match."""
+        self.names_of = group_names(names, pattern, "--volumes")
         self.slices: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         """image name -> prediction and truth, (H, W) uint8"""
 
@@ -40,7 +36,7 @@ class Volumes:
         """
         binary = extra("medpy.metric.binary")
         per_volume = {}
-        for volume in sorted(set(self.volume_of.values()), key=_natural):
+        for volume in sorted(self.names_of, key=natural):
             prediction, truth = self._stacked(volume)
             per_volume[volume] = {
                 name: _class_scores(binary, prediction == number, truth == number, spacing)
@@ -56,8 +52,7 @@ class Volumes:
 
     def _stacked(self, volume: str) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth of a volume, (slices, H, W), in the natural order of the names."""
-        names = sorted((name for name, of in self.volume_of.items() if of == volume), key=_natural)
-        parts = [self.slices[name] for name in names]
+        parts = [self.slices[name] for name in sorted(self.names_of[volume], key=natural)]
         if len({part[1].shape for part in parts}) > 1:
             raise UserError(f"--volumes: the slices of {volume} have several sizes: the pattern joins several volumes")
         prediction, truth = (np.stack(kind) for kind in zip(*parts, strict=True))
@@ -78,18 +73,6 @@ def table(scores: dict, unit: str) -> str:
     lines += [f"{'mean':<{width}}  " + ("-" if dice is None else f"{100 * dice:7.2f}") + " " * 7]
     lines[-1] += "  " + ("-" if distance is None else f"{distance:7.2f}")
     return "\n".join(lines)
-
-
-def _volume(pattern: re.Pattern, name: str) -> str:
-    found = pattern.search(name)
-    if found is None:
-        raise UserError(f"--volumes {pattern.pattern}: no match in the image name {name}")
-    return found[1] if found.groups() else found[0]
-
-
-def _natural(name: str) -> list:
-    """A sorting key in which slice_10 follows slice_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _class_scores(binary, prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]) -> dict:

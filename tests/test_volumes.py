@@ -10,9 +10,10 @@ from test_mistakes import assert_refused
 
 import evaluate
 from datasets import open_index
+from datasets.index import group_names
 from engine.volumes import Volumes
 from errors import UserError
-from tools import compare
+from tools import compare, splits
 
 CLASSES = ("background", "a", "b")
 
@@ -86,11 +87,10 @@ def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked(
     for number, name in enumerate(names):
         volumes.update(name, np.full((2, 2), number), np.full((2, 2), number))
     assert volumes._stacked("patient1_frame01")[0][:, 0, 0].tolist() == list(range(12))
-    assert Volumes(r"(patient\d+)_frame\d+", names).volume_of[names[0]] == "patient1"
     volumes.update(names[3], np.zeros((3, 2)), np.zeros((3, 2)))
     with pytest.raises(UserError, match="slices of patient1_frame01 have several sizes"):
         volumes.scores(CLASSES)
-    for pattern, message in (("(", "not a regular expression"), ("scan", "no match in the image name x/patient1")):
+    for pattern, message in (("(", "not a regular expression"), ("scan", "does not match x/patient1")):
         with pytest.raises(UserError, match=message):
             Volumes(pattern, names)
 
@@ -98,22 +98,37 @@ def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked(
 def test_evaluate_scores_volumes_and_compare_shows_them(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny]
     assert_refused(cli(evaluate.main, *arguments, "--spacing", "[5, 1, 1]"), "--spacing requires --volumes")
-    assert_refused(cli(evaluate.main, *arguments, "--volumes", "scan"), "no match in the image name demo_0008")
+    assert_refused(cli(evaluate.main, *arguments, "--volumes", "scan"), "--volumes scan: does not match demo_0008")
     run = tmp_path / "runs/one"
     run.mkdir(parents=True)
     (run / "best.pt").write_bytes((checkpoints / "seven.pt").read_bytes())
     out, masks = run / "evaluation", tmp_path / "masks"
-    flags = ["--volumes", r"demo_00(\d)", "--spacing", "[5, 1, 1]", "--out", out, "--save_masks", masks]
+    flags = ["--volumes", r"demo_00\d", "--spacing", "[5, 1, 1]", "--out", out, "--save_masks", masks]
     code, printed, error = cli(evaluate.main, *arguments, *flags)
     assert code == 0, error
     assert "2 volumes" in printed and "HD95, mm" in printed
     found = json.loads((out / "metrics.json").read_text())
-    assert set(found["volumes"]["per_volume"]) == {"0", "1"}
+    assert set(found["volumes"]["per_volume"]) == {"demo_000", "demo_001"}
     index = open_index(tiny, "val", "SegmentationClass")
-    wanted = Volumes(r"demo_00(\d)", index.names)
+    wanted = Volumes(r"demo_00\d", index.names)
     for name, file in zip(index.names, index.label_files, strict=True):
         wanted.update(name, evaluate.read_label_or_none(masks / f"{name}.png"), evaluate.read_label_or_none(file))
     assert wanted.scores(index.classes, (5, 1, 1)) == found["volumes"]
     assert "3-D Dice" in (out / "report.html").read_text()
     code, printed, error = cli(compare.main, tmp_path / "runs", "--out", tmp_path / "comparison.png")
     assert code == 0 and "3-D Dice" in printed, error
+
+
+def test_folds_hold_each_patient_out_once(tiny, tmp_path, cli):
+    names = [f"patient{patient:03d}_slice_{number}" for patient in range(1, 101) for number in range(2)]
+    parts = splits.folds(group_names(names[::-1], r"patient\d+", "--groups"), 5)
+    for number, part in enumerate(parts):  # WSL4MIS: patients 1 to 20 are the first fold
+        assert {int(name[7:10]) for name in part} == set(range(20 * number + 1, 20 * number + 21)) and len(part) == 40
+    code, printed, error = cli(splits.main, "folds", tiny, "--count", "3", "--out", tmp_path / "lists")
+    assert code == 0 and "fold3_val.txt" in printed, error
+    lists = {file.stem: file.read_text().split() for file in (tmp_path / "lists").glob("*.txt")}
+    everything = sorted(name for number in (1, 2, 3) for name in lists[f"fold{number}_val"])
+    assert everything == sorted(open_index(tiny, "train").names + open_index(tiny, "val").names)
+    assert all(sorted(lists[f"fold{n}_train"] + lists[f"fold{n}_val"]) == everything for n in (1, 2, 3))
+    refused = cli(splits.main, "folds", tiny, "--count", "99", "--out", tmp_path / "lists")
+    assert_refused(refused, "--count 99: there are only 11 groups of images")

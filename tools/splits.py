@@ -2,15 +2,16 @@
 
     python -m tools.splits make DATA_ROOT --split train --counts '[46, 92]'
     python -m tools.splits make DATA_ROOT --split train --counts '[3, 7]' --groups 'patient\\d+'     # 3 and 7 patients
+    python -m tools.splits folds DATA_ROOT --count 5 --groups 'patient\\d+'                         # for cross-validation
     python -m tools.splits import DATA_ROOT --split train_aug --list labeled.txt --out splits/labelled.txt
 
 `make` writes OUT/labelled_46.txt and OUT/unlabelled_46.txt for each count, all from one random order: a shorter labelled list
 is the beginning of a longer one. Images that show a new class come first, so that a list soon covers all classes. All images
 need a label, which shows their classes.
+`folds` writes OUT/fold1_train.txt and OUT/fold1_val.txt, and so on, by the order of the names.
 `import` writes a published list (one or two columns of paths) with the names of the data set.
 """
 
-import re
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from command_line import parse_command
 from datasets import open_index
 from datasets.drawing.demo import draw_if_missing
 from datasets.files import atomic_write, read_label
-from datasets.index import Index, read_lines, without_suffix
+from datasets.index import Index, group_names, natural, read_lines, without_suffix
 from datasets.segmentation import present_ids
 from errors import UserError, run
 
@@ -48,6 +49,23 @@ class MakeConfig:
 
 
 @dataclass
+class FoldsConfig:
+    """Lists for cross-validation: each fold is once the validation list, and the other folds are the training list."""
+
+    root: str
+    """the data set"""
+    _: KW_ONLY
+    count: PositiveInt = 5
+    """number of folds"""
+    splits: tuple[str, ...] = ("train", "val")
+    """lists of images to divide, together"""
+    groups: str | None = None
+    """regular expression; images whose names match with the same text stay together, such as the slices of a patient"""
+    out: str = "splits"
+    """folder to write: a folder of root, or a path with a slash"""
+
+
+@dataclass
 class ImportConfig:
     """A published list, in the names of the data set."""
 
@@ -64,22 +82,30 @@ class ImportConfig:
 
 def main() -> int:
     """Runs the command line above and returns the exit code. Raises UserError for missing data or names without an image."""
-    command, config = parse_command({"make": MakeConfig, "import": ImportConfig}, __doc__)
+    command, config = parse_command({"make": MakeConfig, "folds": FoldsConfig, "import": ImportConfig}, __doc__)
     if command == "import":
         names = import_list(Path(config.list), open_index(config.root, config.split))
         write_list(Path(config.out), names)
         print(f"{config.out}: {len(names)} images")
         return 0
     draw_if_missing(config.root)
+    out = Path(config.out)
+    out = out if len(out.parts) > 1 else Path(config.root) / out
+    if command == "folds":
+        names = [name for split in config.splits for name in open_index(config.root, split).names]
+        for number, fold in enumerate(folds(group_names(names, config.groups, "--groups"), config.count), 1):
+            held_out = set(fold)
+            write_list(out / f"fold{number}_val.txt", fold)
+            write_list(out / f"fold{number}_train.txt", [name for name in names if name not in held_out])
+            print(f"{out}: fold{number}_val.txt {len(fold)} images, fold{number}_train.txt {len(names) - len(fold)}")
+        return 0
     index = open_index(config.root, config.split, config.labels)
-    groups = group_names(index.names, config.groups)
+    groups = group_names(index.names, config.groups, "--groups")
     too_many = [count for count in config.counts if count >= len(groups)]
     if too_many:
         what = "groups" if config.groups else "images"
         raise UserError(f"--counts {too_many[0]}: split {config.split} has {len(groups)} {what}; some must stay unlabelled")
     order = covering_order(groups, classes_of(index), config.seed)
-    out = Path(config.out)
-    out = out if len(out.parts) > 1 else Path(config.root) / out
     for count in config.counts:
         chosen = {name for group in order[:count] for name in groups[group]}
         for kind, names in (
@@ -91,19 +117,13 @@ def main() -> int:
     return 0
 
 
-def group_names(names: tuple[str, ...], pattern: str | None) -> dict[str, list[str]]:
-    """Returns group -> names. The group of a name is the text that `pattern` matches in it; without pattern, the name itself.
-    Raises UserError for a bad pattern, or a name without a match."""
-    try:
-        matches = [re.search(pattern, name) if pattern else None for name in names]
-    except re.error as error:
-        raise UserError(f"--groups {pattern}: not a regular expression ({error})") from error
-    groups: dict[str, list[str]] = {}
-    for name, match in zip(names, matches, strict=True):
-        if pattern and match is None:
-            raise UserError(f"--groups {pattern}: does not match {name}")
-        groups.setdefault(match[0] if match else name, []).append(name)
-    return groups
+def folds(groups: dict[str, list[str]], count: int) -> list[list[str]]:
+    """Returns `count` lists of names. The groups in the order of their numbers are cut into parts of equal length (with a rest,
+    the first parts are longer by one). Raises UserError for more folds than groups."""
+    if count > len(groups):
+        raise UserError(f"--count {count}: there are only {len(groups)} groups of images")
+    order = sorted(groups, key=natural)
+    return [[name for group in part for name in groups[str(group)]] for part in np.array_split(np.array(order), count)]
 
 
 def classes_of(index: Index) -> dict[str, set[int]]:

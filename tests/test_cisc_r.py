@@ -27,6 +27,7 @@ from config import Config, DataConfig, ModelConfig
 from datasets import open_index
 from datasets.drawing.demo import CLASSES
 from datasets.files import read_label, write_label
+from datasets.index import group_names
 from datasets.partners import Partners, class_lists, read_class_lists, shown_classes
 from datasets.segmentation import PARTNER_STREAM, SegmentationDataset
 from datasets.transforms import Augmentation
@@ -415,7 +416,7 @@ def test_labelled_lists_are_nested_cover_the_classes_and_depend_on_the_seed(tiny
 
 def test_groups_of_images_stay_together():
     names = ("p1_a", "p2_a", "p1_b", "p3_a", "p2_b")
-    groups = splits.group_names(names, r"p\d+")
+    groups = group_names(names, r"p\d+", "--groups")
     assert groups == {"p1": ["p1_a", "p1_b"], "p2": ["p2_a", "p2_b"], "p3": ["p3_a"]}
     classes = {"p1_a": {0}, "p1_b": {0}, "p2_a": {0}, "p2_b": {0, 1}, "p3_a": {2}}
     for seed in range(5):
@@ -428,9 +429,9 @@ def test_groups_of_images_stay_together():
             covered |= shown
         assert adds == sorted(adds, reverse=True), "groups with a new class come before the others"
     with pytest.raises(UserError, match="does not match p1_a"):
-        splits.group_names(names, "q")
+        group_names(names, "q", "--groups")
     with pytest.raises(UserError, match="not a regular expression"):
-        splits.group_names(names, "(")
+        group_names(names, "(", "--groups")
 
 
 def test_a_published_list_is_imported_in_the_names_of_the_data(tiny, tmp_path, cli):

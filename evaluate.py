@@ -33,7 +33,7 @@ from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_
 from engine.pictures import shrunk
 from engine.provenance import circumstances, file_sha256
 from engine.report import Shown, evaluation_report
-from engine.volumes import SPACING, Volumes
+from engine.volumes import Volumes
 from engine.volumes import table as volume_table
 from errors import UserError, extra, run
 from methods.base import Method
@@ -80,7 +80,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     dataset = SegmentationDataset(index)
     volumes = Volumes(config.volumes, index.names) if config.volumes is not None else None
     if volumes:
-        extra("medpy.metric.binary")  # an error before the work, not after it
+        extra("medpy.metric.binary")  # errors before the work, not after it
+        spacing = volumes.spacing(Path(config.data.root), config.spacing)
     if process.is_main:
         check(dataset, config.data.split)
     distributed.wait_for_all()
@@ -95,8 +96,8 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     scores = matrix.scores(index.classes) | boundaries.scores(index.classes)
     print(table(scores))
     if volumes:
-        scores["volumes"] = volumes.scores(index.classes, config.spacing or SPACING)
-        print(volume_table(scores["volumes"], "pixels" if config.spacing is None else "mm"))
+        scores["volumes"] = volumes.scores(index.classes, spacing) | {"unit": "mm" if spacing else "pixels"}
+        print(volume_table(scores["volumes"]))
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
     with atomic_write(out / METRICS) as temporary:

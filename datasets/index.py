@@ -15,6 +15,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 TAGS = "tags.json"  # {image name: [class, ...]}, in the folder of a data set
+SPACING = "spacing.json"  # {volume: [distance of slices, of rows, of columns]} in mm, in the folder of a data set
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 

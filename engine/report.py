@@ -112,10 +112,9 @@ def evaluation_report(out: Path, record: dict, shown: dict[str, list[Shown]], co
         "images": record["conditions"]["images"],
     }
     if "volumes" in record:
-        unit = "pixels" if record["conditions"]["spacing"] is None else "mm"
         figures |= {"3-D Dice": _percent(record["volumes"]["mean_dice"]), "volumes": len(record["volumes"]["per_volume"])}
         distance = record["volumes"]["mean_hd95"]
-        figures[f"HD95, {unit}"] = "-" if distance is None else f"{distance:.2f}"
+        figures[f"HD95, {record['volumes']['unit']}"] = "-" if distance is None else f"{distance:.2f}"
     seen: set[str] = set()
     parts = {}
     for title, some in shown.items():  # in a small split, an image may be in several sections

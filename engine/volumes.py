@@ -1,14 +1,17 @@
 """Scores of volumes, for slices of scans: 3-D Dice and the 95% Hausdorff distance of each class, by MedPy."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from datasets.files import UNLABELLED
-from datasets.index import group_names, natural
+from datasets.index import SPACING, group_names, natural
 from errors import UserError, extra
 
-SPACING = (1.0, 1.0, 1.0)
+Distances = tuple[float, float, float]  # of slices, of rows and of columns
+PIXELS: Distances = (1.0, 1.0, 1.0)
 
 
 class Volumes:
@@ -21,25 +24,41 @@ class Volumes:
         self.slices: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         """image name -> prediction and truth, (H, W) uint8"""
 
+    def spacing(self, root: Path, given: Distances | None) -> dict[str, Distances]:
+        """Returns the distances in mm by volume: those given, for all volumes; or those of ROOT/spacing.json; or none, if the
+        file is missing. Raises UserError for a damaged file, or a volume that it does not have."""
+        if given is not None:
+            return dict.fromkeys(self.names_of, given)
+        file = root / SPACING
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return {volume: (float(z), float(y), float(x)) for volume in self.names_of for z, y, x in [found[volume]]}
+        except KeyError as error:
+            raise UserError(f"{file}: volume {error} is missing: add it, or give --spacing") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file}: {{volume: [slices, rows, columns]}} in mm is expected ({error})") from error
+
     def update(self, name: str, prediction: np.ndarray, truth: np.ndarray) -> None:
         """Adds a slice: class ids (H, W). Where truth is 255, both count as class 0."""
         known = truth != UNLABELLED
         self.slices[name] = (prediction * known).astype(np.uint8), (truth * known).astype(np.uint8)
 
-    def scores(self, classes: Sequence[str], spacing: tuple[float, float, float] = SPACING) -> dict:
+    def scores(self, classes: Sequence[str], spacing: Mapping[str, Distances]) -> dict:
         """Returns the scores of all classes but the first.
 
-        spacing: distance of slices, of rows and of columns. `per_volume`: volume -> class -> `dice` (fraction of 1; None if
-        neither truth nor prediction has the class) and `hd95` (in the unit of the spacing; None if only one of them, or none,
-        has the class). `dice` and `hd95`: class -> `mean`, `deviation` (population) and `volumes` that count. `mean_dice`,
-        `mean_hd95`: means of the classes' means. Raises UserError if slices of a volume have several sizes.
+        spacing: distances by volume; a volume that is missing has `PIXELS`. `per_volume`: volume -> class -> `dice` (fraction
+        of 1; None if neither truth nor prediction has the class) and `hd95` (in the unit of the spacing; None if only one of
+        them, or none, has the class). `dice` and `hd95`: class -> `mean`, `deviation` (population) and `volumes` that count.
+        `mean_dice`, `mean_hd95`: means of the classes' means. Raises UserError if slices of a volume have several sizes.
         """
         binary = extra("medpy.metric.binary")
         per_volume = {}
         for volume in sorted(self.names_of, key=natural):
             prediction, truth = self._stacked(volume)
             per_volume[volume] = {
-                name: _class_scores(binary, prediction == number, truth == number, spacing)
+                name: _class_scores(binary, prediction == number, truth == number, spacing.get(volume, PIXELS))
                 for number, name in enumerate(classes)
                 if number
             }
@@ -59,15 +78,15 @@ class Volumes:
         return prediction, truth
 
 
-def table(scores: dict, unit: str) -> str:
-    """Returns the scores of `Volumes.scores` by class, mean and deviation over the volumes, as lines of text."""
+def table(scores: dict) -> str:
+    """Returns the scores of `Volumes.scores`, with their `unit`, as lines of text: mean and deviation by class."""
     names = [*scores["dice"]]
     width = max(map(len, [*names, "mean"]))
 
     def cell(one: dict, factor: float) -> str:
         return f"{'-':>14}" if one["mean"] is None else f"{factor * one['mean']:7.2f} ±{factor * one['deviation']:6.2f}"
 
-    lines = [f"{len(scores['per_volume'])} volumes", f"{'class':<{width}}  {'3-D Dice':>14}  {f'HD95, {unit}':>14}"]
+    lines = [f"{len(scores['per_volume'])} volumes", f"{'class':<{width}}  {'3-D Dice':>14}  {'HD95, ' + scores['unit']:>14}"]
     lines += [f"{name:<{width}}  {cell(scores['dice'][name], 100)}  {cell(scores['hd95'][name], 1)}" for name in names]
     dice, distance = scores["mean_dice"], scores["mean_hd95"]
     lines += [f"{'mean':<{width}}  " + ("-" if dice is None else f"{100 * dice:7.2f}") + " " * 7]
@@ -75,7 +94,7 @@ def table(scores: dict, unit: str) -> str:
     return "\n".join(lines)
 
 
-def _class_scores(binary, prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]) -> dict:
+def _class_scores(binary, prediction: np.ndarray, truth: np.ndarray, spacing: Distances) -> dict:
     either = prediction | truth
     if not either.any():
         return {"dice": None, "hd95": None}

@@ -244,6 +244,44 @@ def test_acdc_splits_by_patient(prepared):
         assert image.getextrema() == (0, 255)
 
 
+def test_acdc_volumes_are_cut_into_slices_with_their_spacing(tmp_path, cli):
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(0)
+    for patient in range(1, 6):
+        folder, stem = tmp_path / f"download/patient{patient:03d}", f"patient{patient:03d}_frame01"
+        folder.mkdir(parents=True)
+        label = rng.integers(0, 4, (3, 20, 30)).astype(np.uint8)
+        image = (4000 * rng.random((3, 20, 30))).astype(np.int16)
+        image[0, 0, 0] = 32000  # brighter than the 99th percentile
+        scribble = np.where(rng.random(label.shape) < 0.1, label, 4).astype(np.uint8)
+        kinds = {"": image, "_gt": label} | ({"_scribble": scribble} if patient < 5 else {})
+        for suffix, array in kinds.items():
+            volume = nibabel.Nifti1Image(array.T, np.diag([1.5, 1.25, 8, 1]))
+            nibabel.save(volume, folder / f"{stem}{suffix}.nii.gz")
+        if patient == 1:
+            first = image, label, scribble
+    arguments = ["acdc", "--root", tmp_path / "download", "--out", tmp_path / "data", "--workers", "1"]
+    code, _, error = cli(prepare.main, *arguments)
+    assert code == 0, error
+    root = tmp_path / "data"
+    assert names_of(root, "val") == [f"patient005_frame01_slice_{number}" for number in range(3)]
+    assert len(names_of(root, "train")) == 12 and len(list((root / "scribbles").iterdir())) == 12
+    spacing = json.loads((root / "spacing.json").read_text())
+    assert len(spacing) == 5 and spacing["patient001_frame01"] == [8, 1.25, 1.5]
+    image, label, scribble = first
+    image = image.astype(np.float64)
+    scaled = 255 * (image - image.min()) / (np.percentile(image, 99) - image.min())
+    for number in range(3):
+        name = f"patient001_frame01_slice_{number}"
+        with Image.open(root / f"JPEGImages/{name}.png") as written:
+            assert np.abs(np.array(written) - scaled[number].clip(0, 255)).max() <= 0.5
+        assert (read(root, "SegmentationClass", name) == label[number]).all()
+        assert (read(root, "scribbles", name) == np.where(scribble[number] == 4, 255, scribble[number])).all()
+    (tmp_path / "download/patient002/patient002_frame01.nii.gz").write_bytes(b"damaged")
+    code, _, error = cli(prepare.main, *arguments[:4], tmp_path / "again", "--workers", "1")
+    assert code == 1 and "not a readable NIfTI volume" in error and "Traceback" not in error
+
+
 def test_the_void_class_of_camvid_becomes_unlabelled(prepared):
     root = prepared("camvid")
     assert (read(root, "SegmentationClass", "0001TP_2") == halves(3, 255)).all() and names_of(root, "test") == ["0001TP_2"]

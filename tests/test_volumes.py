@@ -54,7 +54,7 @@ def test_dice_and_hd95_equal_plain_loops(spacing):
     truths = [np.kron(rng.integers(0, 3, (2, 3, 4)), np.ones((2, 3, 3), int)) for _ in range(3)]
     predictions = [np.where(rng.random(truth.shape) < 0.1, rng.integers(0, 3, truth.shape), truth) for truth in truths]
     truths[1][0, :2] = 255
-    scores = volumes_of(predictions, truths).scores(CLASSES, spacing)
+    scores = volumes_of(predictions, truths).scores(CLASSES, dict.fromkeys(["p0", "p1", "p2"], spacing))
     assert list(scores["per_volume"]) == ["p0", "p1", "p2"]
     for number, name in ((1, "a"), (2, "b")):
         dice, distance = [], []
@@ -73,7 +73,7 @@ def test_classes_that_are_missing_somewhere():
     truth, prediction = np.zeros((3, 2, 6, 6), int), np.zeros((3, 2, 6, 6), int)
     truth[0, :, :3] = prediction[0, :, :3] = 1  # found
     truth[1, :, :3] = 1  # missed; in volume 2, truth and prediction have no class 1, and nowhere a class 2
-    scores = volumes_of(prediction, truth).scores(CLASSES)
+    scores = volumes_of(prediction, truth).scores(CLASSES, {})
     assert [scores["per_volume"][f"p{volume}"]["a"]["dice"] for volume in range(3)] == [1, 0, None]
     assert scores["dice"]["a"] == {"mean": 0.5, "deviation": 0.5, "volumes": 2}
     assert scores["hd95"]["a"] == {"mean": 0.0, "deviation": 0.0, "volumes": 1}
@@ -89,7 +89,7 @@ def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked(
     assert volumes._stacked("patient1_frame01")[0][:, 0, 0].tolist() == list(range(12))
     volumes.update(names[3], np.zeros((3, 2)), np.zeros((3, 2)))
     with pytest.raises(UserError, match="slices of patient1_frame01 have several sizes"):
-        volumes.scores(CLASSES)
+        volumes.scores(CLASSES, {})
     for pattern, message in (("(", "not a regular expression"), ("scan", "does not match x/patient1")):
         with pytest.raises(UserError, match=message):
             Volumes(pattern, names)
@@ -113,10 +113,26 @@ def test_evaluate_scores_volumes_and_compare_shows_them(checkpoints, tiny, tmp_p
     wanted = Volumes(r"demo_00\d", index.names)
     for name, file in zip(index.names, index.label_files, strict=True):
         wanted.update(name, evaluate.read_label_or_none(masks / f"{name}.png"), evaluate.read_label_or_none(file))
-    assert wanted.scores(index.classes, (5, 1, 1)) == found["volumes"]
+    mm = dict.fromkeys(("demo_000", "demo_001"), (5, 1, 1))
+    assert wanted.scores(index.classes, mm) | {"unit": "mm"} == found["volumes"]
     assert "3-D Dice" in (out / "report.html").read_text()
     code, printed, error = cli(compare.main, tmp_path / "runs", "--out", tmp_path / "comparison.png")
     assert code == 0 and "3-D Dice" in printed, error
+
+
+def test_the_spacing_of_each_volume_comes_from_the_data_set(tmp_path):
+    volumes = Volumes(r"p\d+", ["p1_s0", "p2_s0"])
+    assert volumes.spacing(tmp_path, None) == {} and volumes.spacing(tmp_path, (1, 2, 3)) == {"p1": (1, 2, 3), "p2": (1, 2, 3)}
+    for content, message in (
+        ('{"p1": [9, 1, 1]}', "volume 'p2' is missing"),
+        ('{"p1": [9, 1], "p2": [9, 1, 1]}', "in mm is expected"),
+        ("{", "in mm is expected"),
+    ):
+        (tmp_path / "spacing.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            volumes.spacing(tmp_path, None)
+    (tmp_path / "spacing.json").write_text('{"p1": [9, 1.5, 1], "p2": [8, 1, 1], "p3": [7, 1, 1]}')
+    assert volumes.spacing(tmp_path, None) == {"p1": (9, 1.5, 1), "p2": (8, 1, 1)}
 
 
 def test_folds_hold_each_patient_out_once(tiny, tmp_path, cli):

@@ -23,6 +23,7 @@ from PIL import Image
 
 from command_line import parse_command
 from datasets.files import atomic_write, write_label
+from datasets.index import SPACING, TAGS
 from datasets.official.acdc import read_acdc
 from datasets.official.camvid import read_camvid
 from datasets.official.cityscapes import read_cityscapes
@@ -107,7 +108,7 @@ class AcdcConfig(PrepareConfig):
     """ACDC cardiac MR slices with scribbles."""
 
     root: str
-    """folder with ACDC_training_slices (.h5), as WSL4MIS packs them"""
+    """folder with ACDC_training_slices (.h5), as WSL4MIS packs them, or with NIfTI volumes (.nii.gz)"""
     out: str
     """folder to make"""
 
@@ -187,14 +188,15 @@ def link_images(source: Source, out: Path) -> None:
 
 
 def write_lists(source: Source, out: Path) -> None:
-    """Writes OUT/ImageSets/Segmentation/SPLIT.txt, classes.txt, and tags.json if there are tags."""
+    """Writes OUT/ImageSets/Segmentation/SPLIT.txt and classes.txt; tags.json and spacing.json if the download has them."""
     files = {f"ImageSets/Segmentation/{split}.txt": names for split, names in source.splits.items()}
     for file, lines in (files | {"classes.txt": source.classes}).items():
         with atomic_write(out / file) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if source.tags is not None:
-        with atomic_write(out / "tags.json") as temporary:
-            temporary.write_text(json.dumps(source.tags) + "\n", encoding="utf-8")
+    for file, content in ((TAGS, source.tags), (SPACING, source.spacing)):
+        if content is not None:
+            with atomic_write(out / file) as temporary:
+                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Source:
     """an entry of `maps` -> (H, W) uint8; raises UserError for a bad file"""
     tags: dict[str, list[str]] | None = None
     """classes that each image shows; None: the download does not say"""
+    spacing: dict[str, tuple[float, float, float]] | None = None
+    """volume -> distance of its slices, rows and columns in mm; None: the download does not say"""
 
 
 def require(path: Path, what: str, page: str) -> Path:

@@ -300,7 +300,8 @@ class EvaluateConfig:
     """regular expression for images that are slices of scans: images with an equal match are a volume, such as
     'patient\\d+_frame\\d+'; also scores 3-D Dice and the 95% Hausdorff distance"""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """distance of slices, rows and columns in mm, for --volumes; unset: spacing.json of the data set, or else pixels"""
+    """distance of slices, rows and columns in mm, for --volumes; if unset: from the data set's spacing.json; without this file,
+    distances are in pixels"""
     workers: NonNegativeInt = 2
     """loader workers of each process"""
     data: SplitConfig = field(default_factory=SplitConfig)

@@ -81,6 +81,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
     volumes = Volumes(config.volumes, index.names) if config.volumes is not None else None
     if volumes:
         extra("medpy.metric.binary")  # errors before the work, not after it
+        volumes.check_sizes(dict(zip(index.names, index.label_files, strict=True)))
         spacing = volumes.spacing(Path(config.data.root), config.spacing)
     if process.is_main:
         check(dataset, config.data.split)

@@ -14,6 +14,7 @@ TILE = 192  # longer side of a tile, pixels
 GAP = 4
 CAPTION = 16
 LINE, LETTER = 12, 6  # height of a line and width of a letter, pixels
+CAPTION_LINES = 5
 SHEET_COLUMNS = 6
 BLANK = (235, 235, 235)  # unlabelled pixels and missing tiles
 WRONG, RIGHT, VOID = (214, 64, 56), (222, 232, 226), (255, 255, 255)
@@ -89,9 +90,9 @@ def _tile(array: np.ndarray) -> Image.Image:
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
-    """Returns an image (H, W, 3) uint8 with the text below, which takes as many lines as it needs: at most `TILE` pixels wide
-    and high."""
-    lines = textwrap.wrap(text, TILE // LETTER)
+    """Returns an image (H, W, 3) uint8 with the text below, in at most `CAPTION_LINES` lines: at most `TILE` pixels wide and
+    high."""
+    lines = textwrap.wrap(text, TILE // LETTER, max_lines=CAPTION_LINES, placeholder=" ...")
     tile = _tile(image)
     tile.thumbnail((TILE, TILE - LINE * len(lines)))
     picture = Image.new("RGB", (TILE, tile.height + LINE * len(lines)), "white")

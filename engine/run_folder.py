@@ -47,7 +47,8 @@ def read_unfinished(config: Config, restarted: bool) -> dict | None:
     content = read_checkpoint(last)
     if config.fresh and not content["config"].get("fresh"):  # an older run, which the command did not delete before the restart
         return None
-    was, now = _flat(content["config"]), _flat(asdict(config))
+    usual = _flat(asdict(Config(type(config.method)(config.method.name))))  # of settings that were not there when the run began
+    was, now = usual | _flat(content["config"]), _flat(asdict(config))
     differing = sorted(key for key in was.keys() | now.keys() if key not in CHANGEABLE and was.get(key) != now.get(key))
     if differing:
         changes = ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in differing)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import UNLABELLED
+from datasets.files import UNLABELLED, opened_label
 from datasets.index import SPACING, group_names, natural
 from errors import UserError, extra
 
@@ -23,6 +23,16 @@ class Volumes:
         self.names_of = group_names(names, pattern, "--volumes")
         self.slices: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         """image name -> prediction and truth, (H, W) uint8"""
+
+    def check_sizes(self, label_of: Mapping[str, Path]) -> None:
+        """Raises UserError if the labels of a volume, by image name, have several sizes."""
+        for volume, names in self.names_of.items():
+            sizes = set()
+            for name in names:
+                with opened_label(label_of[name]) as label:
+                    sizes.add(label.size)
+            if len(sizes) > 1:
+                raise UserError(f"--volumes: the slices of {volume} have several sizes: the pattern joins several volumes")
 
     def spacing(self, root: Path, given: Distances | None) -> dict[str, Distances]:
         """Returns the distances in mm by volume: those given, for all volumes; or those of ROOT/spacing.json; or none, if the
@@ -51,7 +61,7 @@ class Volumes:
         spacing: distances by volume; a volume that is missing has `PIXELS`. `per_volume`: volume -> class -> `dice` (fraction
         of 1; None if neither truth nor prediction has the class) and `hd95` (in the unit of the spacing; None if only one of
         them, or none, has the class). `dice` and `hd95`: class -> `mean`, `deviation` (population) and `volumes` that count.
-        `mean_dice`, `mean_hd95`: means of the classes' means. Raises UserError if slices of a volume have several sizes.
+        `mean_dice`, `mean_hd95`: means of the classes' means.
         """
         binary = extra("medpy.metric.binary")
         per_volume = {}
@@ -72,8 +82,6 @@ class Volumes:
     def _stacked(self, volume: str) -> tuple[np.ndarray, np.ndarray]:
         """Prediction and truth of a volume, (slices, H, W), in the natural order of the names."""
         parts = [self.slices[name] for name in sorted(self.names_of[volume], key=natural)]
-        if len({part[1].shape for part in parts}) > 1:
-            raise UserError(f"--volumes: the slices of {volume} have several sizes: the pattern joins several volumes")
         prediction, truth = (np.stack(kind) for kind in zip(*parts, strict=True))
         return prediction, truth
 
@@ -84,14 +92,13 @@ def table(scores: dict) -> str:
     width = max(map(len, [*names, "mean"]))
 
     def cell(one: dict, factor: float) -> str:
-        return f"{'-':>14}" if one["mean"] is None else f"{factor * one['mean']:7.2f} ±{factor * one['deviation']:6.2f}"
+        return f"{'-':>15}" if one["mean"] is None else f"{factor * one['mean']:7.2f} ±{factor * one['deviation']:6.2f}"
 
-    lines = [f"{len(scores['per_volume'])} volumes", f"{'class':<{width}}  {'3-D Dice':>14}  {'HD95, ' + scores['unit']:>14}"]
+    lines = [f"{len(scores['per_volume'])} volumes", f"{'class':<{width}}  {'3-D Dice':>15}  {'HD95, ' + scores['unit']:>15}"]
     lines += [f"{name:<{width}}  {cell(scores['dice'][name], 100)}  {cell(scores['hd95'][name], 1)}" for name in names]
     dice, distance = scores["mean_dice"], scores["mean_hd95"]
-    lines += [f"{'mean':<{width}}  " + ("-" if dice is None else f"{100 * dice:7.2f}") + " " * 7]
-    lines[-1] += "  " + ("-" if distance is None else f"{distance:7.2f}")
-    return "\n".join(lines)
+    means = ("-" if dice is None else f"{100 * dice:.2f}", "-" if distance is None else f"{distance:.2f}")
+    return "\n".join([*lines, f"{'mean':<{width}}  " + " ".join(f"{mean:>7}{'':8}" for mean in means)]).rstrip()
 
 
 def _class_scores(binary, prediction: np.ndarray, truth: np.ndarray, spacing: Distances) -> dict:

@@ -2,7 +2,7 @@
 
 import torch
 
-RADIUS, XY, RGB = 5, 6.0, 0.1  # of the window and of the kernel, as in the authors' code and in WSL4MIS
+RADIUS, XY, RGB = 5, 6.0, 0.1  # of the window and of the kernel, as in the authors' code
 
 
 def gated_crf(logits: torch.Tensor, images: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
@@ -11,6 +11,8 @@ def gated_crf(logits: torch.Tensor, images: torch.Tensor, outside: torch.Tensor)
     Mean over the pixels i of the images of sum_j k_ij (1 - p_i . p_j), where j are the pixels of the images in a window of
     `RADIUS` around i, p are probabilities, and k_ij = exp(-|x_i - x_j|^2 / 2 XY^2 - |c_i - c_j|^2 / 2 RGB^2) for positions x in
     pixels and colours c.
+
+    The authors sum over three colours; a grey image counts three times, so that sigma is 0.1 / sqrt(3) of its range.
 
     logits: (B, C, H, W) raw scores. images: (B, 3, H, W) colours from 0 to 1. outside: (B, H, W) bool, True at pixels that do
     not count. Returns a scalar, at least 0.

@@ -64,9 +64,11 @@ class CC4SConfig(MethodConfig):
     colour: NonNegativeFloat = 0.0
     """weight of the colour constraint"""
     gated_crf: NonNegativeFloat = 0.0
-    """weight of the gated CRF loss (RLoss), a peer of CC4S's losses"""
+    """weight of the gated CRF loss, for comparison with CC4S"""
     tree_energy: NonNegativeFloat = 0.0
-    """weight of the tree energy loss (TEL), a peer of CC4S's losses"""
+    """weight of the tree energy loss (TEL), for comparison with CC4S"""
+    entropy: NonNegativeFloat = 0.0
+    """weight of the entropy of all pixels (EM), for comparison with CC4S; the soft entropy leaves superpixel boundaries out"""
 
 
 # Published name of a weight -> ours, by prefix.
@@ -115,6 +117,7 @@ class CC4S(Method):
             "soft_entropy": (config.soft_entropy, _soft_entropy),
             "colour": (config.colour, _colour),
             "gated_crf": (config.gated_crf, _gated_crf),
+            "entropy": (config.entropy, _entropy),
         }
         self.terms = {name: term for name, term in terms.items() if term[0]}
 
@@ -134,8 +137,9 @@ class CC4S(Method):
         for name, mean in pixelwise(means, logits, images.shape[-2:]).items():
             losses[name] = self.terms[name][0] * mean
         if self.config.tree_energy:
-            unlabelled = (batch["label"] == IGNORE_INDEX) & ~batch["outside"]
-            losses["tree_energy"] = self.config.tree_energy * tree_energy(logits, images, encoded, unlabelled)
+            unlabelled = batch["label"] == IGNORE_INDEX
+            energy = tree_energy(logits, images, encoded, unlabelled, batch["outside"])
+            losses["tree_energy"] = self.config.tree_energy * energy
         return losses
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -204,6 +208,11 @@ def _cross_entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[tor
 def _soft_entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
     boundary = batch["boundary" if "boundary" in batch else "outside"][some]
     return soft_entropy(logits, boundary), (~boundary).sum()
+
+
+def _entropy(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    outside = batch["outside"][some]
+    return soft_entropy(logits, outside), (~outside).sum()
 
 
 def _colour(batch: Batch, logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,10 +10,10 @@ from jsonargparse.typing import NonNegativeFloat
 from config import MethodConfig, ModelConfig
 from datasets.batch import Batch
 from losses.dice import dice_loss
-from losses.partial_cross_entropy import IGNORE_INDEX, partial_cross_entropy
+from losses.partial_cross_entropy import coarse_cross_entropy
 from methods.base import Method
 from models.cc4s import TwoHeadedNet
-from ops.pixelwise import pixelwise
+from ops.resizing import at_positions
 
 
 @dataclass
@@ -42,23 +42,19 @@ class DMPLS(Method):
         self.grid = (self.network.unit, 1)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The mean cross-entropy of both heads, and the mean Dice loss of both with the pseudo-labels."""
-        images, label, inside = batch["image"], batch["label"], ~batch["outside"]
+        """The mean cross-entropy of both heads; and the mean Dice loss of both with the pseudo-labels, at the stride of the
+        logits."""
+        heads = self.network.both(batch["image"])
+        inside = at_positions(~batch["outside"], heads[0].shape[-2:])
         share = random.random()  # the same in all processes
-
-        def cross_entropy(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            terms = [partial_cross_entropy(one, label[some]) for one in logits.chunk(2, dim=1)]
-            return torch.stack(terms).mean(), (label[some] != IGNORE_INDEX).sum()
-
-        def pseudo_labels(logits: torch.Tensor, some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            first, second = (one.softmax(dim=1) for one in logits.chunk(2, dim=1))
+        with torch.autocast(inside.device.type, enabled=False):
+            first, second = (logits.float().softmax(dim=1) for logits in heads)
             mixed = (share * first + (1 - share) * second).detach().max(dim=1).indices
-            terms = [dice_loss(one, mixed, inside[some]) for one in (first, second)]
-            return torch.stack(terms).mean(), inside[some].sum()
-
-        both = torch.cat(self.network.both(images), dim=1)
-        losses = pixelwise({"cross_entropy": cross_entropy, "pseudo_labels": pseudo_labels}, both, images.shape[-2:])
-        return losses | {"pseudo_labels": self.config.pseudo_labels * losses["pseudo_labels"]}
+            pseudo_labels = torch.stack([dice_loss(one, mixed, inside) for one in (first, second)]).mean()
+        return {
+            "cross_entropy": torch.stack([coarse_cross_entropy(logits, batch["label"]) for logits in heads]).mean(),
+            "pseudo_labels": self.config.pseudo_labels * pseudo_labels,
+        }
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)

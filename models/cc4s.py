@@ -90,8 +90,8 @@ class BaselineNet(DecodedNet):
 
 
 class TwoHeadedNet(BaselineNet):
-    """The baseline's network with a second ASPP head and decoder, which see the encoder's maps through dropout, as in DMPLS
-    (Luo et al., MICCAI 2022). The first head predicts."""
+    """The baseline's network with a second ASPP head and decoder, which see the encoder's maps with half of the channels
+    dropped, as in DMPLS (Luo et al., MICCAI 2022). The first head predicts."""
 
     def __init__(self, model: ModelConfig, num_classes: int):
         super().__init__(model, num_classes)
@@ -99,7 +99,7 @@ class TwoHeadedNet(BaselineNet):
         del other.backbone  # the second head has no encoder of its own
         other.fused = None
         self.other = other
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout2d(0.5)
 
     def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) -> logits (B, C, h, w) of the first and of the second head."""

@@ -46,6 +46,16 @@ def mean_where(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return sums[0] / sums[1]
 
 
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of a tensor over all processes. The gradient is that of the sum, where DDP takes the mean over processes:
+    a function of such sums trains as in a single process."""
+    if not dist.is_initialized():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total + dist.get_world_size() * (values - values.detach())
+
+
 class _Pixelwise(torch.autograd.Function):
     """Means and their gradients at (h, w). forward computes the gradients, and backward adds them up."""
 

@@ -16,6 +16,16 @@ def upsample(maps: torch.Tensor, size: Sequence[int], align_corners: bool = True
     return resize(maps.to(torch.promote_types(maps.dtype, torch.float32)), size, align_corners)
 
 
+def at_positions(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Picks the pixels (..., h, w) of maps (..., H, W) that are nearest to the positions of a grid (h, w) with
+    align_corners=True; for ids and masks."""
+    rows, columns = (
+        torch.linspace(0, side - 1, wanted, device=maps.device).round().long()
+        for side, wanted in zip(maps.shape[-2:], grid, strict=True)
+    )
+    return maps[..., rows[:, None], columns]
+
+
 def resizing_matrix(side: int, wanted: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
     """Returns the matrix of linear resizing, (side, wanted): the weight of each of `side` positions in each wanted position.
 

@@ -103,7 +103,8 @@ def test_scripts_pass_the_paths_of_the_user_to_the_commands(name, shell, tmp_pat
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("flags, kept", [
-    ("--fresh", False), ("--fresh --more", False), ("--more --fresh=true", False), ("--fresh false", True), ("--other", True)
+    ("--fresh", False), ("--fresh --more", False), ("--more --fresh=true", False), ("--fresh=True", False),
+    ("--fresh false", True), ("--fresh False", True), ("--fresh=false", True), ("--other", True),
 ])  # fmt: skip
 def test_only_fresh_starts_a_chain_over(shell, flags, kept, tmp_path):
     for run in ("one", "two", "other"):

@@ -53,7 +53,7 @@ def test_every_config_file_names_the_method_of_its_folder():
         assert yaml.safe_load(path.read_text())["method"]["name"] == path.relative_to(CONFIGS).parts[0]
 
 
-@pytest.mark.parametrize("peer, term", [("em", "soft_entropy"), ("rloss", "gated_crf"), ("tel", "tree_energy")])
+@pytest.mark.parametrize("peer, term", [("em", "entropy"), ("gated_crf", "gated_crf"), ("tel", "tree_energy")])
 def test_a_peer_is_the_baseline_with_one_more_term_on_every_data_set(peer, term):
     baseline, config = (["--config", str(CONFIGS / f"cc4s/{name}.yaml")] for name in ("baseline", f"peers/{peer}"))
     for more in ([], ["--config", str(CONFIGS / "cc4s/acdc.yaml")]):

@@ -14,6 +14,8 @@ from engine.crf import refine
 from losses.eigenspace import eigenspace_consistency
 from methods import build_method
 from methods.blpseg import BLPSegConfig
+from methods.cc4s import CC4SConfig
+from methods.dmpls import DMPLSConfig
 from models.local_aggregation import local_aggregation
 from ops.walk import walk
 
@@ -21,7 +23,11 @@ GPU = torch.device("cuda", 0)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and SEG_TEST_CUDA=1")
 
-METHODS = {name: config for name, (config, _) in STAGES.items()} | {"blpseg": BLPSegConfig(width=16, self_training_from=0)}
+METHODS = {name: config for name, (config, _) in STAGES.items()} | {
+    "blpseg": BLPSegConfig(width=16, self_training_from=0),
+    "peers": CC4SConfig(network="baseline", gated_crf=0.1, entropy=0.1, tree_energy=0.4),
+    "dmpls": DMPLSConfig(),
+}
 
 
 def on_both(function, *inputs):

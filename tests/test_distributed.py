@@ -38,6 +38,17 @@ METHODS = {
     # Rounding may switch a ReLU at its kink. At a higher rate, its weights would then differ by more than the tolerance.
     "cc4s": [*UR, "--method.consistency", "30", "--train.lr", "0.001"],
     "blpseg": BLPSEG,
+    "peers": [
+        "--method.network",
+        "baseline",
+        "--method.gated_crf",
+        "0.1",
+        "--method.entropy",
+        "0.1",
+        "--method.tree_energy",
+        "0.4",
+    ],
+    "dmpls": ["--method.name", "dmpls"],
 }
 
 
@@ -87,6 +98,14 @@ def test_blpseg_trains_on_two_processes_like_on_one(tiny, tmp_path):
         assert done.returncode == 0, done.stderr
     # The rate is small: with frozen batch norm, a larger rate diverges, and local aggregation amplifies rounding.
     assert_same_training(tmp_path / "2", tmp_path / "1", weights=1e-6, losses=1e-4)
+
+
+@pytest.mark.parametrize("method", ["peers", "dmpls"])
+def test_the_peers_train_on_two_processes_like_on_one(method, tiny, tmp_path):
+    for processes in (1, 2):
+        done = launch(processes, *steady(tiny, tmp_path / str(processes), method), "--train.lr", "0.001")
+        assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "2", tmp_path / "1", weights=1e-5, losses=1e-4)
 
 
 def test_processes_validate_the_weights_that_are_saved(tiny, tmp_path):

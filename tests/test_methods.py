@@ -15,6 +15,7 @@ from losses.eigenspace import eigenspace_consistency
 from methods import build_method
 from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig, running_statistics_untouched
+from methods.dmpls import DMPLSConfig
 from ops import pixelwise
 from ops.resizing import upsample
 
@@ -63,6 +64,8 @@ STAGES = {
         *(config for config, _ in STAGES.values()),
         CC4SConfig(consistency=30, view="crop"),
         BLPSegConfig(width=16, self_training_from=0),
+        CC4SConfig(network="baseline", gated_crf=0.1, entropy=0.1),
+        DMPLSConfig(),
     ],
 )
 def test_losses_on_a_fake_gpu_mix_no_devices_and_read_no_values(monkeypatch, config):

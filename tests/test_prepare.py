@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from scipy.io import savemat
 from test_chain import SMALL
+from test_mistakes import assert_refused
 
 import evaluate
 import train
@@ -277,9 +278,23 @@ def test_acdc_volumes_are_cut_into_slices_with_their_spacing(tmp_path, cli):
             assert np.abs(np.array(written) - scaled[number].clip(0, 255)).max() <= 0.5
         assert (read(root, "SegmentationClass", name) == label[number]).all()
         assert (read(root, "scribbles", name) == np.where(scribble[number] == 4, 255, scribble[number])).all()
-    (tmp_path / "download/patient002/patient002_frame01.nii.gz").write_bytes(b"damaged")
-    code, _, error = cli(prepare.main, *arguments[:4], tmp_path / "again", "--workers", "1")
-    assert code == 1 and "not a readable NIfTI volume" in error and "Traceback" not in error
+    assert "note: 3 of 15 slices have no scribbles" in error
+    file = tmp_path / "download/patient002/patient002_frame01.nii.gz"
+    content = file.read_bytes()
+    middle = len(content) // 2
+    for damaged in (
+        b"damaged",
+        content[:middle],
+        content[:middle] + bytes([255 - content[middle]]) * 40 + content[middle + 40 :],
+    ):
+        file.write_bytes(damaged)
+        code, _, error = cli(prepare.main, *arguments[:4], tmp_path / f"again{len(damaged)}", "--workers", "1")
+        assert code == 1 and "not a readable NIfTI volume" in error and "Traceback" not in error
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4), np.uint8), np.eye(4)), str(file).replace(".nii.gz", "_gt.nii.gz"))
+    assert_refused(cli(prepare.main, *arguments[:4], tmp_path / "flat"), "the volume has 2 dimensions")
+    (tmp_path / "empty").mkdir()
+    refused = cli(prepare.main, "acdc", "--root", tmp_path / "empty", "--out", tmp_path / "none")
+    assert_refused(refused, "neither patientNNN_*.h5 nor patientNNN_frameNN_gt.nii.gz in it")
 
 
 def test_the_void_class_of_camvid_becomes_unlabelled(prepared):

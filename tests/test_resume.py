@@ -194,6 +194,15 @@ def test_a_finished_run_stays_unchanged_and_fresh_starts_over(whole, tiny, tmp_p
     assert not (out / "pseudo_labels").exists() and (out / "evaluation").is_dir()
     assert len(json.loads((out / "run.json").read_text())["sessions"]) == 1, "without torchrun, --fresh is a new start"
 
+    # A run from before a setting was there resumes, unless the setting is now another than the default.
+    content = torch.load(out / "last.pt", weights_only=True)
+    del content["config"]["method"]["gated_crf"]
+    torch.save(content, out / "last.pt")
+    resumed = [*arguments, out, "--train.steps", "1"]
+    assert cli(train.main, *resumed)[0] == 0
+    code, _, stderr = cli(train.main, *resumed, "--method.gated_crf", "0.1")
+    assert code == 2 and "method.gated_crf 0.0 -> 0.1" in stderr
+
     # config.yaml of the run repeats the run in another folder, and does not delete that folder.
     for _ in range(2):
         assert cli(train.main, "--config", out / "config.yaml", "--out", tmp_path / "again")[0] == 0

@@ -10,6 +10,7 @@ from test_mistakes import assert_refused
 
 import evaluate
 from datasets import open_index
+from datasets.files import write_label
 from datasets.index import group_names
 from engine.volumes import Volumes
 from errors import UserError
@@ -81,15 +82,17 @@ def test_classes_that_are_missing_somewhere():
     assert scores["mean_dice"] == 0.5 and scores["mean_hd95"] == 0
 
 
-def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked():
+def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked(tmp_path):
     names = [f"x/patient1_frame01_slice_{number}" for number in range(12)]
     volumes = Volumes(r"patient\d+_frame\d+", names)
     for number, name in enumerate(names):
         volumes.update(name, np.full((2, 2), number), np.full((2, 2), number))
     assert volumes._stacked("patient1_frame01")[0][:, 0, 0].tolist() == list(range(12))
-    volumes.update(names[3], np.zeros((3, 2)), np.zeros((3, 2)))
+    files = {name: tmp_path / f"{name}.png" for name in names}
+    for number, file in enumerate(files.values()):
+        write_label(file, np.zeros((4, 5 if number == 3 else 6), np.uint8))
     with pytest.raises(UserError, match="slices of patient1_frame01 have several sizes"):
-        volumes.scores(CLASSES, {})
+        volumes.check_sizes(files)
     for pattern, message in (("(", "not a regular expression"), ("scan", "does not match x/patient1")):
         with pytest.raises(UserError, match=message):
             Volumes(pattern, names)
@@ -147,4 +150,4 @@ def test_folds_hold_each_patient_out_once(tiny, tmp_path, cli):
     assert everything == sorted(open_index(tiny, "train").names + open_index(tiny, "val").names)
     assert all(sorted(lists[f"fold{n}_train"] + lists[f"fold{n}_val"]) == everything for n in (1, 2, 3))
     refused = cli(splits.main, "folds", tiny, "--count", "99", "--out", tmp_path / "lists")
-    assert_refused(refused, "--count 99: there are only 11 groups of images")
+    assert_refused(refused, "--count 99: at least 2, and at most the 11 groups")

@@ -37,7 +37,7 @@ COMPARABLE = (
     "crf_per_scale",
     "crf_parameters",
     "volumes",
-    "spacing",
+    "unit",
 )
 
 
@@ -85,7 +85,11 @@ def main() -> None:
     for path, scores in zip(runs, evaluations, strict=True):
         print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS) + of_volumes(scores, volumes))
     usual = asdict(InferenceConfig())  # for evaluations from before a setting was there
-    settings = [usual | one["conditions"] | one["conditions"]["data"] | one["conditions"]["inference"] for one in evaluations]
+    settings = [
+        usual | one | one["data"] | one["inference"] | {"unit": scores.get("volumes", {}).get("unit")}
+        for scores in evaluations
+        for one in [scores["conditions"]]
+    ]
     differing = [name for name in COMPARABLE if any(other.get(name) != settings[0].get(name) for other in settings)]
     if differing:
         print(f"note: the runs were not all evaluated alike: {', '.join(differing)} differ (see {EVALUATION}/{METRICS})")

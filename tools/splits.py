@@ -92,12 +92,12 @@ def main() -> int:
     out = Path(config.out)
     out = out if len(out.parts) > 1 else Path(config.root) / out
     if command == "folds":
-        names = [name for split in config.splits for name in open_index(config.root, split).names]
+        names = list(dict.fromkeys(name for split in config.splits for name in open_index(config.root, split).names))
         for number, fold in enumerate(folds(group_names(names, config.groups, "--groups"), config.count), 1):
             held_out = set(fold)
             write_list(out / f"fold{number}_val.txt", fold)
             write_list(out / f"fold{number}_train.txt", [name for name in names if name not in held_out])
-            print(f"{out}: fold{number}_val.txt {len(fold)} images, fold{number}_train.txt {len(names) - len(fold)}")
+            print(f"{out}: fold{number}_val.txt: {len(fold)} images, fold{number}_train.txt: {len(names) - len(fold)}")
         return 0
     index = open_index(config.root, config.split, config.labels)
     groups = group_names(index.names, config.groups, "--groups")
@@ -119,9 +119,9 @@ def main() -> int:
 
 def folds(groups: dict[str, list[str]], count: int) -> list[list[str]]:
     """Returns `count` lists of names. The groups in the order of their numbers are cut into parts of equal length (with a rest,
-    the first parts are longer by one). Raises UserError for more folds than groups."""
-    if count > len(groups):
-        raise UserError(f"--count {count}: there are only {len(groups)} groups of images")
+    the first parts are longer by one). Raises UserError for fewer than two folds, or more than groups."""
+    if not 2 <= count <= len(groups):
+        raise UserError(f"--count {count}: at least 2, and at most the {len(groups)} groups of images")
     order = sorted(groups, key=natural)
     return [[name for group in part for name in groups[str(group)]] for part in np.array_split(np.array(order), count)]
 

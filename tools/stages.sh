@@ -29,9 +29,10 @@ start_over() {
     runs=$1 before=
     shift
     for flag in "$@" ""; do
-        if [ "$before" = --fresh ] && [ "$flag" != false ] || [ "$before" = --fresh=true ]; then
-            for run in $runs; do rm -rf "${OUT:?}/$run"; done
-        fi
+        case $before=$flag in
+            --fresh=[Ff][Aa][Ll][Ss][Ee]*) ;;
+            --fresh=* | --fresh=[Tt][Rr][Uu][Ee]=*) for run in $runs; do rm -rf "${OUT:?}/$run"; done ;;
+        esac
         before=$flag
     done
 }

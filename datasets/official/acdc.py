@@ -2,6 +2,8 @@
 WSL4MIS, or from NIfTI volumes."""
 
 import re
+import sys
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,9 @@ VAL_EVERY = 5
 BRIGHTEST = 99.0  # percentile of a volume that becomes 255, as in WSL4MIS
 KINDS = {"JPEGImages": "image", "SegmentationClass": "label", "scribbles": "scribble"}  # folder to write -> what a slice holds
 SUFFIXES = {"image": "", "label": "_gt", "scribble": "_scribble"}  # of a NIfTI file
+
+
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)  # errors of nibabel at a damaged file
 
 
 class Slice(NamedTuple):
@@ -42,7 +47,9 @@ def read_acdc(root: Path) -> Source:
     folder = require(folder if folder.is_dir() else root, "the slices", PAGE)
     files = {path.stem: path for path in sorted(folder.glob("patient*.h5"))}
     if not files:
-        raise UserError(f"{folder}: no patientNNN_*.h5 in it; download the slices from {PAGE}")
+        raise UserError(
+            f"{folder}: neither patientNNN_*.h5 nor patientNNN_frameNN_gt.nii.gz in it; download the slices from {PAGE}"
+        )
     maps = {folder: {name: (path, key) for name, path in files.items()} for folder, key in KINDS.items()}
     return Source(ACDC_CLASSES, _splits({name: path.name for name, path in files.items()}), {}, maps, read_slice)
 
@@ -64,6 +71,9 @@ def _volumes(truths: list[Path]) -> Source:
             for folder, kind in KINDS.items():
                 if files[kind].is_file():
                     maps.setdefault(folder, {})[name] = Slice(files[kind], kind, number)
+    without = len(of) - len(maps.get("scribbles", {}))
+    if without:
+        print(f"note: {without} of {len(of)} slices have no scribbles (NAME_scribble.nii.gz)", file=sys.stderr)
     return Source(ACDC_CLASSES, _splits(of), {}, maps, read_volume_slice, spacing=spacing)
 
 
@@ -108,19 +118,20 @@ def _read(path: Path) -> np.ndarray:
     """Returns a NIfTI volume as (slices, H, W), float64."""
     try:
         volume = np.asarray(_open(path).dataobj, np.float64)
-    except (OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable NIfTI volume ({error})") from error
-    if volume.ndim != 3:
-        raise UserError(f"{path}: the volume has {volume.ndim} dimensions, but three are expected")
     return volume.T  # NIfTI's axes are columns, rows, slices
 
 
 def _open(path: Path):
     nibabel = extra("nibabel")
     try:
-        return nibabel.load(path)
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        volume = nibabel.load(path)
+    except (*UNREADABLE, nibabel.filebasedimages.ImageFileError) as error:
         raise UserError(f"{path}: not a readable NIfTI volume ({error})") from error
+    if len(volume.shape) != 3:
+        raise UserError(f"{path}: the volume has {len(volume.shape)} dimensions, but three are expected")
+    return volume
 
 
 def _scaled(array: np.ndarray, low: float, high: float) -> np.ndarray:

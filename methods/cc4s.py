@@ -122,6 +122,7 @@ class CC4S(Method):
         self.terms = {name: term for name, term in terms.items() if term[0]}
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The terms whose weight is not 0, weighted, of images (B, 3, H, W) and labels (B, H, W); means over all processes."""
         losses = {}
         images = batch["image"]
         encoded, finer = self.network.encode(images)

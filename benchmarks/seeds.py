@@ -20,7 +20,7 @@ from datasets import open_index
 from datasets.segmentation import SegmentationDataset
 from datasets.transforms import normalise
 from engine.checkpoint import load_model
-from engine.inference import padded
+from engine.inference import padded_with_outside
 from engine.metrics import ConfusionMatrix
 from errors import UserError, run
 from methods.recurseed import RecurSeed
@@ -80,14 +80,11 @@ def seeds(
     the classifier, (C - 1,)."""
     height, width = image.shape[-2:]
     network, config = cast(RecurSeedNet, method.average.module), method.config
-    images = padded(normalise(image)[None], method.grid)
-    outside = torch.ones(1, *images.shape[-2:], dtype=torch.bool)
-    outside[:, :height, :width] = False
+    images, outside = padded_with_outside(normalise(image)[None], method.grid)
     maps, features = network.encode(images)
     activations = network.tags(features)
     cam = activation_maps(activations, outside)
-    strides = network.backbone.strides
-    grown = grown_maps(cam, [maps[strides.index(stride)] for stride in (8, 16)], config.seed_thresholds)
+    grown = grown_maps(cam, network.correlated(maps), config.seed_thresholds)
     found = {}
     for row, values in zip(ROWS, (cam, grown, cam, grown), strict=True):
         iterations = config.refine if "PAMR" in row else 0

@@ -118,8 +118,8 @@ def seeds(method: Any, batch: Batch, way: Way, maps: list[torch.Tensor], activat
     if way == "seeds":
         method.seeds(batch["image"], batch["tags"], batch["outside"], maps, activations)
         return
-    strides, size = method.network.backbone.strides, batch["image"].shape[-2:]
-    features = [resize(maps[strides.index(stride)], activations.shape[-2:], align_corners=False) for stride in (8, 16)]
+    size = batch["image"].shape[-2:]
+    features = [resize(one, activations.shape[-2:], align_corners=False) for one in method.network.correlated(maps)]
     grown = textbook.grown_maps(features, activation_maps(activations, batch["outside"]))
     large = resize(grown, size, align_corners=False)
     textbook.pamr(batch["image"].contiguous(), large, method.config.refine, list(method.config.dilations))

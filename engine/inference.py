@@ -51,15 +51,21 @@ def padded(maps: torch.Tensor, grid: tuple[int, int], value: int = 0) -> torch.T
     return F.pad(maps, (0, (rest - width) % unit, 0, (rest - height) % unit), value=value)
 
 
-def _views(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+def padded_with_outside(images: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns `padded` images (B, 3, H', W'), and where they are padding: (B, H', W') bool."""
+    whole = padded(images, grid)
+    outside = torch.ones_like(whole[:, 0], dtype=torch.bool)
+    outside[:, : images.shape[-2], : images.shape[-1]] = False
+    return whole, outside
+
+
+def _outputs(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns `on_grid(method)(images)`, and the probabilities (B, C - 1) of the images' tags if a setting needs the
     classifier. The classifier pools over the cells whose centre lies in the image."""
     if config.tag_gate is None and not config.nearest:
         return on_grid(method)(images), None
     height, width = images.shape[-2:]
-    whole = padded(images, method.grid)
-    outside = torch.ones_like(whole[:, 0], dtype=torch.bool)
-    outside[:, :height, :width] = False
+    whole, outside = padded_with_outside(images, method.grid)
     logits, activations = method.predict_and_classify(whole, config.nearest)
     return logits[..., :height, :width], tag_logits(activations, outside).sigmoid()
 
@@ -190,7 +196,7 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 
 def _average(method: Method, images: torch.Tensor, config: InferenceConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns probabilities or logits (B, C, H, W) of images (B, 3, H, W), and the probabilities of their tags (B, C - 1) as
-    from `_views`: the mean over their windows (or whole images) and mirror images.
+    from `_outputs`: the mean over their windows (or whole images) and mirror images.
 
     Windows of all images share forward passes, up to `config.batch_pixels` pixels. A side shorter than the window is padded
     with the channel mean (0). Windows may overlap unevenly, so each prediction is weighted before it is added. The memory
@@ -216,7 +222,7 @@ def _average(method: Method, images: torch.Tensor, config: InferenceConfig) -> t
     for start in range(0, len(windows), at_once):
         chunk = windows[start : start + at_once]
         crops = [views[mirrored][of, :, top : top + rows, left : left + columns] for of, mirrored, top, left in chunk]
-        predictions, of_tags = _views(method, torch.stack(crops), config)
+        predictions, of_tags = _outputs(method, torch.stack(crops), config)
         tags += [] if of_tags is None else [of_tags]
         if config.average == "probabilities":
             predictions = predictions.softmax(dim=1)

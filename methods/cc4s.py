@@ -133,7 +133,7 @@ class CC4S(Method):
             compared = {"eigenspace": (query, key), "x": (features,), "z": (walked,)}[self.config.consistency_on]
             losses["consistency"] = self.config.consistency * self._consistency(images, compared)
         else:
-            logits = self.network.decide(encoded, finer, images)
+            logits = self.network.from_encoded(encoded, finer, images)
         means = {name: partial(masked_mean, batch) for name, (_, masked_mean) in self.terms.items()}
         for name, mean in pixelwise(means, logits, images.shape[-2:]).items():
             losses[name] = self.terms[name][0] * mean

@@ -44,7 +44,7 @@ class DMPLS(Method):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The mean cross-entropy of both heads; and the mean Dice loss of both with the pseudo-labels, at the stride of the
         logits."""
-        heads = self.network.both(batch["image"])
+        heads = self.network.both_heads(batch["image"])
         inside = at_positions(~batch["outside"], heads[0].shape[-2:])
         share = random.random()  # the same in all processes
         with torch.autocast(inside.device.type, enabled=False):

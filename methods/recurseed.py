@@ -164,8 +164,7 @@ class RecurSeed(Method):
         config = self.config
         cam = grown = activation_maps(activations, outside)
         if config.correlate:
-            strides = self.network.backbone.strides
-            grown = grown_maps(cam, [maps[strides.index(stride)] for stride in (8, 16)], config.seed_thresholds)
+            grown = grown_maps(cam, self.network.correlated(maps), config.seed_thresholds)
         refined, ids = refined_maps(images, grown, tags, config.refine, config.dilations)
         if config.renormalise:
             refined = over_largest(refined)

@@ -29,12 +29,12 @@ class DecodedNet(StrideEightNet):
         if model.decoder != "none":
             self.decoder = (LowLevelDecoder if model.decoder == "lowlevel" else UNetDecoder)(head, self.finer)
 
-    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
+    def from_encoded(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         """The maps of `encode`, and the images for a decoder -> logits (B, C, h, w)."""
         raise NotImplementedError
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
-        return self.decide(*self.encode(images), images)
+        return self.from_encoded(*self.encode(images), images)
 
     def decode(self, features: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         """The head's features (B, `head`, h, w) -> finer ones with a decoder, else the same."""
@@ -66,7 +66,7 @@ class RandomWalkNet(DecodedNet):
         """(B, 512, h, w) after the walk (`z`) -> logits (B, C, h, w). A decoder also needs the images and their finer maps."""
         return self.classifier(self.decode(self.refine(walked), finer, images))
 
-    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
+    def from_encoded(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         walked, _, _ = self.walk(self.reduce(encoded))
         return self.head(walked, finer, images)
 
@@ -84,7 +84,7 @@ class BaselineNet(DecodedNet):
         self.aspp = ASPP(self.width, outputs, (12, 18, 24), project)
         self.classifier = None if self.decoder is None else nn.Conv2d(self.decoder.width, num_classes, 1)
 
-    def decide(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
+    def from_encoded(self, encoded: torch.Tensor, finer: Sequence[torch.Tensor], images: torch.Tensor | None) -> torch.Tensor:
         decoded = self.decode(self.aspp(encoded), finer, images)
         return decoded if self.classifier is None else self.classifier(decoded)
 
@@ -101,8 +101,8 @@ class TwoHeadedNet(BaselineNet):
         self.other = other
         self.dropout = nn.Dropout2d(0.5)
 
-    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def both_heads(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) -> logits (B, C, h, w) of the first and of the second head."""
         encoded, finer = self.encode(images)
         dropped = self.dropout(encoded), [self.dropout(maps) for maps in finer]
-        return self.decide(encoded, finer, images), self.other.decide(*dropped, images)
+        return self.from_encoded(encoded, finer, images), self.other.from_encoded(*dropped, images)

@@ -95,6 +95,10 @@ class RecurSeedNet(nn.Module):
         maps = self.backbone(images)
         return maps, maps[-1] if self.fused is None else self.fused(maps, images.shape[-2:])
 
+    def correlated(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The encoder's maps whose self-correlation SCG takes: of the strides 8 and 16."""
+        return [maps[self.backbone.strides.index(stride)] for stride in (8, 16)]
+
     def tags(self, features: torch.Tensor) -> torch.Tensor:
         """The last features -> (B, C - 1, h, w) activations of the classes except the first. Their spatial means are the tag
         logits."""

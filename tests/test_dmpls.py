@@ -59,7 +59,7 @@ def test_the_losses_are_those_of_both_heads_with_the_labels_of_their_mean(decode
     losses = method(batch)
     random.seed(3)
     share = random.random()
-    heads = method.network.both(batch["image"])
+    heads = method.network.both_heads(batch["image"])
     large = [F.interpolate(one, (65, 65), mode="bilinear", align_corners=True) for one in heads]
     assert torch.allclose(large[0], method.predict(batch["image"]), atol=1e-5)
     assert not torch.allclose(*heads, atol=1e-2)

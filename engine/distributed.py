@@ -1,5 +1,6 @@
 """One process or many (torchrun), with one device each, and how they divide work."""
 
+import gc
 import os
 import platform
 import re
@@ -92,6 +93,7 @@ def joined(device: str, patience: timedelta | None = None) -> Iterator[Process]:
     yield Process(rank, world, place)
     # Not after an exception: this process would wait for the others, and the others for this process.
     if dist.is_initialized():
+        gc.collect()  # a forgotten DistributedDataParallel would keep the group's threads, which can crash Python at its end
         dist.destroy_process_group()
 
 

@@ -47,9 +47,19 @@ def begin_step(self: CC4S, step: int, epoch: float) -> None:
             raise RuntimeError("rank 1 gives up")
 
 
+def main() -> int:
+    """Runs train.py. Raises RuntimeError if threads of the process group outlive it: they can crash Python at its end."""
+    code = train.main()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    left = [name for name in names if "gloo" in name]
+    if left:
+        raise RuntimeError(f"threads of the process group are left: {left}")
+    return code
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     preparation.build_method = steady_method
     CC4S.begin_step = begin_step
     unimatch.cutmix_boxes = partial(unimatch.cutmix_boxes, probability=0)
-    run(train.main)
+    run(main)

@@ -299,6 +299,16 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
         (tmp_path / name / "best.pt").symlink_to(chain / name / "best.pt")
     printed = cli(compare.main, tmp_path)[1]
     assert "not all evaluated alike: crf differ" in printed and "of another checkpoint" not in printed
+
+    costs = tmp_path / "cost.yaml"
+    costs.write_text("{seconds: {scribbles: 36, masks: 360}, runs: {'u*': {scribbles: 100, masks: 10}}}")
+    rows = [line.split() for line in cli(compare.main, tmp_path, "--cost", costs)[1].splitlines()[:3]]
+    assert rows[0][-1] == "hours" and {row[0]: row[-1] for row in rows[1:]} == {"ur": "2.0", "ss": "-"}
+    assert (tmp_path / "cost.png").stat().st_size > 5000
+    costs.write_text("{seconds: {scribbles: 36}, runs: {ur: {tags: 3}}}")
+    code, printed, error = cli(compare.main, tmp_path, "--cost", costs)
+    assert code == 2 and "--cost.runs ur: tags is not in --cost.seconds (scribbles)" in error and not printed
+
     (tmp_path / "ur/best.pt").unlink()
     (tmp_path / "ur/best.pt").symlink_to(chain / "ss/best.pt")  # as if trained again but not evaluated again
     assert "ur/evaluation/metrics.json is of another checkpoint" in cli(compare.main, tmp_path, "--data.root", tiny)[1]

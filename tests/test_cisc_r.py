@@ -444,6 +444,14 @@ def test_a_published_list_is_imported_in_the_names_of_the_data(tiny, tmp_path, c
     assert out.read_text().split() == [names[3], names[1], names[2]] and "3 images" in printed
     file.write_text("JPEGImages/nowhere.jpg\n")
     assert_refused(cli(splits.main, "import", tiny, "--list", file, "--out", out), "nowhere.jpg is not among the 8 images")
+    stem = names[0].rpartition("_")[0]
+    file.write_text(f"{names[5]}\nvolumes/{names[0]}.h5\n")
+    by_tens = ["import", tiny, "--list", file, "--groups", rf"{stem}_\d\d\d", "--out", out]  # the last digit is the slice
+    code, _, error = cli(splits.main, *by_tens)
+    assert code == 0, error
+    assert out.read_text().split() == list(names), "one group: all images, each once"
+    file.write_text(f"{stem}_999\n")
+    assert_refused(cli(splits.main, *by_tens), f"{stem}_999 has no image in --splits")
     assert_refused(cli(splits.main, "make", tiny, "--counts", "[8]"), "has 8 images; some must stay unlabelled")
 
 

@@ -3,6 +3,10 @@
     python -m tools.compare runs/quickstart
 
 Compares every run in the folder that has RUN/best.pt and RUN/evaluation/metrics.json (from evaluate.sh), oldest first.
+
+    python -m tools.compare runs/one_hour --cost configs/cost/voc.yaml
+
+adds the hours of annotation that the labels of each run cost, and draws FOLDER/cost.png, the scores over the hours.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +22,7 @@ from datasets import open_index
 from datasets.files import atomic_write, read_label_or_none
 from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import SegmentationDataset
+from engine.annotation import CostConfig, draw_costs, hours_of
 from engine.checkpoint import check_classes, load_model
 from engine.inference import most_likely, predict_image
 from engine.metrics import MEANS, METRICS, read_evaluation
@@ -66,6 +71,7 @@ class CompareConfig:
     scribbles: str = "scribbles"
     """scribbles to show beside the image: a folder of root, or a path"""
     data: ShownConfig = field(default_factory=ShownConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
 
 
 def main() -> None:
@@ -80,10 +86,8 @@ def main() -> None:
     methods = [load_model(path / "best.pt") for path in runs]
     for path, method in zip(runs, methods, strict=True):
         check_classes(method.classes, index.classes, path / "best.pt")
-    volumes = any("volumes" in scores for scores in evaluations)
-    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}" + (f" {'3-D Dice':>8} {'HD95':>7}" if volumes else ""))
-    for path, scores in zip(runs, evaluations, strict=True):
-        print(f"{path.name:<16} " + " ".join(f"{100 * scores[name]:7.2f}" for name in MEANS) + of_volumes(scores, volumes))
+    costs = {path.name: hours_of(path.name, config.cost) for path in runs}
+    print_table({path.name: scores for path, scores in zip(runs, evaluations, strict=True)}, costs if config.cost.runs else {})
     usual = asdict(InferenceConfig())  # for evaluations from before a setting was there
     settings = [
         usual | one | one["data"] | one["inference"] | {"unit": scores.get("volumes", {}).get("unit")}
@@ -101,6 +105,28 @@ def main() -> None:
     with atomic_write(out) as temporary:
         picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(temporary, "PNG")
     print(f"pictures: {out}")
+    if config.cost.runs:
+        points: dict[str, tuple[float, list[float]]] = {}
+        for path, scores in zip(runs, evaluations, strict=True):
+            cost = costs[path.name]
+            if cost is not None:
+                points.setdefault(cost[0].strip("_*"), (cost[1], []))[1].append(scores["miou"])
+        figure = Path(config.folder) / "cost.png"
+        draw_costs(points, figure)
+        print(f"mIoU over hours of annotation: {figure}")
+
+
+def print_table(evaluations: dict[str, dict], costs: dict[str, tuple[str, float] | None]) -> None:
+    """Prints a row of scores for each run. costs: the hours by run, or {} for no such column."""
+    volumes = any("volumes" in scores for scores in evaluations.values())
+    further = (f" {'3-D Dice':>8} {'HD95':>7}" if volumes else "") + (f" {'hours':>7}" if costs else "")
+    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}" + further)
+    for name, scores in evaluations.items():
+        row = f"{name:<16} " + " ".join(f"{100 * scores[mean]:7.2f}" for mean in MEANS) + of_volumes(scores, volumes)
+        if costs:
+            cost = costs[name]
+            row += f" {'-' if cost is None else f'{cost[1]:.1f}':>7}"
+        print(row)
 
 
 def of_volumes(scores: dict, wanted: bool) -> str:

@@ -3,15 +3,18 @@
     python -m tools.splits make DATA_ROOT --split train --counts '[46, 92]'
     python -m tools.splits make DATA_ROOT --split train --counts '[3, 7]' --groups 'patient\\d+'     # 3 and 7 patients
     python -m tools.splits folds DATA_ROOT --count 5 --groups 'patient\\d+'                         # for cross-validation
-    python -m tools.splits import DATA_ROOT --split train_aug --list labeled.txt --out splits/labelled.txt
+    python -m tools.splits import DATA_ROOT --splits '[train_aug]' --list labeled.txt --out splits/labelled.txt
+    python -m tools.splits import DATA_ROOT --splits '[train, val]' --list patients.txt --groups 'patient\\d+' --out test.txt
 
 `make` writes OUT/labelled_46.txt and OUT/unlabelled_46.txt for each count, all from one random order: a shorter labelled list
 is the beginning of a longer one. Images that show a new class come first, so that a list soon covers all classes. All images
 need a label, which shows their classes.
 `folds` writes OUT/fold1_train.txt and OUT/fold1_val.txt, and so on, by the order of the names.
-`import` writes a published list (one or two columns of paths) with the names of the data set.
+`import` writes a published list (one or two columns of paths) with the names of the data set. With --groups, a line stands for
+all images of its group: a list of patients becomes a list of their slices.
 """
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -76,15 +79,18 @@ class ImportConfig:
     """text file, a path per line; a second column (the label's path) is ignored"""
     out: str
     """text file to write"""
-    split: str = "train"
-    """list of images of the data set that the published list is a part of"""
+    splits: tuple[str, ...] = ("train",)
+    """lists of images of the data set that the published list is a part of"""
+    groups: str | None = None
+    """regular expression; a line then stands for all images whose names match with the same text, such as a patient's slices"""
 
 
 def main() -> int:
     """Runs the command line above and returns the exit code. Raises UserError for missing data or names without an image."""
     command, config = parse_command({"make": MakeConfig, "folds": FoldsConfig, "import": ImportConfig}, __doc__)
     if command == "import":
-        names = import_list(Path(config.list), open_index(config.root, config.split))
+        file, known = Path(config.list), names_of(config.root, config.splits)
+        names = import_groups(file, known, config.groups) if config.groups else import_list(file, known)
         write_list(Path(config.out), names)
         print(f"{config.out}: {len(names)} images")
         return 0
@@ -92,7 +98,7 @@ def main() -> int:
     out = Path(config.out)
     out = out if len(out.parts) > 1 else Path(config.root) / out
     if command == "folds":
-        names = list(dict.fromkeys(name for split in config.splits for name in open_index(config.root, split).names))
+        names = names_of(config.root, config.splits)
         for number, fold in enumerate(folds(group_names(names, config.groups, "--groups"), config.count), 1):
             held_out = set(fold)
             write_list(out / f"fold{number}_val.txt", fold)
@@ -115,6 +121,11 @@ def main() -> int:
             write_list(out / f"{kind}_{count}.txt", names)
         print(f"{out}: labelled_{count}.txt {len(chosen)} images, unlabelled_{count}.txt {len(index) - len(chosen)}")
     return 0
+
+
+def names_of(root: str, splits: Iterable[str]) -> list[str]:
+    """Returns the names in the splits, each once."""
+    return list(dict.fromkeys(name for split in splits for name in open_index(root, split).names))
 
 
 def folds(groups: dict[str, list[str]], count: int) -> list[list[str]]:
@@ -147,19 +158,30 @@ def covering_order(groups: dict[str, list[str]], classes: dict[str, set[int]], s
     return list(dict.fromkeys(first + drawn))
 
 
-def import_list(file: Path, index: Index) -> list[str]:
-    """Returns the names in a published list, in its order, as they are in `index`. Folders before a name, the suffix and
-    Cityscapes' `_leftImg8bit` do not count. Raises UserError for a line without an image in `index`."""
-    known = set(index.names)
+def import_list(file: Path, images: Iterable[str]) -> list[str]:
+    """Returns the names in a published list, in its order, as they are in `images`. Folders before a name, the suffix and
+    Cityscapes' `_leftImg8bit` do not count. Raises UserError for a line without an image."""
+    known = set(images)
     names = []
     for line in read_lines(file):
         path = without_suffix(line.split()[0]).removesuffix("_leftImg8bit")
         parts = path.split("/")
         found = next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in known), None)
         if found is None:
-            raise UserError(f"{file}: {line.split()[0]} is not among the {len(index)} images of the split (--split)")
+            raise UserError(f"{file}: {line.split()[0]} is not among the {len(known)} images of --splits")
         names.append(found)
     return names
+
+
+def import_groups(file: Path, images: Iterable[str], pattern: str) -> list[str]:
+    """Returns the images of the groups in a published list, a group per line. The group of a line or an image is the text that
+    the regular expression `pattern` matches. Raises UserError for a line without a match, or without an image."""
+    known = group_names(images, pattern, "--groups")
+    wanted = group_names(read_lines(file), pattern, "--groups")
+    missing = [group for group in wanted if group not in known]
+    if missing:
+        raise UserError(f"{file}: {missing[0]} has no image in --splits")
+    return [name for group in wanted for name in known[group]]
 
 
 def write_list(file: Path, names: list[str]) -> None:

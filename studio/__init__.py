@@ -1,0 +1,1 @@
+"""Scribble studio: draw scribbles on pictures in the browser, train, look, correct."""

@@ -1,0 +1,95 @@
+"""Scribble studio: draw scribbles on your own pictures in the browser, train, look at the predictions, correct, train again.
+
+    sh studio.sh                                        # data/studio
+    python -m studio FOLDER --port 8765 --no_browser    # prints the address with its token
+
+FOLDER becomes a data set that every command of the project reads. Pictures that lie in FOLDER are copied into it. Pictures can
+also be dropped on the page. The studio listens to this machine alone.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import webbrowser
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from command_line import parse
+from errors import UserError, extra, run
+
+
+@dataclass
+class StudioConfig:
+    """The folder and the address."""
+
+    folder: str
+    """folder of the data set; made if missing"""
+    _: KW_ONLY
+    port: NonNegativeInt = 8765
+    """port of the address; 0: any free port"""
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 lets other machines in that know the token, over an unencrypted connection"""
+    no_browser: bool = False
+    """do not open the page in a browser"""
+    long_side: PositiveInt = 1024
+    """larger pictures are made smaller, to this longest side in pixels"""
+    configs: tuple[str, ...] = ()
+    """YAML files of the training; unset: CC4S's UR, then SS, with configs/cc4s/studio.yaml"""
+
+
+def main() -> None:
+    """Runs the command line above until Ctrl+C. Raises UserError if the folder or the port cannot be used."""
+    config = parse(StudioConfig, __doc__, positional=True)
+    uvicorn = extra("uvicorn")
+    extra("python_multipart")
+    from studio.folder import StudioFolder  # these load torch, and the packages above
+    from studio.server import Studio, build_app
+
+    listening = listen(config.host, config.port)
+    port = listening.getsockname()[1]
+    studio = Studio(StudioFolder(Path(config.folder), config.long_side), config.configs)
+    # A token of the folder's own: a page that is open goes on after the studio was started again.
+    token = token_of(Path(config.folder) / "studio" / "token")
+    names = ["127.0.0.1", "localhost"] if config.host == "127.0.0.1" else [config.host, socket.gethostname(), *addresses()]
+    app = build_app(studio, tuple(f"{name}:{port}" for name in names), token, f"studio_{port}")
+    address = f"http://{names[0] if config.host != '0.0.0.0' else addresses()[0]}:{port}/?token={token}"
+    print(f"studio of {config.folder}: {address}\nCtrl+C ends it; everything is saved", flush=True)
+    if not config.no_browser:
+        webbrowser.open(address)
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket. Raises UserError if the address is taken or unknown."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: {error}: choose another --port, or 0 for any") from error
+    return listening
+
+
+def addresses() -> list[str]:
+    """Returns the addresses of this machine by its name."""
+    try:
+        return socket.gethostbyname_ex(socket.gethostname())[2] or ["127.0.0.1"]
+    except OSError:
+        return ["127.0.0.1"]
+
+
+def token_of(file: Path) -> str:
+    """Returns the token in a file that only its owner can read. Writes a new one if there is none."""
+    if not file.is_file():
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as opened:
+            opened.write(secrets.token_urlsafe(24))
+    return file.read_text().strip()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server has its own handler
+    run(main)

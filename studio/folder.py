@@ -1,0 +1,255 @@
+"""The folder of a studio: a data set in VOC's layout, with the strokes beside it.
+
+    JPEGImages/ID.jpg                     pictures, at most `long_side` pixels
+    scribbles/ID.png                      labels, 255 = unlabelled: what training reads
+    ImageSets/Segmentation/train.txt      pictures with labels
+    classes.txt                           class names in id order
+    studio/strokes/ID.json                strokes; scribbles/ID.png can be drawn again from them
+    studio/colours.json                   colour of each class
+    studio/features/, studio/rounds/      what the computer made; may be deleted
+
+All writes are atomic. A method may be called from any thread.
+"""
+
+import fcntl
+import json
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.files import PALETTE, UNLABELLED, atomic_write, read_image, read_label, write_label
+from datasets.index import IMAGE_SUFFIXES, read_class_file
+from errors import UserError
+from studio import pictures
+from studio.strokes import checked, draw, runs_of
+
+FIRST_CLASSES = ("background", "object")
+MOST_CLASSES = 100
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its size."""
+
+    id: str
+    path: Path
+    width: int
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.height, self.width
+
+
+class StudioFolder:
+    """Pictures, strokes, labels and classes of a folder."""
+
+    def __init__(self, root: Path, long_side: int):
+        """Opens or makes the folder. Pictures that lie in it directly are copied into JPEGImages. Raises UserError if another
+        studio has the folder open, or if a file cannot be read."""
+        self.root, self.long_side = root, long_side
+        self.lock = threading.RLock()
+        self.notes: list[str] = []
+        if root.exists() and not root.is_dir():
+            raise UserError(f"{root} is a file: give a folder")
+        for folder in ("JPEGImages", "scribbles", "studio/strokes", "ImageSets/Segmentation"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        self._lock_file = self._take_lock()
+        if not (root / "classes.txt").exists():
+            self._write_lines(root / "classes.txt", FIRST_CLASSES)
+        self.classes = list(read_class_file(root / "classes.txt"))
+        self.colours = self._read_colours()
+        self.pictures: dict[str, Picture] = {}
+        for path in sorted((root / "JPEGImages").iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                self._register(path)
+        for path in sorted(root.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.stem not in self.pictures:
+                self.add_picture(path.name, path.read_bytes())
+        self.documents = {name: self._read_document(picture) for name, picture in self.pictures.items()}
+        self._labels: dict[str, np.ndarray] = {}
+        for name in self.pictures:
+            self._complete(name)
+        self._write_split()
+
+    # Pictures
+
+    def add_picture(self, file_name: str, data: bytes) -> str:
+        """Stores a picture and returns its id. Raises UserError if the file is no picture of a known format and size."""
+        picture, suffix, note = pictures.decode(data, Path(file_name).name, self.long_side)
+        with self.lock:
+            chosen = pictures.free_id(file_name, set(self.pictures))
+            path = self.root / "JPEGImages" / f"{chosen}{suffix}"
+            pictures.store(picture, path)
+            self._register(path)
+            if note:
+                self.notes.append(note)
+            return chosen
+
+    def image(self, name: str) -> np.ndarray:
+        """Returns a picture, (H, W, 3) uint8 RGB."""
+        return read_image(self.pictures[name].path)
+
+    def _register(self, path: Path) -> None:
+        try:
+            with Image.open(path) as opened:
+                width, height = opened.size
+        except OSError as error:
+            raise UserError(f"{path}: not a readable picture: replace it or move it out of the folder") from error
+        self.pictures[path.stem] = Picture(path.stem, path, width, height)
+        if hasattr(self, "documents"):
+            self.documents[path.stem] = {"version": 0, "strokes": []}
+
+    # Strokes and labels
+
+    def document(self, name: str) -> dict:
+        """Returns {"version", "strokes"} of a picture."""
+        with self.lock:
+            document = self.documents[name]
+            return {"version": document["version"], "strokes": list(document["strokes"])}
+
+    def change(self, name: str, add: list[dict], remove: list[str]) -> int:
+        """Removes strokes by id, then adds strokes at the end, and returns the new version. Strokes that are there or gone
+        already are passed over, so two pages may send their changes in any order. Raises UserError for a stroke that cannot
+        be drawn; then nothing is changed."""
+        picture = self.pictures[name]
+        with self.lock:
+            document = self.documents[name]
+            new = [checked(stroke, picture.shape, len(self.classes)) for stroke in add]
+            gone = set(remove)
+            kept = [stroke for stroke in document["strokes"] if stroke["id"] not in gone]
+            there = {stroke["id"] for stroke in kept}
+            new = [stroke for stroke in new if stroke["id"] not in there]
+            if not new and len(kept) == len(document["strokes"]):
+                return document["version"]
+            label = self.label(name).copy()
+            if len(kept) < len(document["strokes"]):
+                label[...] = UNLABELLED
+                draw(label, kept)
+            draw(label, new)
+            changed = {"version": document["version"] + 1, "strokes": kept + new}
+            self._write_json(self._document_file(name), changed)
+            write_label(self._label_file(name), label)
+            had = self.has_labels(name)
+            self.documents[name] = changed
+            self._remember(name, label)
+            if had != self.has_labels(name):
+                self._write_split()
+            return changed["version"]
+
+    def label(self, name: str) -> np.ndarray:
+        """Returns the label map of a picture, (H, W) uint8, 255 = unlabelled. Do not change it."""
+        with self.lock:
+            if name not in self._labels:
+                label = np.full(self.pictures[name].shape, UNLABELLED, np.uint8)
+                draw(label, self.documents[name]["strokes"])
+                self._remember(name, label)
+            return self._labels[name]
+
+    def has_labels(self, name: str) -> bool:
+        """Whether a picture has strokes of a class."""
+        return any(stroke["class"] != UNLABELLED for stroke in self.documents[name]["strokes"])
+
+    def labelled(self) -> list[str]:
+        """Returns the ids of the pictures with labels."""
+        with self.lock:
+            return [name for name in self.pictures if self.has_labels(name)]
+
+    def _remember(self, name: str, label: np.ndarray) -> None:
+        self._labels.pop(name, None)
+        self._labels[name] = label
+        while len(self._labels) > 16:
+            del self._labels[next(iter(self._labels))]
+
+    def _document_file(self, name: str) -> Path:
+        return self.root / "studio" / "strokes" / f"{name}.json"
+
+    def _label_file(self, name: str) -> Path:
+        return self.root / "scribbles" / f"{name}.png"
+
+    def _read_document(self, picture: Picture) -> dict:
+        """Reads the strokes of a picture. Labels that another program drew become regions."""
+        file = self._document_file(picture.id)
+        if file.is_file():
+            try:
+                document = json.loads(file.read_text(encoding="utf-8"))
+                strokes = [checked(stroke, picture.shape, len(self.classes)) for stroke in document["strokes"]]
+                return {"version": int(document["version"]), "strokes": strokes}
+            except (ValueError, KeyError, TypeError, UserError) as error:
+                raise UserError(f"{file}: not readable as strokes ({error}): delete it to start from scribbles/") from error
+        if not self._label_file(picture.id).is_file():
+            return {"version": 0, "strokes": []}
+        label = read_label(self._label_file(picture.id))
+        if label.shape != picture.shape:
+            raise UserError(f"{self._label_file(picture.id)} is of another size than {picture.path}")
+        present = [number for number in np.unique(label).tolist() if number != UNLABELLED]
+        return {"version": 1, "strokes": [self._region(label == number, number) for number in present]}
+
+    def _complete(self, name: str) -> None:
+        """Draws the label map if the studio was killed between the strokes and the label map."""
+        strokes, label = self._document_file(name), self._label_file(name)
+        if strokes.is_file() and not (label.is_file() and label.stat().st_mtime_ns >= strokes.stat().st_mtime_ns):
+            write_label(label, self.label(name))
+
+    def _region(self, mask: np.ndarray, number: int) -> dict:
+        kind = {"id": os.urandom(16).hex(), "kind": "region", "class": number, "source": "human", "time": 0}
+        return kind | {"runs": runs_of(mask)}
+
+    # Classes
+
+    def set_classes(self, classes: list[dict]) -> None:
+        """Renames, recolours and adds classes. Raises UserError for a class too few, too many, or without a name of its own."""
+        names = [str(entry.get("name", "")).strip() for entry in classes]
+        colours = [str(entry.get("colour", "")).lower() for entry in classes]
+        if any(not name or len(name) > 60 or "\n" in name or "\r" in name for name in names) or len(set(names)) < len(names):
+            raise UserError("each class needs a name of its own, of 1 to 60 letters")
+        if not all(COLOUR.fullmatch(colour) for colour in colours):
+            raise UserError("a colour is # and 6 hexadecimal digits")
+        with self.lock:
+            if not max(len(self.classes), 2) <= len(names) <= MOST_CLASSES:
+                raise UserError(f"classes can be added, up to {MOST_CLASSES}, and renamed, but not deleted")
+            self._write_lines(self.root / "classes.txt", names)
+            self._write_json(self.root / "studio" / "colours.json", colours)
+            self.classes, self.colours = names, colours
+
+    def _read_colours(self) -> list[str]:
+        file = self.root / "studio" / "colours.json"
+        saved = []
+        if file.is_file():
+            try:
+                saved = [colour for colour in json.loads(file.read_text()) if COLOUR.fullmatch(colour)]
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{file}: not readable as colours: delete it") from error
+        usual = ["#8a8f98"] + ["#{:02x}{:02x}{:02x}".format(*PALETTE[number]) for number in range(1, MOST_CLASSES)]
+        return (saved + usual[len(saved) :])[: len(self.classes)]
+
+    # Files
+
+    def _write_split(self) -> None:
+        self._write_lines(self.root / "ImageSets" / "Segmentation" / "train.txt", self.labelled())
+
+    def _take_lock(self) -> int:
+        """Returns the lock file's descriptor. The lock ends with this process."""
+        file = os.open(self.root / "studio" / ".lock", os.O_WRONLY | os.O_CREAT)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another studio has {self.root} open: close it first") from error
+        return file
+
+    @staticmethod
+    def _write_json(file: Path, content: object) -> None:
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+    @staticmethod
+    def _write_lines(file: Path, lines: list[str] | tuple[str, ...]) -> None:
+        with atomic_write(file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

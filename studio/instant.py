@@ -1,0 +1,157 @@
+"""The instant loop: a linear classifier on features of places, fitted again after each stroke on all labelled pictures."""
+
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from datasets.files import UNLABELLED
+from studio.features import Analyser, analysed, superpixels
+from studio.folder import StudioFolder
+
+MOST_PLACES = 400  # of a class in a picture
+MOST_IN_ALL = 20_000
+KEPT = 60  # pictures whose features stay in memory, 7 MB each
+WEIGHT_DECAY = 1e-3
+ITERATIONS = 25
+
+
+@dataclass
+class Prediction:
+    """A prediction at the size of the analysed picture."""
+
+    classes: np.ndarray
+    """(H, W) uint8, the most likely class"""
+    entropy: np.ndarray
+    """(H, W) uint8, 0 (certain) to 255 (all classes equally likely)"""
+
+
+@dataclass
+class _Seen:
+    places: np.ndarray
+    superpixels: np.ndarray
+
+
+class InstantLoop:
+    """Predicts pictures from the strokes of all pictures. All calls are taken one after the other."""
+
+    def __init__(self, folder: StudioFolder):
+        self.folder = folder
+        self.analyser = Analyser()
+        self.lock = threading.Lock()
+        self._seen: dict[str, _Seen] = {}
+        self._samples: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._fitted: tuple[dict[str, int], _Linear | None] = ({}, None)
+
+    def predict(self, name: str) -> Prediction | None:
+        """Returns the prediction of a picture; None until two classes have labels."""
+        with self.lock:
+            classifier = self._classifier()
+            if classifier is None:
+                return None
+            seen = self._look(name)
+            return _smooth(classifier(seen.places), seen.superpixels)
+
+    def superpixels(self, name: str) -> np.ndarray:
+        """Returns the superpixels of an analysed picture, (H, W) uint16."""
+        with self.lock:
+            return self._look(name).superpixels
+
+    def whole(self, name: str) -> np.ndarray:
+        """Returns `Analyser.whole` of a picture."""
+        image = self.folder.image(name)
+        with self.lock:
+            return self.analyser.whole(image)
+
+    def _look(self, name: str) -> _Seen:
+        if name not in self._seen:
+            image = analysed(self.folder.image(name))
+            self._seen[name] = _Seen(self.analyser.places(image), superpixels(image))
+        self._seen[name] = self._seen.pop(name)  # the last of the dict is the one used last
+        while len(self._seen) > KEPT:
+            del self._seen[next(iter(self._seen))]
+        return self._seen[name]
+
+    def _classifier(self) -> "_Linear | None":
+        versions = {name: self.folder.document(name)["version"] for name in self.folder.labelled()}
+        if versions != self._fitted[0]:
+            for name, version in versions.items():
+                if name not in self._samples or self._samples[name][0] != version:
+                    self._samples[name] = (version, *_labelled_places(self._look(name).places, self.folder.label(name)))
+            self._samples = {name: self._samples[name] for name in versions}
+            self._fitted = (versions, _fit([sample[1:] for sample in self._samples.values()], len(self.folder.classes)))
+        return self._fitted[1]
+
+
+class _Linear:
+    """A linear classifier of some of the classes."""
+
+    def __init__(self, present: np.ndarray, mean: torch.Tensor, std: torch.Tensor, weight: torch.Tensor, classes: int):
+        self.present, self.mean, self.std, self.weight, self.classes = present, mean, std, weight, classes
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """(h, w, D) -> probabilities (h, w, classes) float32; 0 for classes without labels."""
+        height, width, _ = places.shape
+        inputs = (torch.from_numpy(places).float().view(height * width, -1) - self.mean) / self.std
+        found = (F.pad(inputs, (0, 1), value=1) @ self.weight).softmax(dim=1)
+        probabilities = np.zeros((height * width, self.classes), np.float32)
+        probabilities[:, self.present] = found.numpy()
+        return probabilities.reshape(height, width, self.classes)
+
+
+def _labelled_places(places: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features (N, D) and classes (N,) of places with labels, at most `MOST_PLACES` of a class."""
+    height, width, _ = places.shape
+    rows, columns = np.nonzero(label != UNLABELLED)
+    classes = label[rows, columns].astype(np.int64)
+    cells = (rows * height // label.shape[0]) * width + columns * width // label.shape[1]
+    pairs = np.unique(cells * 256 + classes)
+    cells, classes = pairs // 256, pairs % 256
+    rng = np.random.default_rng(0)
+    chosen = [rng.permutation(np.flatnonzero(classes == number))[:MOST_PLACES] for number in np.unique(classes)]
+    kept = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    return places.reshape(height * width, -1)[cells[kept]], classes[kept]
+
+
+def _fit(samples: list[tuple[np.ndarray, np.ndarray]], classes: int) -> _Linear | None:
+    """Returns the classifier with the least cross-entropy, where each class counts alike; None for fewer than two classes."""
+    labels = np.concatenate([of_picture for _, of_picture in samples]) if samples else np.zeros(0, np.int64)
+    present = np.unique(labels)
+    if len(present) < 2:
+        return None
+    features = np.concatenate([of_picture for of_picture, _ in samples])
+    if len(labels) > MOST_IN_ALL:
+        chosen = np.random.default_rng(0).choice(len(labels), MOST_IN_ALL, replace=False)
+        features, labels = features[chosen], labels[chosen]
+    inputs = torch.from_numpy(features).float()
+    mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp_min(1e-3)
+    inputs = F.pad((inputs - mean) / std, (0, 1), value=1)
+    targets = torch.from_numpy(np.searchsorted(present, labels))
+    balance = len(labels) / (len(present) * torch.bincount(targets, minlength=len(present)).clamp_min(1))
+    weight = torch.zeros(inputs.shape[1], len(present), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(inputs @ weight, targets, balance) + WEIGHT_DECAY * (weight[:-1] ** 2).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return _Linear(present, mean, std, weight.detach(), classes)
+
+
+def _smooth(probabilities: np.ndarray, superpixel: np.ndarray) -> Prediction:
+    """Resizes probabilities (h, w, C) to the picture and takes their mean in each superpixel (H, W)."""
+    maps = torch.from_numpy(probabilities).permute(2, 0, 1)[None]
+    large = F.interpolate(maps, superpixel.shape, mode="bilinear", align_corners=False)[0].flatten(1).numpy()
+    ids = superpixel.reshape(-1).astype(np.int64)
+    area = np.bincount(ids)
+    means = np.stack([np.bincount(ids, one, minlength=len(area)) / area for one in large], axis=1)
+    entropy = -(means * np.log(means.clip(1e-12))).sum(axis=1) / math.log(len(probabilities[0, 0]))
+    return Prediction(
+        means.argmax(axis=1).astype(np.uint8)[superpixel], (255 * entropy).round().clip(0, 255).astype(np.uint8)[superpixel]
+    )

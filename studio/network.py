@@ -1,0 +1,65 @@
+"""Predicts all pictures of a studio by a trained network; the studio runs this as a process of its own.
+
+    python -m studio.network FOLDER --checkpoint FOLDER/studio/rounds/1/best.pt --classes '[0, 2]'
+
+Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy`, (H, W) uint8, at the size of the analysed picture.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt
+
+from command_line import parse
+from config import Device, InferenceConfig
+from datasets.files import atomic_write, read_image
+from datasets.folder_layout import images_below
+from engine import distributed
+from engine.checkpoint import load_model
+from engine.inference import predict_image
+from errors import run
+from studio.features import analysed
+
+
+@dataclass
+class NetworkConfig:
+    """Pictures to predict."""
+
+    folder: str
+    """folder of a studio"""
+    _: KW_ONLY
+    checkpoint: str
+    """checkpoint of a training"""
+    classes: tuple[NonNegativeInt, ...]
+    """ids of the classes that may be predicted: those with strokes"""
+    device: Device = "auto"
+    """device; auto: CUDA if there is a GPU, else the CPU"""
+
+
+def main() -> None:
+    """Runs the command line above."""
+    config = parse(NetworkConfig, __doc__, positional=True)
+    method = load_model(config.checkpoint)
+    device = distributed.pick_device(config.device)
+    distributed.move_to_device(method, device)
+    precision = distributed.pick_precision(device, "auto")
+    out = Path(config.folder) / "studio" / "predictions"
+    allowed = np.isin(np.arange(len(method.classes)), config.classes)
+    for name, path in images_below(Path(config.folder) / "JPEGImages").items():
+        image = analysed(read_image(path))
+        with torch.inference_mode(), distributed.autocast(device, precision):
+            probabilities = predict_image(method, image, InferenceConfig(), device, allowed).cpu().numpy()
+        entropy = -(probabilities * np.log(probabilities.clip(1e-12))).sum(axis=0) / math.log(len(probabilities))
+        with atomic_write(out / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                classes=probabilities.argmax(axis=0).astype(np.uint8),
+                entropy=(255 * entropy).round().clip(0, 255).astype(np.uint8),
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""Pictures that come in: decoded with limits, turned upright, made smaller if large."""
+
+import io
+import re
+import warnings
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from datasets.files import atomic_write
+from errors import UserError
+
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".png", "WEBP": ".png"}  # format of a file -> suffix of the stored picture
+MOST_BYTES = 100_000_000  # of a file
+MOST_PIXELS = 120_000_000  # of a picture, before it is made smaller
+
+
+def decode(data: bytes, name: str, long_side: int) -> tuple[Image.Image, str, str | None]:
+    """Returns a picture (RGB, upright), its suffix, and a note if the picture was made smaller than it is.
+
+    long_side: largest side in pixels. Raises UserError for another format, too many pixels or a damaged file.
+    """
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{name}: over {MOST_BYTES // 1_000_000} MB: make the file smaller")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large pictures and odd metadata
+            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise UserError(f"{name}: over {MOST_PIXELS // 1_000_000} megapixels: make the picture smaller")
+                suffix = FORMATS[str(opened.format)]
+                opened.draft("RGB", (long_side, long_side))  # a JPEG is decoded at a fraction of its size
+                whole = opened.width, opened.height
+                picture = ImageOps.exif_transpose(opened)
+                picture = _eight_bits(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a readable PNG, JPEG, TIFF or WebP picture") from error
+    picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
+    smaller = max(picture.size) < max(whole)
+    note = f"{name}: made smaller, {picture.width} x {picture.height} pixels (--long_side {long_side})" if smaller else None
+    return picture, suffix, note
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Returns a picture of more than 8 bits with its values scaled to 8 bits."""
+    if picture.mode not in ("I;16", "I;16B", "I", "F"):
+        return picture
+    values = np.asarray(picture, np.float32)
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
+    return Image.fromarray((255 * values).round().astype(np.uint8))
+
+
+def store(picture: Image.Image, path: Path) -> None:
+    """Writes a picture as .jpg or .png. The write is atomic."""
+    with atomic_write(path) as temporary:
+        if path.suffix == ".jpg":
+            picture.save(temporary, "JPEG", quality=95, subsampling=0)
+        else:
+            picture.save(temporary, "PNG")
+
+
+def free_id(file_name: str, taken: set[str]) -> str:
+    """Returns a picture id for a file name: letters, digits, - and _ only, and not one of `taken`."""
+    stem = PurePath(file_name.replace("\\", "/")).stem
+    base = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:80] or "picture"
+    number, chosen = 2, base
+    while chosen in taken:
+        number, chosen = number + 1, f"{base}_{number}"
+    return chosen

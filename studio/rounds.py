@@ -1,0 +1,238 @@
+"""Training in the background: rounds of train.py as processes of their own, each from the weights of the round before.
+
+    studio/rounds/list_N.txt        pictures of round N
+    studio/rounds/N.json            its commands and classes; written before the round begins
+    studio/rounds/N/                its run folder
+    studio/predictions/             predictions of the last finished round, and of which round (round.json)
+
+A round reads the strokes that are there when it begins; strokes drawn meanwhile are for the next round. A stopped or killed
+round goes on where it was.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from datasets.files import UNLABELLED, atomic_write
+from engine.provenance import REPOSITORY
+from studio.folder import StudioFolder
+
+STEPS = (20, 40, 80, 120)  # of the first rounds; later rounds have as many as the last
+UR_ROUNDS = 3  # rounds of UR; then SS follows
+UNCHANGED_ROUNDS = 5  # rounds without a new stroke before training waits
+ATTEMPTS = 3  # of a round that something kills
+PR_SET_PDEATHSIG = 1  # Linux: signal to get when the parent dies
+
+
+@dataclass
+class State:
+    """What the page shows of the training."""
+
+    running: bool = False
+    activity: str = "not started"
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    predicted: int = 0
+    """round of the predictions; 0: none"""
+
+
+class Rounds:
+    """The training of a studio. At most one runs."""
+
+    def __init__(self, folder: StudioFolder, configs: tuple[str, ...], changed: Callable[[], None]):
+        """configs: YAML files for all rounds; none: CC4S's UR, then SS. changed: called when `state` has changed."""
+        self.folder, self.configs, self._changed = folder, configs, changed
+        self.home = folder.root / "studio" / "rounds"
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.predictions = folder.root / "studio" / "predictions"
+        self.state = State(round=max(self._numbers(), default=0), predicted=self._predicted())
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen | None = None
+        self._stop = threading.Event()
+        if (self.home / "running").exists():  # the studio was killed while it trained
+            self.start()
+
+    def start(self) -> None:
+        """Starts, or goes on with the round that was stopped."""
+        if self._thread and self._thread.is_alive():
+            return
+        self._stop.clear()
+        (self.home / "running").touch()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Stops after the current step; `start` goes on."""
+        (self.home / "running").unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process, as at the end of the studio. A studio that opens the folder again goes on training."""
+        self._stop.set()
+        process = self._process
+        if process and process.poll() is None:
+            process.terminate()
+        if self._thread:
+            self._thread.join()
+
+    def curves(self) -> list[dict]:
+        """Returns the lines of metrics.jsonl of all rounds; `step` counts the steps of all rounds."""
+        lines, before = [], 0
+        for number in self._numbers():
+            file = self.home / str(number) / "metrics.jsonl"
+            of_round = (
+                [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.is_file() else []
+            )
+            lines += [line | {"step": before + line["step"], "round": number} for line in of_round]
+            before += max((line["step"] for line in of_round), default=0)
+        return lines
+
+    def checkpoint(self) -> Path | None:
+        """Returns the checkpoint of the last finished round."""
+        return self.home / str(self.state.predicted) / "best.pt" if self.state.predicted else None
+
+    def _loop(self) -> None:
+        unchanged, seen = 0, None
+        try:
+            while not self._stop.is_set():
+                versions = {name: self.folder.document(name)["version"] for name in self.folder.labelled()}
+                unchanged, seen = (unchanged + 1 if versions == seen else 1), versions
+                if unchanged > UNCHANGED_ROUNDS:
+                    (self.home / "running").unlink(missing_ok=True)
+                    return self._show(running=False, activity="finished: draw more, then train again")
+                if len(self._present()) < 2:
+                    (self.home / "running").unlink(missing_ok=True)
+                    return self._show(running=False, activity="draw strokes of two classes first")
+                problem = self._round(self._unfinished() or self._plan())
+                if problem:
+                    (self.home / "running").unlink(missing_ok=True)
+                    return self._show(running=False, activity=problem)
+        finally:
+            if self._stop.is_set():
+                self._show(running=False, activity="paused")
+
+    def _plan(self) -> int:
+        """Writes the files of a new round and returns its number."""
+        finished = self._numbers()
+        number = max(finished, default=0) + 1
+        before = self._of_round(number - 1) if finished else None
+        listed = self.home / f"list_{number}.txt"
+        with atomic_write(listed) as temporary:
+            temporary.write_text("\n".join(self.folder.labelled()) + "\n")
+        stage = "ur" if number <= UR_ROUNDS else "ss"
+        configs = self.configs or (f"configs/cc4s/{stage}.yaml", "configs/cc4s/studio.yaml")
+        root, steps = str(self.folder.root.resolve()), STEPS[min(number, len(STEPS)) - 1]
+        data = {"root": root, "labels": "scribbles", "truth": "scribbles", "train_split": listed, "val_split": listed}
+        train = [argument for config in configs for argument in ("--config", config)]
+        train += [argument for name, value in data.items() for argument in (f"--data.{name}", str(value))]
+        train += ["--train.steps", str(steps), "--train.val_steps", str(steps), "--train.log_every", "2"]
+        train += ["--train.seed", str(number), "--out", str(self.home / str(number))]
+        if before and before["classes"] == len(self.folder.classes):
+            train += ["--init", str(self.home / str(number - 1) / "best.pt")]
+        checkpoint, present = str(self.home / str(number) / "best.pt"), self._present()
+        plan = {
+            "classes": len(self.folder.classes),
+            "steps": steps,
+            "commands": {
+                "superpixels": ["-m", "tools.superpixels", root, "--split", str(listed)],
+                "training": ["train.py", *train],
+                "predicting": ["-m", "studio.network", root, "--checkpoint", checkpoint, "--classes", json.dumps(present)],
+            },
+        }
+        with atomic_write(self.home / f"{number}.json") as temporary:
+            temporary.write_text(json.dumps(plan, indent=2) + "\n")
+        return number
+
+    def _round(self, number: int) -> str | None:
+        """Runs the commands of a round. Returns what went wrong, None if nothing did or the person stopped it."""
+        plan = self._of_round(number)
+        for activity, command in plan["commands"].items():
+            self._show(running=True, activity=activity, round=number, steps=plan["steps"], step=0)
+            for attempt in range(1, ATTEMPTS + 1):
+                code, last = self._run(command, number)
+                if self._stop.is_set():
+                    return None
+                if code == 0:
+                    break
+                if code > 0 or attempt == ATTEMPTS:  # an error; a negative code is a signal
+                    self._forget(number)
+                    return f"{activity} failed: {last}"
+        with atomic_write(self.predictions / "round.json") as temporary:
+            temporary.write_text(json.dumps({"round": number}))
+        self._show(predicted=number)
+        return None
+
+    def _run(self, command: list[str], number: int) -> tuple[int, str]:
+        """Runs a Python command and follows its steps. Returns the exit code and the last line of its output."""
+        log = self.home / f"{number}.log"
+        metrics = self.home / str(number) / "metrics.jsonl"
+        with open(log, "wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=REPOSITORY,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_be_a_quiet_child,
+            )
+            if self._stop.is_set():  # it was set while the process started
+                self._process.terminate()
+            while self._process.poll() is None:
+                try:
+                    self._process.wait(0.5)
+                except subprocess.TimeoutExpired:
+                    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+                    step = json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+                    if step != self.state.step:
+                        self._show(step=step)
+        lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+        return self._process.returncode, lines[-1] if lines else ""
+
+    def _present(self) -> list[int]:
+        """Returns the ids of the classes with strokes."""
+        labelled = self.folder.labelled()
+        found = {stroke["class"] for name in labelled for stroke in self.folder.document(name)["strokes"]}
+        return sorted(found - {UNLABELLED})
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(file.stem) for file in self.home.glob("*.json"))
+
+    def _unfinished(self) -> int | None:
+        """Returns the round that was stopped, if it can go on: the number of classes is still the same."""
+        last = max(self._numbers(), default=0)
+        if not last or last == self.state.predicted:
+            return None
+        if self._of_round(last)["classes"] == len(self.folder.classes):
+            return last
+        self._forget(last)
+        return None
+
+    def _forget(self, number: int) -> None:
+        (self.home / f"{number}.json").unlink(missing_ok=True)
+        shutil.rmtree(self.home / str(number), ignore_errors=True)
+
+    def _of_round(self, number: int) -> dict:
+        return json.loads((self.home / f"{number}.json").read_text())
+
+    def _predicted(self) -> int:
+        file = self.predictions / "round.json"
+        return json.loads(file.read_text())["round"] if file.is_file() else 0
+
+    def _show(self, **what: object) -> None:
+        self.state = State(**(asdict(self.state) | what))
+        self._changed()
+
+
+def _be_a_quiet_child() -> None:
+    """Runs in the new process: it gives way to the studio, and ends with it."""
+    os.nice(10)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

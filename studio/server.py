@@ -1,0 +1,349 @@
+"""The studio's server: the page, the pictures, the strokes, the predictions and the training, over HTTP."""
+
+import asyncio
+import io
+import json
+import shlex
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from datasets.drawing.demo import CLASSES as SAMPLE_CLASSES
+from datasets.drawing.demo import draw_picture
+from datasets.drawing.strokes import line
+from datasets.files import UNLABELLED
+from errors import UserError
+from studio.export import fitting, zipped
+from studio.folder import StudioFolder
+from studio.instant import InstantLoop, Prediction
+from studio.order import next_picture
+from studio.pictures import MOST_BYTES
+from studio.rounds import Rounds
+from studio.security import Guard
+from studio.strokes import checked, runs_of
+
+PAGE = Path(__file__).parent / "page"
+MOST_JSON = 4_000_000  # bytes of a request's JSON
+SAMPLES = 12
+HEARTBEAT = 15.0  # seconds between signs of life to a page
+SURE = 64  # largest entropy (0 to 255) of a pixel that "accept" labels
+
+
+class Studio:
+    """Everything that the routes need."""
+
+    def __init__(self, folder: StudioFolder, configs: tuple[str, ...] = ()):
+        self.folder = folder
+        self.listeners: set[asyncio.Queue] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._instant: InstantLoop | None = None
+        self._instant_lock = threading.Lock()
+        self._vectors: dict[str, np.ndarray] = {}
+        self.rounds = Rounds(folder, configs, lambda: self.tell("training"))
+
+    @property
+    def instant(self) -> InstantLoop:
+        """The instant loop; the first use loads its encoder."""
+        with self._instant_lock:
+            if self._instant is None:
+                self._instant = InstantLoop(self.folder)
+            return self._instant
+
+    def tell(self, kind: str, **what: object) -> None:
+        """Sends an event to all pages. Any thread may call this."""
+        if self.loop:
+            self.loop.call_soon_threadsafe(self._tell, {"kind": kind, **what})
+
+    def _tell(self, event: dict) -> None:
+        for queue in self.listeners:
+            queue.put_nowait(event)
+
+    def network_prediction(self, name: str) -> Prediction | None:
+        """Returns the network's prediction of a picture; None if there is none of these classes."""
+        file = self.rounds.predictions / f"{name}.npz"
+        if not file.is_file():
+            return None
+        with np.load(file) as arrays:
+            return Prediction(arrays["classes"], arrays["entropy"])
+
+    def prediction(self, name: str, source: str) -> Prediction | None:
+        """Returns the prediction of "instant" or "network"."""
+        return self.instant.predict(name) if source == "instant" else self.network_prediction(name)
+
+    def next(self, passed: set[str]) -> tuple[str, str] | None:
+        """Returns the picture to label next and the reason."""
+        for name in list(self.folder.pictures):
+            if name not in self._vectors:
+                self._vectors[name] = self.instant.whole(name)
+        predictions = {name: self.network_prediction(name) for name in self._vectors}
+        unsure = {name: float(one.entropy.mean()) / 255 for name, one in predictions.items() if one}
+        return next_picture(self._vectors, set(self.folder.labelled()), unsure, passed)
+
+    def state(self) -> dict:
+        """Returns what the page shows beside a picture."""
+        folder = self.folder
+        with folder.lock:
+            pictures = [
+                {
+                    "id": picture.id,
+                    "width": picture.width,
+                    "height": picture.height,
+                    "version": folder.documents[name]["version"],
+                    "labelled": folder.has_labels(name),
+                    "accepted": any(stroke["source"] == "prediction" for stroke in folder.documents[name]["strokes"]),
+                }
+                for name, picture in folder.pictures.items()
+            ]
+            classes = [{"name": name, "colour": colour} for name, colour in zip(folder.classes, folder.colours, strict=True)]
+        return {
+            "folder": folder.root.name,
+            "pictures": pictures,
+            "classes": classes,
+            "notes": folder.notes[-5:],
+            "training": asdict(self.rounds.state),
+            "command": self.command(),
+        }
+
+    def command(self) -> str:
+        """Returns the shell command that trains on this folder elsewhere."""
+        root = shlex.quote(str(self.folder.root.resolve()))
+        return (
+            f"DATA_ROOT={root} MASKS={root}/scribbles OUT=runs/studio sh train_seg_UR.sh --config configs/cc4s/studio.yaml "
+            "--data.val_split train --train.steps 2000 --train.val_steps 500"
+        )
+
+    def add_samples(self) -> None:
+        """Draws sample pictures and names their classes."""
+        names = self.folder.classes
+        if names == ["background", "object"]:
+            colours = ["#8a8f98", "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4"]
+            self.folder.set_classes([{"name": n, "colour": c} for n, c in zip(SAMPLE_CLASSES, colours, strict=True)])
+        for number in range(SAMPLES):
+            image, _ = draw_picture(np.random.default_rng((7, number)))
+            buffer = io.BytesIO()
+            Image.fromarray(image).resize((480, 384), Image.Resampling.BICUBIC).save(buffer, "PNG")
+            self.folder.add_picture(f"sample_{number + 1:02d}.png", buffer.getvalue())
+
+
+def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -> Starlette:
+    """Returns the web application. hosts, token, cookie: see `Guard`."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        studio.loop = asyncio.get_running_loop()
+        yield
+        await run_in_threadpool(studio.rounds.close)
+
+    def picture_of(request: Request) -> str:
+        name = request.path_params["name"]
+        if name not in studio.folder.pictures:
+            raise _MissingError(f"there is no picture {name}")
+        return name
+
+    async def page(request: Request) -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    async def state(request: Request) -> Response:
+        return JSONResponse(studio.state())
+
+    async def events(request: Request) -> Response:
+        return StreamingResponse(_events(studio.listeners), media_type="text/event-stream")
+
+    async def upload(request: Request) -> Response:
+        _require_length(request, MOST_BYTES + 100_000)
+        async with request.form(max_files=1, max_fields=1) as form:
+            file = form.get("file")
+            if file is None or isinstance(file, str):
+                raise UserError("the request has no file")
+            data = await file.read()
+            name = await run_in_threadpool(studio.folder.add_picture, file.filename or "picture", data)
+        studio.tell("pictures")
+        return JSONResponse({"id": name})
+
+    async def samples(request: Request) -> Response:
+        await run_in_threadpool(studio.add_samples)
+        studio.tell("pictures")
+        return JSONResponse({})
+
+    async def image(request: Request) -> Response:
+        return FileResponse(studio.folder.pictures[picture_of(request)].path)
+
+    async def strokes(request: Request) -> Response:
+        return JSONResponse(studio.folder.document(picture_of(request)))
+
+    async def change(request: Request) -> Response:
+        name, wanted = picture_of(request), await _json(request)
+        add, remove = wanted.get("add", []), wanted.get("remove", [])
+        if not isinstance(add, list) or not isinstance(remove, list) or not all(isinstance(one, str) for one in remove):
+            raise UserError("add is a list of strokes, and remove is a list of ids")
+        return await changed(name, add, remove)
+
+    async def changed(name: str, add: list, remove: list) -> Response:
+        version = await run_in_threadpool(studio.folder.change, name, add, remove)
+        studio.tell("strokes", id=name, version=version)
+        return JSONResponse({"version": version, "strokes": add})
+
+    async def fill(request: Request) -> Response:
+        name, wanted = picture_of(request), await _json(request)
+        mask = await run_in_threadpool(touched, studio, name, wanted.get("points"))
+        return await changed(name, [_region(mask, wanted, "human")], [])
+
+    async def accept(request: Request) -> Response:
+        name, wanted = picture_of(request), await _json(request)
+        found = await run_in_threadpool(studio.prediction, name, str(wanted.get("source")))
+        if found is None:
+            raise UserError("there is no prediction of this picture yet")
+        shape = studio.folder.pictures[name].shape
+        classes, sure = fitting(found.classes, shape), fitting(found.entropy, shape) <= SURE
+        free = sure & (studio.folder.label(name) == UNLABELLED)
+        numbers = np.unique(classes[free]).tolist()
+        ids = wanted.get("ids")
+        if not isinstance(ids, list) or len(ids) < len(numbers):
+            raise UserError("accept needs an id for each class")
+        regions = [
+            _region(free & (classes == number), wanted | {"class": number, "id": one}, "prediction")
+            for number, one in zip(numbers, ids, strict=False)
+        ]
+        return await changed(name, regions, [])
+
+    async def prediction(request: Request) -> Response:
+        name, source = picture_of(request), request.query_params.get("source", "")
+        found = await run_in_threadpool(studio.prediction, name, source)
+        if found is None:
+            return Response(status_code=204)
+        height, width = found.classes.shape
+        sizes = {"X-Width": str(width), "X-Height": str(height)}
+        return Response(found.classes.tobytes() + found.entropy.tobytes(), media_type="application/octet-stream", headers=sizes)
+
+    async def classes(request: Request) -> Response:
+        wanted = (await _json(request)).get("classes")
+        if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted):
+            raise UserError("classes is a list of names and colours")
+        await run_in_threadpool(studio.folder.set_classes, wanted)
+        studio.tell("classes")
+        return JSONResponse({})
+
+    async def training(request: Request) -> Response:
+        wanted = (await _json(request)).get("run")
+        if wanted not in (True, False):
+            raise UserError("run is true or false")
+        await run_in_threadpool(studio.rounds.start if wanted else studio.rounds.pause)
+        return JSONResponse({})
+
+    async def curves(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(studio.rounds.curves))
+
+    async def next_one(request: Request) -> Response:
+        passed = set(request.query_params.getlist("passed"))
+        found = await run_in_threadpool(studio.next, passed)
+        return JSONResponse({"id": found[0], "reason": found[1]} if found else {})
+
+    async def export(request: Request) -> Response:
+        def made() -> bytes:
+            source = "network" if studio.rounds.state.predicted else "instant"
+            found = {name: one for name in studio.folder.pictures if (one := studio.prediction(name, source))}
+            return zipped(studio.folder, found, studio.rounds.checkpoint(), studio.command())
+
+        name = f"{studio.folder.root.resolve().name}.zip"
+        data = await run_in_threadpool(made)
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
+        return Response(data, media_type="application/zip", headers=headers)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 404 if isinstance(error, _MissingError) else 400)
+
+    def route(path: str, function: Callable, method: str = "GET") -> Route:
+        return Route(f"/api{path}", function, methods=[method])
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Mount("/static", StaticFiles(directory=PAGE)),
+            route("/state", state),
+            route("/events", events),
+            route("/pictures", upload, "POST"),
+            route("/samples", samples, "POST"),
+            route("/classes", classes, "POST"),
+            route("/training", training, "POST"),
+            route("/curves", curves),
+            route("/next", next_one),
+            route("/export", export),
+            route("/pictures/{name}/image", image),
+            route("/pictures/{name}/strokes", strokes),
+            route("/pictures/{name}/strokes", change, "POST"),
+            route("/pictures/{name}/fill", fill, "POST"),
+            route("/pictures/{name}/accept", accept, "POST"),
+            route("/pictures/{name}/prediction", prediction),
+        ],
+        middleware=[Middleware(Guard, hosts=hosts, token=token, cookie=cookie)],
+        exception_handlers={UserError: refused},
+        lifespan=lifespan,
+    )
+
+
+class _MissingError(UserError):
+    """No such picture."""
+
+
+def touched(studio: Studio, name: str, points: object) -> np.ndarray:
+    """Returns the pixels (H, W) bool of the superpixels under a line through `points`, [[x, y], ...] in pixels."""
+    picture = studio.folder.pictures[name]
+    usual = {"id": "0" * 32, "class": 0, "kind": "line", "source": "human", "time": 0, "width": 1, "points": points}
+    stroke = checked(usual, picture.shape, 1)
+    superpixel = fitting(studio.instant.superpixels(name), picture.shape)
+    under = line(picture.shape, np.array(stroke["points"]), 1)
+    if not under.any():
+        raise UserError("the point lies outside the picture")
+    return np.isin(superpixel, np.unique(superpixel[under]))
+
+
+def _region(mask: np.ndarray, wanted: dict, source: str) -> dict:
+    keys = {key: wanted.get(key) for key in ("id", "class", "time")}
+    return keys | {"kind": "region", "source": source, "runs": runs_of(mask)}
+
+
+def _require_length(request: Request, most: int) -> None:
+    """Raises UserError for a body that is too long or does not say how long it is."""
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal() or int(length) > most:
+        raise UserError(f"the request is over {most // 1_000_000} MB, or does not give its length")
+
+
+async def _json(request: Request) -> dict:
+    _require_length(request, MOST_JSON)
+    try:
+        content = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise UserError("the request is not JSON") from error
+    if not isinstance(content, dict):
+        raise UserError("the request is not a JSON object")
+    return content
+
+
+async def _events(listeners: set[asyncio.Queue]) -> AsyncIterator[str]:
+    """Server-sent events, and a comment now and then, so that a page that has gone is noticed."""
+    queue: asyncio.Queue = asyncio.Queue()
+    listeners.add(queue)
+    try:
+        yield ": welcome\n\n"
+        while True:
+            try:
+                event = await asyncio.wait_for(queue.get(), HEARTBEAT)
+                yield f"data: {json.dumps(event)}\n\n"
+            except TimeoutError:
+                yield ": still here\n\n"
+    finally:
+        listeners.discard(queue)

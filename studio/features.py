@@ -14,7 +14,7 @@ from ops.resizing import resize
 ENCODER = "timm:efficientnet_lite0"  # its ImageNet weights are installed with the requirements
 STRIDES = (4, 8, 16)
 LONG_SIDE = 512  # pictures are analysed at this size
-SUPERPIXELS = 1500
+SUPERPIXEL = 100  # pixels of a superpixel, on average
 THUMBNAIL = 224
 
 
@@ -60,4 +60,4 @@ def analysed(image: np.ndarray) -> np.ndarray:
 
 def superpixels(image: np.ndarray) -> np.ndarray:
     """Returns superpixel ids (H, W) uint16 of an analysed image."""
-    return segment(image, SUPERPIXELS, compactness=10.0)
+    return segment(image, max(1, image[..., 0].size // SUPERPIXEL), compactness=10.0)

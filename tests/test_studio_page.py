@@ -1,0 +1,203 @@
+"""The studio's page in a real browser: draw, undo, reload, two tabs, a killed server, training, export, keys."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from test_studio import TINY, picture, wait_for
+
+from datasets.files import UNLABELLED, read_label
+
+selenium = pytest.importorskip("selenium", reason="the browser tests need requirements-dev.txt")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("chromedriver"), reason="no browser: apt-get install chromium chromium-driver"),
+]
+
+CURRENT = '#pictures [aria-current="true"] span'  # the name of the picture that is open
+
+
+class Server:
+    """The studio as a process of its own, on a port that stays the same."""
+
+    def __init__(self, root, configs):
+        self.root, self.configs, self.port = root, configs, 0
+        self.start()
+
+    def start(self):
+        command = [
+            sys.executable,
+            "-m",
+            "studio",
+            self.root,
+            "--no_browser",
+            "--port",
+            str(self.port),
+            "--configs",
+            self.configs,
+        ]
+        self.process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        self.address = self.process.stdout.readline().split()[-1]
+        self.port = int(self.address.split(":")[2].split("/")[0])
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def server(tmp_path):
+    root = tmp_path / "own"
+    root.mkdir()
+    for number in range(3):
+        (root / f"photo_{number}.png").write_bytes(picture(number))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    started = Server(root, json.dumps([str(REPOSITORY / "configs/cc4s/ur.yaml"), str(tmp_path / "tiny.yaml")]))
+    yield started
+    started.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def browser():
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield opened
+    opened.quit()
+
+
+def draw(browser, start, end, steps=6):
+    """Draws a line between two places, as shares of the canvas from its centre."""
+    canvas = browser.find_element(By.ID, "canvas")
+    width, height = canvas.size["width"], canvas.size["height"]
+    actions = ActionChains(browser, duration=10)
+    for step in range(steps + 1):
+        share = step / steps
+        x, y = ((1 - share) * start[axis] + share * end[axis] for axis in (0, 1))
+        actions.move_to_element_with_offset(canvas, int(x * width / 2), int(y * height / 2))
+        if step == 0:
+            actions.click_and_hold()
+    actions.release().perform()
+
+
+def keys(browser, *pressed):
+    ActionChains(browser).send_keys(*pressed).perform()
+
+
+def undo(browser, redo=False):
+    actions = ActionChains(browser).key_down(Keys.CONTROL)
+    if redo:
+        actions.key_down(Keys.SHIFT)
+    actions.send_keys("z").key_up(Keys.SHIFT).key_up(Keys.CONTROL).perform()
+
+
+def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(server, browser):
+    label_file = server.root / "scribbles/photo_0.png"
+    strokes_file = server.root / "studio/strokes/photo_0.json"
+
+    def strokes():
+        return json.loads(strokes_file.read_text())["strokes"] if strokes_file.is_file() else []
+
+    def ids():
+        return [stroke["class"] for stroke in strokes()]
+
+    browser.get(server.address)
+    assert browser.current_url == f"http://127.0.0.1:{server.port}/"
+    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#pictures li")) == 3, 20)
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+
+    # Two strokes; undo, redo, undo by keys.
+    draw(browser, (-0.7, -0.5), (-0.3, 0.5))
+    keys(browser, "2")
+    draw(browser, (0.3, -0.5), (0.7, 0.5))
+    wait_for(lambda: label_file.is_file() and set(np.unique(read_label(label_file))) == {0, 1, UNLABELLED}, 20)
+    label = read_label(label_file)
+    assert (label[:, : label.shape[1] // 2] != 1).all() and (label[:, label.shape[1] // 2 :] != 0).all(), "where it was drawn"
+    undo(browser)
+    wait_for(lambda: ids() == [0], 20)
+    undo(browser, redo=True)
+    wait_for(lambda: ids() == [0, 1], 20)
+    wait_for(lambda: browser.execute_script("return performance.getEntriesByName('prediction shown').length") >= 2, 30)
+
+    # Another tab sees the strokes, and draws; the first tab sees that.
+    browser.switch_to.new_window("tab")
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+    draw(browser, (-0.1, 0.7), (-0.6, 0.7))
+    wait_for(lambda: ids() == [0, 1, 0], 20)
+    browser.close()
+    browser.switch_to.window(browser.window_handles[0])
+    draw(browser, (0.1, 0.8), (0.6, 0.8))
+    wait_for(lambda: ids() == [0, 1, 0, 1], 20)
+
+    # The server is killed; a stroke that is drawn meanwhile is saved when it is back.
+    server.end(signal.SIGKILL)
+    draw(browser, (0.1, -0.8), (0.6, -0.8))
+    wait_for(lambda: "does not answer" in browser.find_element(By.ID, "message").text, 20)
+    assert ids() == [0, 1, 0, 1]
+    server.start()
+    wait_for(lambda: ids() == [0, 1, 0, 1, 1], 30)
+    browser.refresh()
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+
+    # Next picture, with a reason.
+    keys(browser, "n")
+    wait_for(lambda: browser.find_element(By.ID, "reason").text, 30)
+    wait_for(lambda: browser.find_element(By.CSS_SELECTOR, CURRENT).text != "photo_0", 20)
+
+    # Training, whose prediction appears; the person pauses it.
+    keys(browser, "t")
+    wait_for(lambda: "Predictions of round 1" in browser.find_element(By.ID, "training").text)
+    assert browser.find_element(By.CSS_SELECTOR, '[data-source="network"]').get_attribute("aria-pressed") == "true"
+    keys(browser, "t")
+    wait_for(lambda: browser.find_element(By.ID, "training").text.startswith("paused"), 60)
+    wait_for(lambda: any(share.text for share in browser.find_elements(By.CSS_SELECTOR, "#classes small")), 20)
+
+    # Accept labels more pixels, of the prediction; export is a zip.
+    keys(browser, "a")
+    opened = browser.find_element(By.CSS_SELECTOR, CURRENT).text
+    said = browser.find_element(By.ID, "message")
+    wait_for(lambda: (server.root / f"studio/strokes/{opened}.json").is_file() or "not sure" in said.text, 20)
+    cookie = "; ".join(f"{entry['name']}={entry['value']}" for entry in browser.get_cookies())
+    link = browser.find_element(By.ID, "export").get_attribute("href")
+    with urllib.request.urlopen(urllib.request.Request(link, headers={"Cookie": cookie})) as answer:
+        content = answer.read()
+    names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    assert {"masks/photo_0.png", "masks/photo_2.png", "best.pt", "README.txt"} <= set(names)
+    problems = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]  # the server was away
+    assert not problems, problems
+
+
+def test_the_first_visit_explains_itself_and_brings_samples(tmp_path, browser):
+    (tmp_path / "empty").mkdir()
+    server = Server(tmp_path / "empty", "[]")
+    try:
+        browser.get(server.address)
+        welcome = browser.find_element(By.ID, "welcome")
+        wait_for(welcome.is_displayed, 20)
+        assert len(welcome.find_elements(By.TAG_NAME, "li")) == 3
+        browser.find_element(By.ID, "samples").click()
+        wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#pictures li")) >= 12, 30)
+        assert not welcome.is_displayed()
+        rows = browser.find_elements(By.CSS_SELECTOR, "#classes li")
+        assert [row.find_element(By.CSS_SELECTOR, 'input[type="text"]').get_attribute("value") for row in rows][1] == "disc"
+        os.kill(server.process.pid, signal.SIGINT)  # Ctrl+C
+        assert server.process.wait(30) in (0, 130)
+    finally:
+        server.end(signal.SIGKILL)

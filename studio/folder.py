@@ -2,7 +2,7 @@
 
     JPEGImages/ID.jpg                     pictures, at most `long_side` pixels
     scribbles/ID.png                      labels, 255 = unlabelled: what training reads
-    ImageSets/Segmentation/train.txt      pictures with labels
+    ImageSets/Segmentation/studio.txt     pictures with labels
     classes.txt                           class names in id order
     studio/strokes/ID.json                strokes; scribbles/ID.png can be drawn again from them
     studio/colours.json                   colour of each class
@@ -28,6 +28,7 @@ from errors import UserError
 from studio import pictures
 from studio.strokes import checked, draw, runs_of
 
+SPLIT = "studio"  # not "train": a data set that was there before keeps its list
 FIRST_CLASSES = ("background", "object")
 MOST_CLASSES = 100
 COLOUR = re.compile(r"#[0-9a-f]{6}")
@@ -233,7 +234,7 @@ class StudioFolder:
     # Files
 
     def _write_split(self) -> None:
-        self._write_lines(self.root / "ImageSets" / "Segmentation" / "train.txt", self.labelled())
+        self._write_lines(self.root / "ImageSets" / "Segmentation" / f"{SPLIT}.txt", self.labelled())
 
     def _take_lock(self) -> int:
         """Returns the lock file's descriptor. The lock ends with this process."""

@@ -27,7 +27,7 @@ from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED
 from errors import UserError
 from studio.export import fitting, zipped
-from studio.folder import StudioFolder
+from studio.folder import SPLIT, StudioFolder
 from studio.instant import InstantLoop, Prediction
 from studio.order import next_picture
 from studio.pictures import MOST_BYTES
@@ -121,8 +121,8 @@ class Studio:
         """Returns the shell command that trains on this folder elsewhere."""
         root = shlex.quote(str(self.folder.root.resolve()))
         return (
-            f"DATA_ROOT={root} MASKS={root}/scribbles OUT=runs/studio sh train_seg_UR.sh --config configs/cc4s/studio.yaml "
-            "--data.val_split train --train.steps 2000 --train.val_steps 500"
+            f"DATA_ROOT={root} TRAIN_SPLIT={SPLIT} MASKS={root}/scribbles OUT=runs/studio sh train_seg_UR.sh "
+            f"--config configs/cc4s/studio.yaml --data.val_split {SPLIT} --train.steps 2000 --train.val_steps 500"
         )
 
     def add_samples(self) -> None:

@@ -98,7 +98,7 @@ def test_the_order_in_which_two_pages_send_their_strokes_and_repeats_lose_nothin
 
 
 def test_the_eraser_takes_labels_away_and_only_pictures_with_labels_are_in_the_list(folder):
-    listed = folder.root / "ImageSets/Segmentation/train.txt"
+    listed = folder.root / "ImageSets/Segmentation/studio.txt"
     folder.change("two", [stroke(UNLABELLED)], [])
     assert listed.read_text() == ""
     folder.change("two", [stroke(1, [(0, 0), (WIDTH, 0)], 400)], [])
@@ -106,7 +106,7 @@ def test_the_eraser_takes_labels_away_and_only_pictures_with_labels_are_in_the_l
     label = folder.label("two")
     assert label[0, 0] == UNLABELLED and label[0, 60] == 1
     assert listed.read_text() == "two\n"
-    assert open_index(folder.root, "train", "scribbles").classes == ("background", "object"), "any command reads the folder"
+    assert open_index(folder.root, "studio", "scribbles").classes == ("background", "object"), "any command reads the folder"
 
 
 def test_runs_and_masks_are_the_same_region():

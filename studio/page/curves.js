@@ -8,13 +8,13 @@ export function plot(canvas, lines) {
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
   const style = getComputedStyle(document.documentElement);
-  const points = lines.filter((line) => line.cross_entropy != null);
+  const points = lines.filter((line) => line.loss != null);
   context.font = "11px system-ui, sans-serif";
   context.fillStyle = style.getPropertyValue("--soft");
   if (points.length < 2) return;
   const last = points.at(-1).step;
-  const most = Math.max(...points.map((line) => line.cross_entropy));
-  const place = (line) => [30 + ((width - 34) * line.step) / last, height - 16 - ((height - 22) * line.cross_entropy) / most];
+  const most = Math.max(...points.map((line) => line.loss));
+  const place = (line) => [30 + ((width - 34) * line.step) / last, height - 16 - ((height - 22) * line.loss) / most];
   context.strokeStyle = style.getPropertyValue("--line");
   points.forEach((line, number) => {
     if (number && line.round !== points[number - 1].round) {

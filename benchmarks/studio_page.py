@@ -97,7 +97,7 @@ def measure(browser: webdriver.Chrome, config: PageConfig) -> None:
                 actions.click_and_hold()
         before = len(entries(browser)["prediction shown"])
         actions.release().perform()
-        wait(lambda before=before: len(entries(browser)["prediction shown"]) > before)
+        wait_for_predictions(browser, before + 1)
     again = entries(browser)["prediction shown"][len(first) + 2 :]
     for _ in range(3):
         ActionChains(browser).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
@@ -105,7 +105,7 @@ def measure(browser: webdriver.Chrome, config: PageConfig) -> None:
     so_far = len(entries(browser)["prediction shown"])
     for number in range(1, config.pictures):
         ActionChains(browser).send_keys(Keys.ARROW_DOWN).perform()
-        wait(lambda number=number: len(entries(browser)["prediction shown"]) >= so_far + number)
+        wait_for_predictions(browser, so_far + number)
     times = entries(browser)
     show("pointer to ink", times["pointer to ink"])
     show("stroke saved", times["stroke saved"])
@@ -117,6 +117,11 @@ def measure(browser: webdriver.Chrome, config: PageConfig) -> None:
     ActionChains(browser).send_keys("t").perform()
     wait(lambda: "Predictions of round 1" in browser.find_element("id", "training").text, 600)
     print(f"first prediction of the network, {config.pictures} pictures: {time.monotonic() - begun:.0f} s")
+
+
+def wait_for_predictions(browser: webdriver.Chrome, count: int) -> None:
+    """Waits until the page has shown `count` predictions."""
+    wait(lambda: len(entries(browser)["prediction shown"]) >= count)
 
 
 def entries(browser: webdriver.Chrome) -> dict[str, list[float]]:

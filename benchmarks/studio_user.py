@@ -120,7 +120,7 @@ def main() -> None:
 
 def add(folder: StudioFolder, index: Index, place: int, masks: dict[str, np.ndarray]) -> str:
     """Adds a picture to the studio's folder, keeps its mask, and returns the picture's id."""
-    name = folder.add_picture(index.images[place].name, index.images[place].read_bytes())
+    name, _ = folder.add_picture(index.images[place].name, index.images[place].read_bytes())
     masks[name] = fitting(read_label(index.label_files[place]), folder.pictures[name].shape)
     return name
 

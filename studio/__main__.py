@@ -18,7 +18,10 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from command_line import parse
+from datasets.files import atomic_write
 from errors import UserError, extra, run
+
+TOKEN_LENGTH = 32
 
 
 @dataclass
@@ -53,9 +56,12 @@ def main() -> None:
     studio = Studio(StudioFolder(Path(config.folder), config.long_side), config.configs)
     # A token of the folder's own: a page that is open goes on after the studio was started again.
     token = token_of(Path(config.folder) / "studio" / "token")
-    names = ["127.0.0.1", "localhost"] if config.host == "127.0.0.1" else [config.host, socket.gethostname(), *addresses()]
+    names = ["127.0.0.1", "localhost"]
+    if config.host not in names:
+        names += [config.host, outward_address(), socket.gethostname().lower()]
     app = build_app(studio, tuple(f"{name}:{port}" for name in names), token, f"studio_{port}")
-    address = f"http://{names[0] if config.host != '0.0.0.0' else addresses()[0]}:{port}/?token={token}"
+    shown = outward_address() if config.host == "0.0.0.0" else config.host
+    address = f"http://{shown}:{port}/?token={token}"
     print(f"studio of {config.folder}: {address}\nCtrl+C ends it; everything is saved", flush=True)
     if not config.no_browser:
         webbrowser.open(address)
@@ -69,25 +75,32 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: {error}: choose another --port, or 0 for any") from error
     return listening
 
 
-def addresses() -> list[str]:
-    """Returns the addresses of this machine by its name."""
-    try:
-        return socket.gethostbyname_ex(socket.gethostname())[2] or ["127.0.0.1"]
-    except OSError:
-        return ["127.0.0.1"]
+def outward_address() -> str:
+    """Returns the address of this machine in its network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 def token_of(file: Path) -> str:
-    """Returns the token in a file that only its owner can read. Writes a new one if there is none."""
-    if not file.is_file():
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as opened:
-            opened.write(secrets.token_urlsafe(24))
-    return file.read_text().strip()
+    """Returns the token in a file that only this user can read. Writes a new one if there is none, if the file is cut short, or
+    if others could have read it."""
+    there = file.stat() if file.is_file() else None
+    if there and there.st_uid == os.getuid() and not there.st_mode & 0o077 and len(file.read_text()) == TOKEN_LENGTH:
+        return file.read_text()
+    token = secrets.token_urlsafe(TOKEN_LENGTH * 3 // 4)
+    with atomic_write(file) as temporary, os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "w") as opened:
+        opened.write(token)
+    return token
 
 
 if __name__ == "__main__":

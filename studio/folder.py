@@ -6,7 +6,7 @@
     classes.txt                           class names in id order
     studio/strokes/ID.json                strokes; scribbles/ID.png can be drawn again from them
     studio/colours.json                   colour of each class
-    studio/features/, studio/rounds/      what the computer made; may be deleted
+    studio/rounds/, studio/predictions/   what the computer made; may be deleted
 
 All writes are atomic. A method may be called from any thread.
 """
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from datasets.files import PALETTE, UNLABELLED, atomic_write, read_image, read_label, write_label
 from datasets.index import IMAGE_SUFFIXES, read_class_file
@@ -49,17 +48,28 @@ class Picture:
         return self.height, self.width
 
 
+def as_json(content: object) -> str:
+    """Returns compact JSON. Arrays of runs become lists."""
+    return json.dumps(content, separators=(",", ":"), default=list)
+
+
 class StudioFolder:
     """Pictures, strokes, labels and classes of a folder."""
 
     def __init__(self, root: Path, long_side: int):
-        """Opens or makes the folder. Pictures that lie in it directly are copied into JPEGImages. Raises UserError if another
-        studio has the folder open, or if a file cannot be read."""
+        """Opens or makes the folder. Pictures that lie in it directly are copied into JPEGImages, once. Raises UserError if
+        another studio has the folder open, if a file cannot be read, or if the folder is a data set without classes.txt or of
+        the plain layout."""
         self.root, self.long_side = root, long_side
         self.lock = threading.RLock()
+        self._decoding = threading.Lock()  # one at a time: a large picture takes hundreds of megabytes
         self.notes: list[str] = []
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file: give a folder")
+        if (root / "images").is_dir() and not (root / "JPEGImages").is_dir():
+            raise UserError(f"{root} has the plain layout (images/): give another folder, or rename images/ to JPEGImages/")
+        if pictures.files_in(root) and not (root / "classes.txt").exists():
+            raise UserError(f"{root / 'classes.txt'} not found: write the class names there, one per line, in id order")
         for folder in ("JPEGImages", "scribbles", "studio/strokes", "ImageSets/Segmentation"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         self._lock_file = self._take_lock()
@@ -68,45 +78,54 @@ class StudioFolder:
         self.classes = list(read_class_file(root / "classes.txt"))
         self.colours = self._read_colours()
         self.pictures: dict[str, Picture] = {}
-        for path in sorted((root / "JPEGImages").iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                self._register(path)
-        for path in sorted(root.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.stem not in self.pictures:
-                self.add_picture(path.name, path.read_bytes())
-        self.documents = {name: self._read_document(picture) for name, picture in self.pictures.items()}
+        self.documents: dict[str, dict] = {}
         self._labels: dict[str, np.ndarray] = {}
+        for path in pictures.files_in(root):
+            self._register(path)
         for name in self.pictures:
             self._complete(name)
+        self._import_loose()
         self._write_split()
 
     # Pictures
 
-    def add_picture(self, file_name: str, data: bytes) -> str:
-        """Stores a picture and returns its id. Raises UserError if the file is no picture of a known format and size."""
-        picture, suffix, note = pictures.decode(data, Path(file_name).name, self.long_side)
+    def add_picture(self, file_name: str, data: bytes) -> tuple[str, str | None]:
+        """Stores a picture. Returns its id, and a note if it was made smaller. Raises UserError if the file is no picture of a
+        known format and size."""
+        with self._decoding:
+            picture, suffix, note = pictures.decode(data, Path(file_name).name, self.long_side)
         with self.lock:
-            chosen = pictures.free_id(file_name, set(self.pictures))
+            left = {path.stem for folder in ("scribbles", "studio/strokes") for path in (self.root / folder).iterdir()}
+            chosen = pictures.free_id(file_name, set(self.pictures) | left)
             path = self.root / "JPEGImages" / f"{chosen}{suffix}"
             pictures.store(picture, path)
             self._register(path)
-            if note:
-                self.notes.append(note)
-            return chosen
+            return chosen, note
 
     def image(self, name: str) -> np.ndarray:
         """Returns a picture, (H, W, 3) uint8 RGB."""
         return read_image(self.pictures[name].path)
 
     def _register(self, path: Path) -> None:
-        try:
-            with Image.open(path) as opened:
-                width, height = opened.size
-        except OSError as error:
-            raise UserError(f"{path}: not a readable picture: replace it or move it out of the folder") from error
-        self.pictures[path.stem] = Picture(path.stem, path, width, height)
-        if hasattr(self, "documents"):
-            self.documents[path.stem] = {"version": 0, "strokes": []}
+        if path.stem in self.pictures:
+            raise UserError(f"{path} and {self.pictures[path.stem].path.name} would share a label: rename one")
+        picture = Picture(path.stem, path, *pictures.size_of(path))
+        self.documents[path.stem] = self._read_document(picture)
+        self.pictures[path.stem] = picture
+
+    def _import_loose(self) -> None:
+        """Copies the pictures that lie in the folder directly, except those copied before. A bad one becomes a note."""
+        record = self.root / "studio" / "imported.json"
+        imported = json.loads(record.read_text()) if record.is_file() else []
+        loose = [path for path in sorted(self.root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        for path in loose:
+            if path.name not in imported:
+                try:
+                    self.add_picture(path.name, path.read_bytes())
+                except UserError as error:
+                    self.notes.append(str(error))
+        if loose:
+            self._write_json(record, [path.name for path in loose])
 
     # Strokes and labels
 
@@ -187,21 +206,35 @@ class StudioFolder:
                 raise UserError(f"{file}: not readable as strokes ({error}): delete it to start from scribbles/") from error
         if not self._label_file(picture.id).is_file():
             return {"version": 0, "strokes": []}
-        label = read_label(self._label_file(picture.id))
-        if label.shape != picture.shape:
-            raise UserError(f"{self._label_file(picture.id)} is of another size than {picture.path}")
+        label = self._read_label(picture)
         present = [number for number in np.unique(label).tolist() if number != UNLABELLED]
-        return {"version": 1, "strokes": [self._region(label == number, number) for number in present]}
+        regions = [checked(_region(label == number, number), picture.shape, len(self.classes)) for number in present]
+        return {"version": 1, "strokes": regions}
+
+    def _read_label(self, picture: Picture) -> np.ndarray:
+        file = self._label_file(picture.id)
+        label = read_label(file)
+        if label.shape != picture.shape:
+            raise UserError(f"{file} is of another size than {picture.path}")
+        unknown = label[(label >= len(self.classes)) & (label != UNLABELLED)]
+        if unknown.size:
+            raise UserError(f"{file}: class {unknown[0]} is not one of the {len(self.classes)} classes of classes.txt")
+        return label
 
     def _complete(self, name: str) -> None:
-        """Draws the label map if the studio was killed between the strokes and the label map."""
-        strokes, label = self._document_file(name), self._label_file(name)
-        if strokes.is_file() and not (label.is_file() and label.stat().st_mtime_ns >= strokes.stat().st_mtime_ns):
-            write_label(label, self.label(name))
-
-    def _region(self, mask: np.ndarray, number: int) -> dict:
-        kind = {"id": os.urandom(16).hex(), "kind": "region", "class": number, "source": "human", "time": 0}
-        return kind | {"runs": runs_of(mask)}
+        """Draws the label map if the studio was killed between the strokes and the label map. If another program has changed
+        the label map, the changes become strokes."""
+        strokes, file = self._document_file(name), self._label_file(name)
+        if not strokes.is_file():
+            return
+        if not file.is_file() or file.stat().st_mtime_ns < strokes.stat().st_mtime_ns:
+            write_label(file, self.label(name))
+            return
+        label, drawn = self._read_label(self.pictures[name]), self.label(name)
+        changed = label != drawn
+        if changed.any():
+            numbers = np.unique(label[changed]).tolist()
+            self.change(name, [_region(changed & (label == number), number) for number in numbers], [])
 
     # Classes
 
@@ -209,7 +242,7 @@ class StudioFolder:
         """Renames, recolours and adds classes. Raises UserError for a class too few, too many, or without a name of its own."""
         names = [str(entry.get("name", "")).strip() for entry in classes]
         colours = [str(entry.get("colour", "")).lower() for entry in classes]
-        if any(not name or len(name) > 60 or "\n" in name or "\r" in name for name in names) or len(set(names)) < len(names):
+        if any(name.splitlines() != [name] or len(name) > 60 for name in names) or len(set(names)) < len(names):
             raise UserError("each class needs a name of its own, of 1 to 60 letters")
         if not all(COLOUR.fullmatch(colour) for colour in colours):
             raise UserError("a colour is # and 6 hexadecimal digits")
@@ -228,7 +261,7 @@ class StudioFolder:
                 saved = [colour for colour in json.loads(file.read_text()) if COLOUR.fullmatch(colour)]
             except (ValueError, TypeError) as error:
                 raise UserError(f"{file}: not readable as colours: delete it") from error
-        usual = ["#8a8f98"] + ["#{:02x}{:02x}{:02x}".format(*PALETTE[number]) for number in range(1, MOST_CLASSES)]
+        usual = ["#8a8f98"] + ["#{:02x}{:02x}{:02x}".format(*PALETTE[number]) for number in range(1, 256)]
         return (saved + usual[len(saved) :])[: len(self.classes)]
 
     # Files
@@ -248,9 +281,15 @@ class StudioFolder:
     @staticmethod
     def _write_json(file: Path, content: object) -> None:
         with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+            temporary.write_text(as_json(content), encoding="utf-8")
 
     @staticmethod
     def _write_lines(file: Path, lines: list[str] | tuple[str, ...]) -> None:
         with atomic_write(file) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _region(mask: np.ndarray, number: int) -> dict:
+    """A stroke of the pixels in a mask (H, W) bool."""
+    kind = {"id": os.urandom(16).hex(), "kind": "region", "class": number, "source": "human", "time": 0}
+    return kind | {"runs": runs_of(mask)}

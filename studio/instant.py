@@ -110,10 +110,15 @@ def _labelled_places(places: np.ndarray, label: np.ndarray) -> tuple[np.ndarray,
     cells = (rows * height // label.shape[0]) * width + columns * width // label.shape[1]
     pairs = np.unique(cells * 256 + classes)
     cells, classes = pairs // 256, pairs % 256
-    rng = np.random.default_rng(0)
-    chosen = [rng.permutation(np.flatnonzero(classes == number))[:MOST_PLACES] for number in np.unique(classes)]
-    kept = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    kept = _some_of_each(classes, MOST_PLACES)
     return places.reshape(height * width, -1)[cells[kept]], classes[kept]
+
+
+def _some_of_each(classes: np.ndarray, most: int) -> np.ndarray:
+    """Returns positions in `classes` (N,), at most `most` random ones of each class."""
+    rng = np.random.default_rng(0)
+    chosen = [rng.permutation(np.flatnonzero(classes == number))[:most] for number in np.unique(classes)]
+    return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
 
 
 def _fit(samples: list[tuple[np.ndarray, np.ndarray]], classes: int) -> _Linear | None:
@@ -123,9 +128,8 @@ def _fit(samples: list[tuple[np.ndarray, np.ndarray]], classes: int) -> _Linear 
     if len(present) < 2:
         return None
     features = np.concatenate([of_picture for of_picture, _ in samples])
-    if len(labels) > MOST_IN_ALL:
-        chosen = np.random.default_rng(0).choice(len(labels), MOST_IN_ALL, replace=False)
-        features, labels = features[chosen], labels[chosen]
+    chosen = _some_of_each(labels, MOST_IN_ALL // len(present))
+    features, labels = features[chosen], labels[chosen]
     inputs = torch.from_numpy(features).float()
     mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp_min(1e-3)
     inputs = F.pad((inputs - mean) / std, (0, 1), value=1)

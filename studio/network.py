@@ -2,10 +2,12 @@
 
     python -m studio.network FOLDER --checkpoint FOLDER/studio/rounds/1/best.pt --classes '[0, 2]'
 
-Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy`, (H, W) uint8, at the size of the analysed picture.
+Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy`, (H, W) uint8, at the size of the analysed picture. A picture
+that cannot be read is reported and left out.
 """
 
 import math
+import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -16,12 +18,12 @@ from jsonargparse.typing import NonNegativeInt
 from command_line import parse
 from config import Device, InferenceConfig
 from datasets.files import atomic_write, read_image
-from datasets.folder_layout import images_below
 from engine import distributed
 from engine.checkpoint import load_model
 from engine.inference import predict_image
-from errors import run
+from errors import UserError, run
 from studio.features import analysed
+from studio.pictures import files_in
 
 
 @dataclass
@@ -48,12 +50,16 @@ def main() -> None:
     precision = distributed.pick_precision(device, "auto")
     out = Path(config.folder) / "studio" / "predictions"
     allowed = np.isin(np.arange(len(method.classes)), config.classes)
-    for name, path in images_below(Path(config.folder) / "JPEGImages").items():
-        image = analysed(read_image(path))
+    for path in files_in(Path(config.folder)):
+        try:
+            image = analysed(read_image(path))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         with torch.inference_mode(), distributed.autocast(device, precision):
             probabilities = predict_image(method, image, InferenceConfig(), device, allowed).cpu().numpy()
         entropy = -(probabilities * np.log(probabilities.clip(1e-12))).sum(axis=0) / math.log(len(probabilities))
-        with atomic_write(out / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+        with atomic_write(out / f"{path.stem}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
                 classes=probabilities.argmax(axis=0).astype(np.uint8),

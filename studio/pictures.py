@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.files import atomic_write
+from datasets.index import IMAGE_SUFFIXES
 from errors import UserError
 
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".png", "WEBP": ".png"}  # format of a file -> suffix of the stored picture
+ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
 MOST_BYTES = 100_000_000  # of a file
-MOST_PIXELS = 120_000_000  # of a picture, before it is made smaller
+MOST_PIXELS = 64_000_000  # of a picture, before it is made smaller
 
 
 def decode(data: bytes, name: str, long_side: int) -> tuple[Image.Image, str, str | None]:
@@ -29,15 +31,15 @@ def decode(data: bytes, name: str, long_side: int) -> tuple[Image.Image, str, st
             with Image.open(io.BytesIO(data), formats=list(FORMATS)) as opened:
                 if opened.width * opened.height > MOST_PIXELS:
                     raise UserError(f"{name}: over {MOST_PIXELS // 1_000_000} megapixels: make the picture smaller")
-                suffix = FORMATS[str(opened.format)]
+                suffix, whole = FORMATS[str(opened.format)], max(opened.size)
                 opened.draft("RGB", (long_side, long_side))  # a JPEG is decoded at a fraction of its size
-                whole = opened.width, opened.height
-                picture = ImageOps.exif_transpose(opened)
-                picture = _eight_bits(picture).convert("RGB")
+                picture = _eight_bits(opened)
+                picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+                picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
+                picture = ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: not a readable PNG, JPEG, TIFF or WebP picture") from error
-    picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
-    smaller = max(picture.size) < max(whole)
+    smaller = max(picture.size) < whole
     note = f"{name}: made smaller, {picture.width} x {picture.height} pixels (--long_side {long_side})" if smaller else None
     return picture, suffix, note
 
@@ -49,6 +51,24 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture, np.float32)
     values = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
     return Image.fromarray((255 * values).round().astype(np.uint8))
+
+
+def files_in(root: Path) -> list[Path]:
+    """Returns the pictures in a studio's folder."""
+    folder = root / "JPEGImages"
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Returns the width and height of a picture that is turned upright. Raises UserError for an unreadable file."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ORIENTATION, 1) >= 5
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a readable picture: replace it or move it out of the folder") from error
+    return (height, width) if turned else (width, height)
 
 
 def store(picture: Image.Image, path: Path) -> None:

@@ -5,8 +5,8 @@
     studio/rounds/N/                its run folder
     studio/predictions/             predictions of the last finished round, and of which round (round.json)
 
-A round reads the strokes that are there when it begins; strokes drawn meanwhile are for the next round. A stopped or killed
-round goes on where it was.
+A round trains on the pictures that have labels when it begins; new strokes on them count at once. A stopped or killed round
+goes on where it was. Other classes or other configs start again from ImageNet weights.
 """
 
 import ctypes
@@ -29,7 +29,9 @@ STEPS = (20, 40, 80, 120)  # of the first rounds; later rounds have as many as t
 UR_ROUNDS = 3  # rounds of UR; then SS follows
 UNCHANGED_ROUNDS = 5  # rounds without a new stroke before training waits
 ATTEMPTS = 3  # of a round that something kills
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a process that was asked to stop
 PR_SET_PDEATHSIG = 1  # Linux: signal to get when the parent dies
+PRCTL = ctypes.CDLL(None).prctl  # found now: after a fork, only simple calls are safe
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Rounds:
         self.home.mkdir(parents=True, exist_ok=True)
         self.predictions = folder.root / "studio" / "predictions"
         self.state = State(round=max(self._numbers(), default=0), predicted=self._predicted())
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen | None = None
         self._stop = threading.Event()
@@ -63,26 +66,31 @@ class Rounds:
 
     def start(self) -> None:
         """Starts, or goes on with the round that was stopped."""
-        if self._thread and self._thread.is_alive():
-            return
-        self._stop.clear()
-        (self.home / "running").touch()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
+        with self._lock:
+            if self.state.running:
+                return
+            if self._thread:
+                self._thread.join()  # it has said that it ends
+            self._stop.clear()
+            (self.home / "running").touch()
+            self._show(running=True)
+            self._thread = threading.Thread(target=self._loop, daemon=True)
+            self._thread.start()
 
     def pause(self) -> None:
         """Stops after the current step; `start` goes on."""
-        (self.home / "running").unlink(missing_ok=True)
         self.close()
+        (self.home / "running").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the process, as at the end of the studio. A studio that opens the folder again goes on training."""
-        self._stop.set()
-        process = self._process
-        if process and process.poll() is None:
-            process.terminate()
-        if self._thread:
-            self._thread.join()
+        with self._lock:
+            self._stop.set()
+            process = self._process
+            if process and process.poll() is None:
+                process.terminate()
+            if self._thread:
+                self._thread.join()
 
     def curves(self) -> list[dict]:
         """Returns the lines of metrics.jsonl of all rounds; `step` counts the steps of all rounds."""
@@ -101,51 +109,57 @@ class Rounds:
         return self.home / str(self.state.predicted) / "best.pt" if self.state.predicted else None
 
     def _loop(self) -> None:
-        unchanged, seen = 0, None
+        unchanged, seen, reason = 0, None, "stopped by an error: see the terminal"
         try:
             while not self._stop.is_set():
                 versions = {name: self.folder.document(name)["version"] for name in self.folder.labelled()}
                 unchanged, seen = (unchanged + 1 if versions == seen else 1), versions
-                if unchanged > UNCHANGED_ROUNDS:
-                    (self.home / "running").unlink(missing_ok=True)
-                    return self._show(running=False, activity="finished: draw more, then train again")
-                if len(self._present()) < 2:
-                    (self.home / "running").unlink(missing_ok=True)
-                    return self._show(running=False, activity="draw strokes of two classes first")
-                problem = self._round(self._unfinished() or self._plan())
-                if problem:
-                    (self.home / "running").unlink(missing_ok=True)
-                    return self._show(running=False, activity=problem)
+                found = self._reason_to_wait(unchanged) or self._round(self._unfinished() or self._plan())
+                if found:
+                    reason = found
+                    break
+            else:
+                reason = "paused"
         finally:
-            if self._stop.is_set():
-                self._show(running=False, activity="paused")
+            if not self._stop.is_set():
+                (self.home / "running").unlink(missing_ok=True)
+            self._show(running=False, activity=reason)
+
+    def _reason_to_wait(self, unchanged: int) -> str | None:
+        """Returns why there is nothing to train now; None if there is. unchanged: rounds with the strokes of now."""
+        if unchanged > UNCHANGED_ROUNDS:
+            return "finished: draw more, then train again"
+        return None if len(self._present()) > 1 else "draw strokes of two classes first"
 
     def _plan(self) -> int:
         """Writes the files of a new round and returns its number."""
-        finished = self._numbers()
-        number = max(finished, default=0) + 1
-        before = self._of_round(number - 1) if finished else None
+        before = max(self._numbers(), default=0)
+        goes_on = bool(before) and self._fits(before)
+        number, place = before + 1, self._of_round(before)["place"] + 1 if goes_on else 1
         listed = self.home / f"list_{number}.txt"
         with atomic_write(listed) as temporary:
             temporary.write_text("\n".join(self.folder.labelled()) + "\n")
-        stage = "ur" if number <= UR_ROUNDS else "ss"
-        configs = self.configs or (f"configs/cc4s/{stage}.yaml", "configs/cc4s/studio.yaml")
-        root, steps = str(self.folder.root.resolve()), STEPS[min(number, len(STEPS)) - 1]
-        data = {"root": root, "labels": "scribbles", "truth": "scribbles", "train_split": listed, "val_split": listed}
+        configs = self.configs or (f"configs/cc4s/{'ur' if place <= UR_ROUNDS else 'ss'}.yaml", "configs/cc4s/studio.yaml")
+        root, steps = str(self.folder.root.resolve()), STEPS[min(place, len(STEPS)) - 1]
+        out, superpixels = self.home / str(number), str(self.folder.root.resolve() / "studio" / "superpixels")
+        checkpoint = str(out / "best.pt")
         train = [argument for config in configs for argument in ("--config", config)]
-        train += [argument for name, value in data.items() for argument in (f"--data.{name}", str(value))]
+        data = {"root": root, "labels": "scribbles", "truth": "scribbles", "train_split": listed, "val_split": listed}
+        for name, value in (data | {"superpixels": superpixels}).items():
+            train += [f"--data.{name}", str(value)]
         train += ["--train.steps", str(steps), "--train.val_steps", str(steps), "--train.log_every", "2"]
-        train += ["--train.seed", str(number), "--out", str(self.home / str(number))]
-        if before and before["classes"] == len(self.folder.classes):
-            train += ["--init", str(self.home / str(number - 1) / "best.pt")]
-        checkpoint, present = str(self.home / str(number) / "best.pt"), self._present()
+        train += ["--train.seed", str(number), "--out", str(out)]
+        if goes_on:
+            train += ["--init", str(self.home / str(before) / "best.pt")]
         plan = {
-            "classes": len(self.folder.classes),
+            "place": place,  # 1: from ImageNet weights
+            "classes": self.folder.classes,
+            "configs": self.configs,
             "steps": steps,
             "commands": {
-                "superpixels": ["-m", "tools.superpixels", root, "--split", str(listed)],
+                "superpixels": ["-m", "tools.superpixels", root, "--split", str(listed), "--out", superpixels],
                 "training": ["train.py", *train],
-                "predicting": ["-m", "studio.network", root, "--checkpoint", checkpoint, "--classes", json.dumps(present)],
+                "predicting": ["-m", "studio.network", root, "--checkpoint", checkpoint, "--classes", str(self._present())],
             },
         }
         with atomic_write(self.home / f"{number}.json") as temporary:
@@ -156,15 +170,18 @@ class Rounds:
         """Runs the commands of a round. Returns what went wrong, None if nothing did or the person stopped it."""
         plan = self._of_round(number)
         for activity, command in plan["commands"].items():
-            self._show(running=True, activity=activity, round=number, steps=plan["steps"], step=0)
+            self._show(activity=activity, round=number, steps=plan["steps"], step=0)
             for attempt in range(1, ATTEMPTS + 1):
                 code, last = self._run(command, number)
                 if self._stop.is_set():
                     return None
                 if code == 0:
                     break
+                if code in STOPPED:
+                    return "stopped by a signal"
                 if code > 0 or attempt == ATTEMPTS:  # an error; a negative code is a signal
-                    self._forget(number)
+                    if activity == "training":  # another try would meet the same settings
+                        self._forget(number)
                     return f"{activity} failed: {last}"
         with atomic_write(self.predictions / "round.json") as temporary:
             temporary.write_text(json.dumps({"round": number}))
@@ -182,6 +199,7 @@ class Rounds:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl+C in the terminal is for the studio
                 preexec_fn=_be_a_quiet_child,
             )
             if self._stop.is_set():  # it was set while the process started
@@ -207,14 +225,19 @@ class Rounds:
         return sorted(int(file.stem) for file in self.home.glob("*.json"))
 
     def _unfinished(self) -> int | None:
-        """Returns the round that was stopped, if it can go on: the number of classes is still the same."""
+        """Returns the round that was stopped, if it can go on."""
         last = max(self._numbers(), default=0)
         if not last or last == self.state.predicted:
             return None
-        if self._of_round(last)["classes"] == len(self.folder.classes):
+        if self._fits(last):
             return last
         self._forget(last)
         return None
+
+    def _fits(self, number: int) -> bool:
+        """Whether a round had the classes and configs of now."""
+        plan = self._of_round(number)
+        return plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs
 
     def _forget(self, number: int) -> None:
         (self.home / f"{number}.json").unlink(missing_ok=True)
@@ -235,4 +258,4 @@ class Rounds:
 def _be_a_quiet_child() -> None:
     """Runs in the new process: it gives way to the studio, and ends with it."""
     os.nice(10)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)

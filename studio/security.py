@@ -3,7 +3,7 @@
 import hmac
 from urllib.parse import parse_qs
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,16 +31,19 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((k.lower().encode(), v.encode()) for k, v in HEADERS.items())]
+                own = MutableHeaders(raw=list(message["headers"]))
+                for name, value in HEADERS.items():
+                    own.setdefault(name, value)
+                message["headers"] = own.raw
             await send(message)
 
-        answer = self._refused(scope) or self._welcome(scope) or self.app
+        answer = self._refused(scope) or self._entrance(scope) or self.app
         await answer(scope, receive, send_with_headers)
 
     def _refused(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if headers.get("host") not in self.hosts:
+        if headers.get("host", "").lower() not in self.hosts:
             return PlainTextResponse("unknown host: use the address that the studio printed", 403)
         if origin is None and scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("a request without Origin may not change anything", 403)
@@ -48,12 +51,12 @@ class Guard:
             return PlainTextResponse("requests of another page are refused", 403)
         return None
 
-    def _welcome(self, scope: Scope) -> ASGIApp | None:
+    def _entrance(self, scope: Scope) -> ASGIApp | None:
         """Returns the answer to the address with the token, or to a request without it; None for a request with the cookie."""
         cookies = dict(part.strip().partition("=")[::2] for part in Headers(scope=scope).get("cookie", "").split(";"))
-        if hmac.compare_digest(cookies.get(self.cookie, "").encode(), self.token.encode()):
-            return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if hmac.compare_digest(cookies.get(self.cookie, "").encode(), self.token.encode()) and not given:
+            return None
         if scope["path"] == "/" and hmac.compare_digest(given.encode(), self.token.encode()):
             answer = RedirectResponse("/", 303)
             answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")

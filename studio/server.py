@@ -1,6 +1,7 @@
 """The studio's server: the page, the pictures, the strokes, the predictions and the training, over HTTP."""
 
 import asyncio
+import hashlib
 import io
 import json
 import shlex
@@ -8,8 +9,8 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -24,10 +25,10 @@ from starlette.staticfiles import StaticFiles
 from datasets.drawing.demo import CLASSES as SAMPLE_CLASSES
 from datasets.drawing.demo import draw_picture
 from datasets.drawing.strokes import line
-from datasets.files import UNLABELLED
+from datasets.files import UNLABELLED, read_image
 from errors import UserError
-from studio.export import fitting, zipped
-from studio.folder import SPLIT, StudioFolder
+from studio.export import encoded, fitting, write_zip
+from studio.folder import SPLIT, StudioFolder, as_json
 from studio.instant import InstantLoop, Prediction
 from studio.order import next_picture
 from studio.pictures import MOST_BYTES
@@ -38,8 +39,35 @@ from studio.strokes import checked, runs_of
 PAGE = Path(__file__).parent / "page"
 MOST_JSON = 4_000_000  # bytes of a request's JSON
 SAMPLES = 12
+SHOWN_BY_BROWSERS = (".jpg", ".jpeg", ".png", ".webp")
+THUMBNAIL = 96  # longest side in pixels
 HEARTBEAT = 15.0  # seconds between signs of life to a page
 SURE = 64  # largest entropy (0 to 255) of a pixel that "accept" labels
+
+
+class Listener:
+    """The events that a page has not got yet; a later event takes the place of an earlier one of its kind and picture."""
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[str, str], dict] = {}
+        self.there = asyncio.Event()
+
+    def add(self, event: dict) -> None:
+        """Adds an event."""
+        self.events[event["kind"], event.get("id", "")] = event
+        self.there.set()
+
+    async def stream(self) -> AsyncIterator[str]:
+        """Yields server-sent events, and a comment now and then, so that a page that has gone is noticed."""
+        yield ": welcome\n\n"
+        while True:
+            try:
+                await asyncio.wait_for(self.there.wait(), HEARTBEAT)
+            except TimeoutError:
+                yield ": still here\n\n"
+            self.there.clear()
+            while self.events:
+                yield f"data: {json.dumps(self.events.pop(next(iter(self.events))))}\n\n"
 
 
 class Studio:
@@ -47,12 +75,14 @@ class Studio:
 
     def __init__(self, folder: StudioFolder, configs: tuple[str, ...] = ()):
         self.folder = folder
-        self.listeners: set[asyncio.Queue] = set()
+        # Tells a page whether the server is of the folder that its waiting strokes belong to.
+        self.key = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:12]
+        self.listeners: set[Listener] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self._instant: InstantLoop | None = None
         self._instant_lock = threading.Lock()
         self._vectors: dict[str, np.ndarray] = {}
-        self.rounds = Rounds(folder, configs, lambda: self.tell("training"))
+        self.rounds = Rounds(folder, configs, lambda: self.tell("training", training=asdict(self.rounds.state)))
 
     @property
     def instant(self) -> InstantLoop:
@@ -68,11 +98,11 @@ class Studio:
             self.loop.call_soon_threadsafe(self._tell, {"kind": kind, **what})
 
     def _tell(self, event: dict) -> None:
-        for queue in self.listeners:
-            queue.put_nowait(event)
+        for listener in self.listeners:
+            listener.add(event)
 
     def network_prediction(self, name: str) -> Prediction | None:
-        """Returns the network's prediction of a picture; None if there is none of these classes."""
+        """Returns the network's prediction of a picture, or None if there is none."""
         file = self.rounds.predictions / f"{name}.npz"
         if not file.is_file():
             return None
@@ -85,12 +115,50 @@ class Studio:
 
     def next(self, passed: set[str]) -> tuple[str, str] | None:
         """Returns the picture to label next and the reason."""
-        for name in list(self.folder.pictures):
+        names = list(self.folder.pictures)
+        for name in names:
             if name not in self._vectors:
                 self._vectors[name] = self.instant.whole(name)
-        predictions = {name: self.network_prediction(name) for name in self._vectors}
-        unsure = {name: float(one.entropy.mean()) / 255 for name, one in predictions.items() if one}
-        return next_picture(self._vectors, set(self.folder.labelled()), unsure, passed)
+        predictions = ((name, self.network_prediction(name)) for name in names)
+        unsure = {name: float(one.entropy.mean()) / 255 for name, one in predictions if one}
+        vectors = {name: self._vectors[name] for name in names}
+        return next_picture(vectors, set(self.folder.labelled()), unsure, passed)
+
+    def accept(self, name: str, source: str, ids: list[str], time: object) -> list[dict]:
+        """Labels the pixels without labels of which a prediction is certain. ids: of the new strokes, one for each class.
+        Returns the strokes. Raises UserError without a prediction."""
+        found = self.prediction(name, source)
+        if found is None:
+            raise UserError("there is no prediction of this picture yet")
+        shape = self.folder.pictures[name].shape
+        classes, sure = fitting(found.classes, shape), fitting(found.entropy, shape) <= SURE
+        with self.folder.lock:  # no stroke of another page in between
+            free = sure & (self.folder.label(name) == UNLABELLED)
+            numbers = np.unique(classes[free]).tolist()
+            if len(ids) < len(numbers):
+                raise UserError("accept needs an id for each class")
+            regions = [
+                {"id": one, "class": number, "time": time, "source": "prediction", "kind": "region"}
+                | {"runs": runs_of(free & (classes == number))}
+                for number, one in zip(numbers, ids, strict=False)
+            ]
+            self.folder.change(name, regions, [])
+        return regions
+
+    def fill(self, name: str, wanted: dict) -> list[dict]:
+        """Labels the superpixels under a line through `wanted["points"]`, [[x, y], ...] in pixels. Returns a list of the new
+        stroke. Raises UserError for a line outside the picture."""
+        shape = self.folder.pictures[name].shape
+        usual = {"id": "0" * 32, "class": 0, "kind": "line", "source": "human", "time": 0, "width": 1}
+        stroke = checked(usual | {"points": wanted.get("points")}, shape, 1)
+        superpixel = fitting(self.instant.superpixels(name), shape)
+        under = line(shape, np.array(stroke["points"]), 1)
+        if not under.any():
+            raise UserError("the point lies outside the picture")
+        runs = runs_of(np.isin(superpixel, np.unique(superpixel[under])))
+        region = {"kind": "region", "source": "human", "runs": runs} | {key: wanted.get(key) for key in ("id", "class", "time")}
+        self.folder.change(name, [region], [])
+        return [region]
 
     def state(self) -> dict:
         """Returns what the page shows beside a picture."""
@@ -109,10 +177,11 @@ class Studio:
             ]
             classes = [{"name": name, "colour": colour} for name, colour in zip(folder.classes, folder.colours, strict=True)]
         return {
-            "folder": folder.root.name,
+            "folder": folder.root.resolve().name,
+            "key": self.key,
             "pictures": pictures,
             "classes": classes,
-            "notes": folder.notes[-5:],
+            "notes": folder.notes,
             "training": asdict(self.rounds.state),
             "command": self.command(),
         }
@@ -156,11 +225,22 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
     async def page(request: Request) -> Response:
         return FileResponse(PAGE / "index.html")
 
-    async def state(request: Request) -> Response:
+    # Functions without `async` run in a thread of their own.
+    def state(request: Request) -> Response:
         return JSONResponse(studio.state())
 
     async def events(request: Request) -> Response:
-        return StreamingResponse(_events(studio.listeners), media_type="text/event-stream")
+        listener = Listener()
+
+        async def stream() -> AsyncIterator[str]:
+            studio.listeners.add(listener)
+            try:
+                async for text in listener.stream():
+                    yield text
+            finally:
+                studio.listeners.discard(listener)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
     async def upload(request: Request) -> Response:
         _require_length(request, MOST_BYTES + 100_000)
@@ -169,59 +249,56 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
             if file is None or isinstance(file, str):
                 raise UserError("the request has no file")
             data = await file.read()
-            name = await run_in_threadpool(studio.folder.add_picture, file.filename or "picture", data)
+            name, note = await run_in_threadpool(studio.folder.add_picture, file.filename or "picture", data)
         studio.tell("pictures")
-        return JSONResponse({"id": name})
+        return JSONResponse({"id": name, "note": note})
 
-    async def samples(request: Request) -> Response:
-        await run_in_threadpool(studio.add_samples)
+    def samples(request: Request) -> Response:
+        studio.add_samples()
         studio.tell("pictures")
         return JSONResponse({})
 
-    async def image(request: Request) -> Response:
-        return FileResponse(studio.folder.pictures[picture_of(request)].path)
+    def image(request: Request) -> Response:
+        path = studio.folder.pictures[picture_of(request)].path
+        if path.suffix.lower() in SHOWN_BY_BROWSERS:
+            return FileResponse(path)
+        return Response(encoded(Image.fromarray(read_image(path)), "PNG"), media_type="image/png")
 
-    async def strokes(request: Request) -> Response:
-        return JSONResponse(studio.folder.document(picture_of(request)))
+    def thumbnail(request: Request) -> Response:
+        picture = Image.fromarray(studio.folder.image(picture_of(request)))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return Response(encoded(picture, "JPEG"), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    def strokes(request: Request) -> Response:
+        return Response(as_json(studio.folder.document(picture_of(request))), media_type="application/json")
 
     async def change(request: Request) -> Response:
         name, wanted = picture_of(request), await _json(request)
         add, remove = wanted.get("add", []), wanted.get("remove", [])
         if not isinstance(add, list) or not isinstance(remove, list) or not all(isinstance(one, str) for one in remove):
             raise UserError("add is a list of strokes, and remove is a list of ids")
-        return await changed(name, add, remove)
-
-    async def changed(name: str, add: list, remove: list) -> Response:
         version = await run_in_threadpool(studio.folder.change, name, add, remove)
+        return changed(name, version, [])
+
+    def changed(name: str, version: int, new: list[dict]) -> Response:
         studio.tell("strokes", id=name, version=version)
-        return JSONResponse({"version": version, "strokes": add})
+        return JSONResponse({"version": version, "strokes": new})
 
     async def fill(request: Request) -> Response:
         name, wanted = picture_of(request), await _json(request)
-        mask = await run_in_threadpool(touched, studio, name, wanted.get("points"))
-        return await changed(name, [_region(mask, wanted, "human")], [])
+        new = await run_in_threadpool(studio.fill, name, wanted)
+        return changed(name, studio.folder.document(name)["version"], new)
 
     async def accept(request: Request) -> Response:
         name, wanted = picture_of(request), await _json(request)
-        found = await run_in_threadpool(studio.prediction, name, str(wanted.get("source")))
-        if found is None:
-            raise UserError("there is no prediction of this picture yet")
-        shape = studio.folder.pictures[name].shape
-        classes, sure = fitting(found.classes, shape), fitting(found.entropy, shape) <= SURE
-        free = sure & (studio.folder.label(name) == UNLABELLED)
-        numbers = np.unique(classes[free]).tolist()
         ids = wanted.get("ids")
-        if not isinstance(ids, list) or len(ids) < len(numbers):
-            raise UserError("accept needs an id for each class")
-        regions = [
-            _region(free & (classes == number), wanted | {"class": number, "id": one}, "prediction")
-            for number, one in zip(numbers, ids, strict=False)
-        ]
-        return await changed(name, regions, [])
+        if not isinstance(ids, list):
+            raise UserError("ids is a list")
+        new = await run_in_threadpool(studio.accept, name, str(wanted.get("source")), ids, wanted.get("time"))
+        return changed(name, studio.folder.document(name)["version"], new)
 
-    async def prediction(request: Request) -> Response:
-        name, source = picture_of(request), request.query_params.get("source", "")
-        found = await run_in_threadpool(studio.prediction, name, source)
+    def prediction(request: Request) -> Response:
+        found = studio.prediction(picture_of(request), request.query_params.get("source", ""))
         if found is None:
             return Response(status_code=204)
         height, width = found.classes.shape
@@ -243,24 +320,18 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
         await run_in_threadpool(studio.rounds.start if wanted else studio.rounds.pause)
         return JSONResponse({})
 
-    async def curves(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(studio.rounds.curves))
+    def curves(request: Request) -> Response:
+        return JSONResponse(studio.rounds.curves())
 
-    async def next_one(request: Request) -> Response:
-        passed = set(request.query_params.getlist("passed"))
-        found = await run_in_threadpool(studio.next, passed)
+    def next_one(request: Request) -> Response:
+        found = studio.next(set(request.query_params.getlist("passed")))
         return JSONResponse({"id": found[0], "reason": found[1]} if found else {})
 
-    async def export(request: Request) -> Response:
-        def made() -> bytes:
-            source = "network" if studio.rounds.state.predicted else "instant"
-            found = {name: one for name in studio.folder.pictures if (one := studio.prediction(name, source))}
-            return zipped(studio.folder, found, studio.rounds.checkpoint(), studio.command())
-
-        name = f"{studio.folder.root.resolve().name}.zip"
-        data = await run_in_threadpool(made)
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
-        return Response(data, media_type="application/zip", headers=headers)
+    def export(request: Request) -> Response:
+        file = studio.folder.root / "studio" / "export.zip"
+        predict = partial(studio.prediction, source="network" if studio.rounds.state.predicted else "instant")
+        write_zip(file, studio.folder, predict, studio.rounds.checkpoint(), studio.command())
+        return FileResponse(file, media_type="application/zip", filename=f"{studio.folder.root.resolve().name}.zip")
 
     async def refused(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": str(error)}, 404 if isinstance(error, _MissingError) else 400)
@@ -282,6 +353,7 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
             route("/next", next_one),
             route("/export", export),
             route("/pictures/{name}/image", image),
+            route("/pictures/{name}/thumbnail", thumbnail),
             route("/pictures/{name}/strokes", strokes),
             route("/pictures/{name}/strokes", change, "POST"),
             route("/pictures/{name}/fill", fill, "POST"),
@@ -296,23 +368,6 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
 
 class _MissingError(UserError):
     """No such picture."""
-
-
-def touched(studio: Studio, name: str, points: object) -> np.ndarray:
-    """Returns the pixels (H, W) bool of the superpixels under a line through `points`, [[x, y], ...] in pixels."""
-    picture = studio.folder.pictures[name]
-    usual = {"id": "0" * 32, "class": 0, "kind": "line", "source": "human", "time": 0, "width": 1, "points": points}
-    stroke = checked(usual, picture.shape, 1)
-    superpixel = fitting(studio.instant.superpixels(name), picture.shape)
-    under = line(picture.shape, np.array(stroke["points"]), 1)
-    if not under.any():
-        raise UserError("the point lies outside the picture")
-    return np.isin(superpixel, np.unique(superpixel[under]))
-
-
-def _region(mask: np.ndarray, wanted: dict, source: str) -> dict:
-    keys = {key: wanted.get(key) for key in ("id", "class", "time")}
-    return keys | {"kind": "region", "source": source, "runs": runs_of(mask)}
 
 
 def _require_length(request: Request, most: int) -> None:
@@ -331,19 +386,3 @@ async def _json(request: Request) -> dict:
     if not isinstance(content, dict):
         raise UserError("the request is not a JSON object")
     return content
-
-
-async def _events(listeners: set[asyncio.Queue]) -> AsyncIterator[str]:
-    """Server-sent events, and a comment now and then, so that a page that has gone is noticed."""
-    queue: asyncio.Queue = asyncio.Queue()
-    listeners.add(queue)
-    try:
-        yield ": welcome\n\n"
-        while True:
-            try:
-                event = await asyncio.wait_for(queue.get(), HEARTBEAT)
-                yield f"data: {json.dumps(event)}\n\n"
-            except TimeoutError:
-                yield ": still here\n\n"
-    finally:
-        listeners.discard(queue)

@@ -22,6 +22,7 @@ from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED, read_label, write_label
 from errors import UserError
 from studio import rounds
+from studio.__main__ import token_of
 from studio.folder import StudioFolder
 from studio.order import TYPICAL, UNLIKE, UNSURE, next_picture
 from studio.pictures import decode, free_id
@@ -132,16 +133,68 @@ def test_what_is_on_disk_is_complete_after_a_kill_between_strokes_and_label(fold
     folder._lock_file = again._lock_file
 
 
-def test_labels_of_another_program_become_strokes_and_loose_pictures_are_copied(tmp_path):
+def test_labels_of_another_program_become_strokes(tmp_path):
     label = np.full((HEIGHT, WIDTH), UNLABELLED, np.uint8)
     label[3:9, 4:30], label[20:22, :] = 0, 1
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "JPEGImages/old.jpg").write_bytes(picture(kind="JPEG"))
-    (tmp_path / "loose.jpeg").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
     write_label(tmp_path / "scribbles/old.png", label)
     opened = StudioFolder(tmp_path, 1024)
-    assert set(opened.pictures) == {"old", "loose"} and (tmp_path / "loose.jpeg").exists()
     assert (opened.label("old") == label).all() and opened.labelled() == ["old"]
+    drawn = stroke(1, [(50, 50), (60, 50)])
+    opened.change("old", [drawn], [])
+    os.close(opened._lock_file)
+
+    label = read_label(tmp_path / "scribbles/old.png")  # another program takes some labels away and adds others
+    label[3:5], label[40:44, 7:9] = UNLABELLED, 0
+    write_label(tmp_path / "scribbles/old.png", label)
+    again = StudioFolder(tmp_path, 1024)
+    assert (again.label("old") == label).all() and (read_label(tmp_path / "scribbles/old.png") == label).all()
+    assert drawn["id"] in [one["id"] for one in again.document("old")["strokes"]]
+    os.close(again._lock_file)
+
+    write_label(tmp_path / "scribbles/old.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
+    with pytest.raises(UserError, match="class 7 is not one of the 2 classes"):
+        StudioFolder(tmp_path, 1024)
+
+
+def test_loose_pictures_are_copied_once_and_bad_ones_become_notes(tmp_path):
+    (tmp_path / "my photo.jpg").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for _ in range(2):
+        opened = StudioFolder(tmp_path, 1024)
+        assert set(opened.pictures) == {"my_photo"} and (tmp_path / "my photo.jpg").exists()
+        os.close(opened._lock_file)
+    assert not opened.notes, "only the first time"
+
+
+def test_a_data_set_keeps_its_meaning(tmp_path):
+    for layout, message in (("images", "plain layout"), ("JPEGImages", "classes.txt not found")):
+        root = tmp_path / layout
+        (root / layout).mkdir(parents=True)
+        (root / layout / "a.jpg").write_bytes(picture(kind="JPEG"))
+        with pytest.raises(UserError, match=message):
+            StudioFolder(root, 1024)
+        assert [path.name for path in root.iterdir()] == [layout], "nothing is written"
+    (root / "classes.txt").write_text("".join(f"class {number}\n" for number in range(171)))  # as many as COCO-Stuff
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    opened = StudioFolder(root, 1024)
+    opened.change("a", [stroke(3)], [])
+    assert len(opened.colours) == 171 and (root / "ImageSets/Segmentation/train.txt").read_text() == "a\n"
+    os.close(opened._lock_file)
+
+
+def test_a_picture_that_lies_on_its_side_has_labels_of_its_upright_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "JPEGImages/turned.jpg").write_bytes(picture(kind="JPEG", exif=exif))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    opened = StudioFolder(tmp_path, 1024)
+    opened.change("turned", [stroke(1)], [])
+    assert opened.label("turned").shape == opened.image("turned").shape[:2] == (WIDTH, HEIGHT)
     os.close(opened._lock_file)
 
 
@@ -180,7 +233,7 @@ def test_pictures_are_turned_upright_and_made_smaller_with_a_note():
         (picture(kind="GIF"), "not a readable PNG"),
         (picture(kind="JPEG")[:400], "not a readable PNG"),
         (b"", "not a readable PNG"),
-        (picture()[:16] + (60_000).to_bytes(4, "big") * 2 + picture()[24:], "not a readable PNG|over 120 megapixels"),
+        (picture()[:16] + (60_000).to_bytes(4, "big") * 2 + picture()[24:], "not a readable PNG|over 64 megapixels"),
     ],
 )
 def test_other_files_are_refused_before_they_are_decoded(data, message, folder):
@@ -199,6 +252,17 @@ def test_an_id_is_a_plain_file_name_that_is_free(name):
 # The server
 
 
+def test_the_token_is_kept_but_a_bad_one_is_replaced(tmp_path):
+    file = tmp_path / "token"
+    token = token_of(file)
+    assert len(token) == 32 and token_of(file) == token and file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    other = token_of(file)
+    assert other != token, "others could have read it"
+    file.write_text("")
+    assert len(token_of(file)) == 32, "cut short by a kill"
+
+
 def test_only_the_studios_own_page_with_its_token_may_ask(studio):
     app = build_app(studio, (HOST,), TOKEN, "studio_8765")
     stranger = TestClient(app, base_url=f"http://{HOST}")
@@ -209,6 +273,7 @@ def test_only_the_studios_own_page_with_its_token_may_ask(studio):
     friend = TestClient(app, base_url=f"http://{HOST}")
     page = friend.get(f"/?token={TOKEN}")
     assert page.status_code == 200 and str(page.url) == f"http://{HOST}/", "the address bar has no token"
+    assert str(friend.get(f"/?token={TOKEN}").url) == f"http://{HOST}/"
     assert "script-src 'self'" in page.headers["content-security-policy"]
     change = {"json": {"add": [stroke(0)], "remove": []}}
     assert friend.post("/api/pictures/one/strokes", **change).status_code == 403, "no Origin"

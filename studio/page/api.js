@@ -1,17 +1,20 @@
-// Talks to the studio's server. Strokes that could not be sent stay in the browser's storage and are sent later.
-
-const PENDING = "studio-pending";
+// Talks to the studio's server. A stroke stays in the browser's storage until the server has it.
 
 async function answer(response) {
   if (response.ok) return response;
-  const error = await response.json().catch(() => ({ error: `the studio answered ${response.status}` }));
-  throw Object.assign(new Error(error.error), { refused: true });
+  const { error } = await response.json().catch(() => ({}));
+  const refused = [400, 404].includes(response.status); // asking again would not help
+  throw Object.assign(new Error(error || `The studio answered ${response.status}.`), { refused });
 }
 
 export const get = async (path) => (await answer(await fetch(`/api/${path}`))).json();
 
+export const getBlob = async (path) => (await answer(await fetch(`/api/${path}`))).blob();
+
 export const post = async (path, content) =>
   (await answer(await fetch(`/api/${path}`, { method: "POST", body: JSON.stringify(content) }))).json();
+
+export const ofPicture = (id, what) => `pictures/${encodeURIComponent(id)}/${what}`;
 
 export async function upload(file) {
   const form = new FormData();
@@ -21,7 +24,7 @@ export async function upload(file) {
 
 // The prediction of a picture: {width, height, classes, entropy}, a byte a pixel; null if there is none.
 export async function prediction(id, source) {
-  const response = await answer(await fetch(`/api/pictures/${id}/prediction?source=${source}`));
+  const response = await answer(await fetch(`/api/${ofPicture(id, "prediction")}?source=${source}`));
   if (response.status === 204) return null;
   const bytes = new Uint8Array(await response.arrayBuffer());
   const half = bytes.length / 2;
@@ -33,18 +36,30 @@ export async function prediction(id, source) {
   };
 }
 
-// Changes of strokes, sent one after the other. A change is {id, add, remove}; the server takes it any number of times.
+// Changes of strokes, sent one after the other. A change is {id, add, remove}; the server takes it any number of times, so
+// several tabs may send the same one. Each waits in the storage under a key of its own.
 export class Changes {
-  constructor(onSaved, onProblem) {
-    this.onSaved = onSaved;
-    this.onProblem = onProblem;
-    this.waiting = JSON.parse(localStorage.getItem(PENDING) || "[]");
-    this.sending = null;
+  constructor(onSaved, onRefused, onProblem) {
+    Object.assign(this, { onSaved, onRefused, onProblem, waiting: [], sending: null, prefix: null });
+  }
+
+  // Takes up the changes that an earlier page of this folder could not send.
+  open(folder) {
+    this.prefix = `studio:${folder}:`;
+    for (const key of Object.keys(localStorage).filter((one) => one.startsWith(this.prefix)).sort()) {
+      if (!this.waiting.some((change) => change.key === key)) this.waiting.push({ key, ...JSON.parse(localStorage.getItem(key)) });
+    }
+    return this.send();
   }
 
   push(change) {
-    this.waiting.push({ ...change, begun: performance.now() });
-    this.keep();
+    const key = `${this.prefix}${Date.now()}:${Math.random()}`;
+    this.waiting.push({ key, begun: performance.now(), ...change });
+    try {
+      localStorage.setItem(key, JSON.stringify(change));
+    } catch {
+      this.onProblem("The browser's storage is full: keep this page open until the strokes are saved.");
+    }
     return this.send();
   }
 
@@ -61,25 +76,24 @@ export class Changes {
     while (this.waiting.length) {
       const change = this.waiting[0];
       try {
-        const saved = await post(`pictures/${change.id}/strokes`, { add: change.add, remove: change.remove });
+        const saved = await post(ofPicture(change.id, "strokes"), { add: change.add, remove: change.remove });
         if (change.begun) performance.measure("stroke saved", { start: change.begun });
-        this.done();
+        this.done(change);
         this.onSaved(change.id, saved.version);
       } catch (error) {
-        if (error.refused) this.done();
-        this.onProblem(error.refused ? error.message : "The studio does not answer. Your strokes are kept here until it does.");
-        if (error.refused) continue;
-        await new Promise((resolve) => setTimeout(resolve, 1500));
+        if (error.refused) {
+          this.done(change);
+          this.onRefused(change.id, error.message);
+        } else {
+          this.onProblem("The studio does not answer. Your strokes are kept here until it does.");
+          await new Promise((resolve) => setTimeout(resolve, 1500));
+        }
       }
     }
   }
 
-  done() {
+  done(change) {
     this.waiting.shift();
-    this.keep();
-  }
-
-  keep() {
-    localStorage.setItem(PENDING, JSON.stringify(this.waiting.map(({ begun, ...change }) => change)));
+    localStorage.removeItem(change.key);
   }
 }

@@ -1,24 +1,32 @@
 // The page of the studio: its state, its buttons and its keys.
 
-import { Changes, get, post, prediction, upload } from "./api.js";
+import { Changes, get, getBlob, ofPicture, post, prediction, upload } from "./api.js";
 import { plot } from "./curves.js";
 import { View } from "./view.js";
 
 const UNLABELLED = 255;
 const $ = (id) => document.getElementById(id);
 const view = new View($("canvas"));
-const changes = new Changes(saved, say);
+const changes = new Changes(saved, refused, say);
+const APART = 0.5; // least distance of a stroke's points, in pixels of the picture
+const MOST_POINTS = 5000; // of a stroke; a longer line becomes several
 
 let state = { pictures: [], classes: [], training: {} };
-let current = null; // {id, version, strokes, undo, redo}
+let current = null; // the open picture: {id, version, strokes, undo, redo}; undo and redo are lists of lists of strokes
 let chosen = { class: 0, tool: "brush", width: 6, source: "instant" };
 const passed = new Set(); // pictures that the person skipped with N
-const histories = new Map(); // picture -> {undo, redo}
+const opened = new Map(); // id -> picture that was open before, with its undo and redo
 
 // State
 
 async function refresh() {
+  const key = state.key;
   state = await get("state");
+  if (key && key !== state.key) location.reload(); // another folder at the same address
+  if (!key) {
+    changes.open(state.key);
+    state.notes.forEach(say);
+  }
   view.colours = state.classes.map((entry) => entry.colour);
   document.title = `${state.folder} - Scribble studio`;
   $("folder").textContent = state.folder;
@@ -58,7 +66,7 @@ function showPictures() {
   for (const picture of state.pictures) {
     let entry = there.get(picture.id);
     if (!entry) {
-      const thumb = make("img", { loading: "lazy", alt: "", src: `/api/pictures/${picture.id}/image` });
+      const thumb = make("img", { loading: "lazy", alt: "", src: `/api/${ofPicture(picture.id, "thumbnail")}` });
       entry = item(list, thumb, make("span", { textContent: picture.id }), make("i", {}));
       entry.dataset.id = picture.id;
       entry.tabIndex = 0;
@@ -136,15 +144,14 @@ function choose(what) {
 
 async function open(id) {
   const begun = performance.now();
-  const [blob, document_] = await Promise.all([
-    fetch(`/api/pictures/${id}/image`).then((response) => response.blob()),
-    get(`pictures/${id}/strokes`),
-  ]);
+  open.wanted = id;
+  const [blob, found] = await Promise.all([getBlob(ofPicture(id, "image")), get(ofPicture(id, "strokes"))]);
   const bitmap = await createImageBitmap(blob);
-  const history = histories.get(id) || { undo: [], redo: [] };
-  histories.set(id, history);
-  current = { id, ...document_, ...history };
-  for (const change of changes.of(id)) apply(change); // not sent yet
+  if (open.wanted !== id) return; // the person has gone on
+  drawn = null;
+  current = Object.assign(opened.get(id) || { undo: [], redo: [] }, { id, ...found });
+  opened.set(id, current);
+  for (const change of changes.of(id)) apply(current, change); // not sent yet
   view.layers = null;
   view.show(bitmap);
   showStrokes();
@@ -158,8 +165,20 @@ function showStrokes() {
   if (current) view.setStrokes(current.strokes);
 }
 
+// Fetches the strokes of the open picture: the server has some that this page does not have.
+async function sync() {
+  const picture = current;
+  const found = await get(ofPicture(picture.id, "strokes"));
+  if (picture !== current || drawn) return; // `up` calls again
+  Object.assign(picture, found);
+  for (const change of changes.of(picture.id)) apply(picture, change);
+  showStrokes();
+  await predict();
+}
+
 // The prediction of the picture; while one is on its way, the next call waits and takes the place of others that wait.
 async function predict() {
+  if (!current) return;
   if (predict.running) {
     predict.again = true;
     return;
@@ -184,41 +203,46 @@ async function predict() {
 }
 
 function saved(id, version) {
-  if (id === current?.id) current.version = Math.max(current.version, version);
-  const picture = state.pictures.find((one) => one.id === id);
-  if (picture && id === current?.id) {
-    picture.labelled = current.strokes.some((stroke) => stroke.class !== UNLABELLED);
-    picture.accepted = current.strokes.some((stroke) => stroke.source === "prediction");
+  showMark(id);
+  if (id !== current?.id) return;
+  if (version > current.version + 1) attempt(sync)(); // another page has drawn, too
+  else {
+    current.version = Math.max(current.version, version);
+    attempt(predict)();
   }
+}
+
+function refused(id, reason) {
+  say(`${id}: ${reason}`);
+  if (id === current?.id) attempt(sync)();
+}
+
+// The dot beside the picture's name.
+function showMark(id) {
+  const picture = state.pictures.find((one) => one.id === id);
+  const strokes = opened.get(id)?.strokes;
+  if (!picture || !strokes) return;
+  picture.labelled = strokes.some((stroke) => stroke.class !== UNLABELLED);
+  picture.accepted = strokes.some((stroke) => stroke.source === "prediction");
   showPictures();
-  attempt(predict)();
 }
 
-function apply({ add, remove }) {
+function apply(picture, { add, remove }) {
   const gone = new Set(remove);
-  const there = new Set(current.strokes.map((stroke) => stroke.id));
-  current.strokes = [...current.strokes.filter((stroke) => !gone.has(stroke.id)), ...add.filter((stroke) => !there.has(stroke.id))];
-}
-
-// Changes the picture's strokes, and remembers how to take the change back.
-function change(add, remove, isSent = false) {
-  const gone = current.strokes.filter((stroke) => remove.includes(stroke.id));
-  apply({ add, remove });
-  current.undo.push({ add: gone, remove: add.map((stroke) => stroke.id), was: { add, remove } });
-  current.redo.length = 0;
-  if (!isSent) changes.push({ id: current.id, add, remove });
+  const there = new Set(picture.strokes.map((stroke) => stroke.id));
+  picture.strokes = [...picture.strokes.filter((stroke) => !gone.has(stroke.id)), ...add.filter((stroke) => !there.has(stroke.id))];
 }
 
 function stepBack(from, to) {
-  const entry = current?.[from].pop();
-  if (!entry) return;
+  const strokes = current?.[from].pop();
+  if (!strokes) return;
   const begun = performance.now();
-  const { add, remove } = from === "undo" ? entry : entry.was;
-  apply({ add, remove });
-  current[to].push(entry);
+  const change = from === "undo" ? { add: [], remove: strokes.map((stroke) => stroke.id) } : { add: strokes, remove: [] };
+  apply(current, change);
+  current[to].push(strokes);
   showStrokes();
   requestAnimationFrame(() => performance.measure("undo", { start: begun }));
-  changes.push({ id: current.id, add, remove });
+  changes.push({ id: current.id, ...change });
 }
 
 const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -227,48 +251,60 @@ const now = () => Math.round(Date.now() / 1000);
 // Pointer
 
 const pointers = new Map();
-let drawn = null; // the stroke under way
+let drawn = null; // the line under way: its stroke, tool and pointer
 let panning = false;
 let space = false;
 
 function down(event) {
   if (!current) return;
+  if (drawn?.kind === "pen" || pointers.size > 1) return; // a hand lies beside the pen; a third finger
   $("canvas").focus();
   $("canvas").setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, event);
   if (pointers.size === 2) {
-    drawn = null; // two fingers zoom and pan
+    drawn = null; // two fingers move and zoom
     showStrokes();
     return;
   }
   panning = space || event.button === 1;
   if (panning || event.button !== 0) return;
   const number = chosen.tool === "erase" ? UNLABELLED : chosen.class;
-  drawn = { id: newId(), kind: "line", class: number, width: chosen.width, points: [view.place(event)], source: "human", time: now() };
+  const usual = { id: newId(), kind: "line", class: number, width: chosen.width, source: "human", time: now() };
+  drawn = { stroke: { ...usual, points: [view.place(event)] }, tool: chosen.tool, pointer: event.pointerId, kind: event.pointerType };
   inkTo(event);
 }
 
 function move(event) {
   const before = pointers.get(event.pointerId);
   if (current) view.pointer = chosen.tool === "fill" ? null : [...view.place(event), chosen.width];
-  if (pointers.size === 2 && before) {
-    const other = [...pointers.values()].find((one) => one.pointerId !== event.pointerId);
-    const distance = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
-    const box = $("canvas").getBoundingClientRect();
-    view.zoom(distance(event) / Math.max(1, distance(before)), other.clientX - box.left, other.clientY - box.top);
-  } else if (panning && before) {
-    view.pan(event.clientX - before.clientX, event.clientY - before.clientY);
-  } else if (drawn) {
-    for (const part of event.getCoalescedEvents?.() || [event]) drawn.points.push(view.place(part));
+  if (pointers.size === 2 && before) twoFingers(before, event);
+  else if (panning && before) view.pan(event.clientX - before.clientX, event.clientY - before.clientY);
+  else if (drawn?.pointer === event.pointerId) {
+    const { points } = drawn.stroke;
+    for (const part of event.getCoalescedEvents?.() || [event]) {
+      const [x, y] = view.place(part);
+      if (Math.hypot(x - points.at(-1)[0], y - points.at(-1)[1]) >= APART) points.push([x, y]);
+    }
     inkTo(event);
   }
   if (before) pointers.set(event.pointerId, event);
   view.draw();
 }
 
-// Paints the newest piece of the stroke, and measures the time from the pointer's event.
+// One of two fingers moves: the picture follows their middle and their distance.
+function twoFingers(before, event) {
+  const other = [...pointers.values()].find((one) => one.pointerId !== event.pointerId);
+  const distance = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
+  const box = $("canvas").getBoundingClientRect();
+  view.pan((event.clientX - before.clientX) / 2, (event.clientY - before.clientY) / 2);
+  const middle = [(event.clientX + other.clientX) / 2 - box.left, (event.clientY + other.clientY) / 2 - box.top];
+  view.zoom(distance(event) / Math.max(1, distance(before)), ...middle);
+}
+
+// Paints the newest piece of the line, and measures the time from the pointer's event.
 function inkTo(event) {
-  view.addStroke({ ...drawn, width: chosen.tool === "fill" ? 2 : drawn.width, points: drawn.points.slice(-3) });
+  const { stroke, tool } = drawn;
+  view.addStroke({ ...stroke, width: tool === "fill" ? 2 : stroke.width, points: stroke.points.slice(-3) });
   view.paint();
   performance.measure("pointer to ink", { start: event.timeStamp });
 }
@@ -276,36 +312,47 @@ function inkTo(event) {
 async function up(event) {
   pointers.delete(event.pointerId);
   panning = false;
-  const stroke = drawn;
+  if (drawn?.pointer !== event.pointerId) return;
+  const { stroke, tool } = drawn;
+  const picture = current;
   drawn = null;
-  if (!stroke) return;
   stroke.points = stroke.points.map((point) => point.map((value) => Math.round(10 * value) / 10));
-  if (chosen.tool === "fill") {
-    const { id, time } = stroke;
+  if (tool === "fill") {
     try {
-      await changes.send();
-      received(await post(`pictures/${current.id}/fill`, { id, time, class: stroke.class, points: stroke.points }));
+      await label(picture, "fill", { id: stroke.id, time: stroke.time, class: stroke.class, points: stroke.points.slice(0, MOST_POINTS) });
     } finally {
       showStrokes();
     }
-  } else {
-    change([stroke], []);
+    return;
   }
+  const strokes = [];
+  for (let start = 0; start === 0 || start < stroke.points.length - 1; start += MOST_POINTS - 1) {
+    strokes.push({ ...stroke, id: start ? newId() : stroke.id, points: stroke.points.slice(start, start + MOST_POINTS) });
+  }
+  remember(picture, strokes);
+  changes.push({ id: picture.id, add: strokes, remove: [] });
 }
 
-function received({ version, strokes }) {
-  change(strokes, [], true);
-  showStrokes();
-  saved(current.id, version);
+function remember(picture, strokes) {
+  apply(picture, { add: strokes, remove: [] });
+  picture.undo.push(strokes);
+  picture.redo.length = 0;
+}
+
+// Lets the server label pixels of a picture: "fill" or "accept". Returns the new strokes.
+async function label(picture, how, wanted) {
+  await changes.send();
+  const { version, strokes } = await post(ofPicture(picture.id, how), wanted);
+  if (strokes.length) remember(picture, strokes);
+  if (picture === current) showStrokes();
+  saved(picture.id, version);
+  return strokes;
 }
 
 async function accept() {
-  await changes.send();
-  const ids = state.classes.map(newId);
-  const { id } = current;
-  const answer = await post(`pictures/${id}/accept`, { source: chosen.source, ids, time: now() });
-  if (!answer.strokes.length) say("The prediction is not sure of any more pixels here.");
-  else if (id === current.id) received(answer);
+  if (!current) return;
+  const strokes = await label(current, "accept", { source: chosen.source, ids: state.classes.map(newId), time: now() });
+  if (!strokes.length) say("The prediction is not sure of any more pixels here.");
 }
 
 // Actions
@@ -318,8 +365,9 @@ const open_ = (step) => {
 async function next() {
   if (current && !state.pictures.find((one) => one.id === current.id)?.labelled) passed.add(current.id);
   const query = [...passed].map((id) => `passed=${encodeURIComponent(id)}`).join("&");
-  const found = await get(`next?${query}`);
-  $("reason").textContent = found.id ? `${found.id}: ${found.reason}` : "All pictures have strokes.";
+  const slow = setTimeout(() => { $("reason").textContent = "Looking at all pictures..."; }, 400);
+  const found = await get(`next?${query}`).finally(() => clearTimeout(slow));
+  $("reason").textContent = found.id ? `${found.id}: ${found.reason}` : "There is no other picture without strokes.";
   if (found.id) await open(found.id);
   else passed.clear();
 }
@@ -338,20 +386,20 @@ function resize(factor) {
 }
 
 async function add(files) {
-  let problems = 0;
-  let last = null;
+  let [message, last] = ["", null];
   for (const [number, file] of [...files].entries()) {
     say(`Adding picture ${number + 1} of ${files.length}`);
     try {
-      last = (await upload(file)).id;
+      const { id, note } = await upload(file);
+      last = id;
+      message = note || message;
     } catch (error) {
-      problems += 1;
-      say(error.message);
+      message = error.message;
     }
   }
+  $("files").value = ""; // so that the same file can be chosen again
   await refresh();
-  if (state.notes.length && !problems) say(state.notes.at(-1));
-  else if (!problems) say("");
+  say(message);
   if (last) await open(last);
 }
 
@@ -376,18 +424,18 @@ const KEYS = {
 
 function key(event) {
   if (event.target.matches?.('input[type="text"]')) return;
-  if (event.key === " ") space = true;
-  const isCommand = event.ctrlKey || event.metaKey;
-  let action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const isSpace = event.key === " " && !event.target.matches?.("button, summary, .button");
+  const hasAltGr = event.getModifierState("AltGraph");
+  const isCommand = (event.ctrlKey || event.metaKey) && !hasAltGr;
+  let action = event.altKey && !hasAltGr ? null : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (isCommand) action = event.key.toLowerCase() === "z" ? () => stepBack(...(event.shiftKey ? ["redo", "undo"] : ["undo", "redo"])) : null;
   else if (/^[1-9]$/.test(event.key)) {
     const number = Number(event.key) - 1;
     action = () => number < state.classes.length && choose({ class: number, tool: chosen.tool === "erase" ? "brush" : chosen.tool });
   }
   if (event.target.matches?.('input[type="range"]') && event.key.startsWith("Arrow")) return;
-  if (!action && event.key !== " ") return;
-  if (event.key === " " && event.target.matches?.("button, summary")) return;
-  event.preventDefault();
+  space ||= isSpace;
+  if (action || isSpace) event.preventDefault();
   if (action) attempt(action)();
 }
 
@@ -396,24 +444,16 @@ function key(event) {
 async function told(event) {
   if (event.kind === "training") {
     const before = state.training.predicted;
-    await refresh();
+    state.training = event.training;
+    showTraining();
     plot($("curves"), await get("curves"));
-    if (state.training.predicted !== before) {
+    if (event.training.predicted !== before) {
       if (!before) choose({ source: "network" });
-      if (current) await predict();
-    }
-  } else if (event.kind === "strokes") {
-    if (event.id !== current?.id || event.version <= current.version) {
-      state = await get("state");
-      return showPictures();
-    }
-    if (changes.of(event.id).length) return; // the answer to this page's own change comes next
-    const found = await get(`pictures/${event.id}/strokes`);
-    if (found.version > current.version && !drawn) {
-      Object.assign(current, found); // another page has drawn
-      showStrokes();
       await predict();
     }
+  } else if (event.kind === "strokes") {
+    if (event.id !== current?.id) await refresh();
+    else if (event.version > current.version && !changes.of(event.id).length && !drawn) await sync(); // else `saved` looks
   } else await refresh();
 }
 
@@ -421,8 +461,9 @@ function listen() {
   const events = new EventSource("/api/events");
   events.onmessage = (message) => attempt(told)(JSON.parse(message.data));
   events.onopen = attempt(async () => {
-    await changes.send();
     await refresh();
+    await changes.send();
+    if (current) await sync();
     plot($("curves"), await get("curves"));
   });
 }
@@ -461,7 +502,12 @@ const canvas = $("canvas");
 canvas.onpointerdown = down;
 canvas.onpointermove = move;
 canvas.onpointerup = attempt(up);
-canvas.onpointercancel = (event) => { pointers.delete(event.pointerId); drawn = null; showStrokes(); };
+canvas.onpointercancel = (event) => {
+  pointers.delete(event.pointerId);
+  drawn = null;
+  showStrokes();
+};
+addEventListener("blur", () => { space = false; });
 canvas.onpointerleave = () => { view.pointer = null; view.draw(); };
 canvas.addEventListener("wheel", (event) => {
   event.preventDefault();

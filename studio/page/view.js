@@ -27,11 +27,6 @@ export class View {
     this.fit();
   }
 
-  clear() {
-    this.picture = null;
-    this.draw();
-  }
-
   // Shows the whole picture.
   fit() {
     const ratio = devicePixelRatio;

@@ -13,7 +13,7 @@ MASKS=${MASKS:-$DATA_ROOT/SegmentationClass}
 OUT=${OUT:-runs/tags}
 TRAIN_SPLIT=${TRAIN_SPLIT:-train}
 STEPS=${STEPS:-400}                                          # steps of a run with mixing, which begins halfway; other runs take half as many more
-BATCH=${BATCH:-8}
+BATCH=${BATCH:-4}
 
 . tools/stages.sh
 if [ ! -d "$DATA_ROOT" ]; then python -m benchmarks.tag_data "$DATA_ROOT"; fi
@@ -45,7 +45,7 @@ unmixed="--method.mix_from null" mixed="--method.mix_from $(epochs $((STEPS / 2)
         tags late "$STEPS" $mixed "$@" --method.segment_from "$(epochs $((STEPS / 2)))"
     fi
 }
-(OUT=$OUT/masks; train cisc_r/voc "$MASKS" --config configs/cisc_r/supervised.yaml --config configs/cisc_r/demo.yaml --data.crop 129 \
+(OUT=$OUT/masks; train cisc_r/voc "$MASKS" --config configs/cisc_r/supervised.yaml --config configs/cisc_r/demo.yaml --data.crop 193 \
     --data.scale '[0.64, 1.0]' --train.lr 5e-4 --train.steps $more --train.val_steps $more "$@")
 
 python -m benchmarks.seeds --checkpoint "$OUT/classifier/best.pt" --root "$DATA_ROOT" --labels "$MASKS"

@@ -2,8 +2,8 @@
 
     python -m studio.network FOLDER --checkpoint FOLDER/studio/rounds/1/best.pt --classes '[0, 2]'
 
-Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy`, (H, W) uint8, at the size of the analysed picture. A picture
-that cannot be read is reported and left out.
+Writes FOLDER/studio/predictions/ID.npz at the size of the analysed picture: `classes` and `entropy` (0 to 255 for 0 to 1),
+(H, W) uint8, and `probabilities` (0 to 255), (C, H, W) uint8. A picture that cannot be read is reported and left out.
 """
 
 import math
@@ -64,6 +64,7 @@ def main() -> None:
                 file,
                 classes=probabilities.argmax(axis=0).astype(np.uint8),
                 entropy=(255 * entropy).round().clip(0, 255).astype(np.uint8),
+                probabilities=(255 * probabilities).round().astype(np.uint8),
             )
 
 

@@ -330,7 +330,7 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
     def export(request: Request) -> Response:
         file = studio.folder.root / "studio" / "export.zip"
         predict = partial(studio.prediction, source="network" if studio.rounds.state.predicted else "instant")
-        write_zip(file, studio.folder, predict, studio.rounds.checkpoint(), studio.command())
+        write_zip(file, studio.folder, predict, studio.rounds, studio.command())
         return FileResponse(file, media_type="application/zip", filename=f"{studio.folder.root.resolve().name}.zip")
 
     async def refused(request: Request, error: Exception) -> Response:

@@ -179,7 +179,9 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     with urllib.request.urlopen(urllib.request.Request(link, headers={"Cookie": cookie})) as answer:
         content = answer.read()
     names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-    assert {"masks/photo_0.png", "masks/photo_2.png", "best.pt", "README.txt"} <= set(names)
+    assert {"masks/photo_0.png", "masks/photo_2.png", "best.pt", "best.onnx", "probabilities/photo_1.npz", "README.txt"} <= set(
+        names
+    )
     problems = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]  # the server was away
     assert not problems, problems
 

@@ -1,7 +1,8 @@
 """The demo data: images that the project draws, with dense masks and scribbles, in VOC's layout.
 
-Objects of six kinds overlap on patterned ground. Each kind has its own outline and pattern. Two kinds share each range of
-hues, and the ground has all hues, so colour helps but is not enough. The light varies across the image, and there is noise.
+Objects of six kinds overlap on patterned ground. Each kind has its own outline, pattern and range of hues. Neighbouring ranges
+overlap, and the ground has all hues, so colour helps but is not enough. The light varies across the image, and there is noise.
+The scribbles are those of `datasets.drawing.scribbles`.
 """
 
 import shutil
@@ -11,14 +12,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.ndimage import distance_transform_edt, label
 from skimage.color import hsv2rgb
-from skimage.graph import route_through_array
 
-from datasets.files import UNLABELLED, write_label
+from datasets.drawing.scribbles import draw_scribbles
+from datasets.files import write_label
 
 DEMO_ROOT = Path("data/demo")
-WIDTH, HEIGHT = 160, 128
+WIDTH, HEIGHT = 240, 192  # tests draw smaller images
 TRAIN, VAL = 160, 40
 OBJECTS = (3, 6)  # least and largest number of objects in an image
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
@@ -65,50 +65,21 @@ def draw_picture(rng: np.random.Generator, objects: tuple[int, int] = OBJECTS) -
     number."""
     image = _paint(_ground(rng), rng.uniform(0, 1), 0.5, rng)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    unit = HEIGHT / 192
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(1, len(CLASSES)))
-        centre, radius = rng.uniform((12, 12), (WIDTH - 12, HEIGHT - 12)), rng.uniform(16, 32)
+        centre = rng.uniform((18 * unit, 18 * unit), (WIDTH - 18 * unit, HEIGHT - 18 * unit))
+        radius = rng.uniform(26 * unit, 46 * unit)
         angle = rng.uniform(0, 2 * np.pi)
         cover = _cover(CLASSES[kind], centre, radius, angle)
         shading = 1 + 0.25 * _ramp(rng)  # each object has its own shading
-        hue = ((kind - 1) // 2) / 3 + rng.uniform(-0.08, 0.08)
+        hue = (kind - 1) / 6 + rng.uniform(-0.1, 0.1)
         painted = _paint(PATTERNS[CLASSES[kind]](centre, rng), hue, 0.9, rng) * shading[..., None]
         image = image + cover[..., None] * (painted - image)
         mask[cover >= 0.5] = kind
     light = 1 + 0.35 * _ramp(rng)
     image = image * light[..., None] + rng.normal(0, 0.03, image.shape)
     return (255 * image).round().clip(0, 255).astype(np.uint8), mask
-
-
-def draw_scribbles(mask: np.ndarray, rng: np.random.Generator, smallest: int = 40) -> np.ndarray:
-    """Draws scribbles into a mask: (H, W) uint8, 255 = unlabelled.
-
-    Every visible part of every object gets a stroke. So does the largest part of the background. A stroke joins two inner
-    points along the middle of its part. Parts under `smallest` pixels get no stroke.
-    """
-    scribbles = np.full(mask.shape, UNLABELLED, np.uint8)
-    for number in np.unique(mask):
-        parts, count = label(mask == number)
-        areas = np.bincount(parts.reshape(-1))[1:]
-        chosen = [int(areas.argmax())] if number == 0 else range(count)
-        for part in chosen:
-            if areas[part] >= smallest:
-                for row, column in _stroke(parts == part + 1, rng):
-                    cv2.circle(scribbles, (int(column), int(row)), 1, int(number), -1)
-    scribbles[(scribbles != UNLABELLED) & (scribbles != mask)] = UNLABELLED
-    return scribbles
-
-
-def _stroke(part: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Returns the pixels (row, column) of a path along the middle of `part`."""
-    depth = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
-    inner = np.argwhere(depth >= 0.5 * depth.max())
-    start = inner[rng.integers(len(inner))]
-    # The end is the farthest of six points, because people draw across the whole object.
-    ends = inner[rng.integers(len(inner), size=6)]
-    end = ends[np.linalg.norm(ends - start, axis=1).argmax()]
-    cost = np.where(part, 1 / np.maximum(depth, 0.5) + rng.uniform(0, 0.1, part.shape), 1e6)
-    return route_through_array(cost, start, end)[0]
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:

@@ -489,6 +489,7 @@ $("redo").onclick = () => stepBack("redo", "undo");
 $("accept").onclick = attempt(accept);
 $("next").onclick = attempt(next);
 $("train").onclick = attempt(train);
+$("export").onclick = () => say("Packing. The first time after a training, this takes half a minute.");
 $("samples").onclick = attempt(() => post("samples", {}));
 $("files").onchange = attempt(() => add($("files").files));
 $("add-class").onclick = attempt(() => {

@@ -34,7 +34,7 @@ from engine.metrics import ConfusionMatrix
 from errors import UserError, run
 from studio.export import fitting
 from studio.folder import StudioFolder
-from studio.server import Studio
+from studio.session import Studio
 from studio.strokes import runs_of
 
 matplotlib.use("Agg")

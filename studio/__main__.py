@@ -49,7 +49,8 @@ def main() -> None:
     uvicorn = extra("uvicorn")
     extra("python_multipart")
     from studio.folder import StudioFolder  # these load torch, and the packages above
-    from studio.server import Studio, build_app
+    from studio.server import build_app
+    from studio.session import Studio
 
     listening = listen(config.host, config.port)
     port = listening.getsockname()[1]

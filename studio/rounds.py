@@ -50,8 +50,8 @@ class State:
 class Rounds:
     """The training of a studio. At most one runs."""
 
-    def __init__(self, folder: StudioFolder, configs: tuple[str, ...], changed: Callable[[], None]):
-        """configs: YAML files for all rounds; none: CC4S's UR, then SS. changed: called when `state` has changed."""
+    def __init__(self, folder: StudioFolder, configs: tuple[str, ...], changed: Callable[[State], None]):
+        """configs: YAML files for all rounds; none: CC4S's UR, then SS. changed: called with `state` when it has changed."""
         self.folder, self.configs, self._changed = folder, configs, changed
         self.home = folder.root / "studio" / "rounds"
         self.home.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ class Rounds:
 
     def _show(self, **what: object) -> None:
         self.state = State(**(asdict(self.state) | what))
-        self._changed()
+        self._changed(self.state)
 
 
 def _be_a_quiet_child() -> None:

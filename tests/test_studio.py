@@ -26,7 +26,8 @@ from studio.__main__ import token_of
 from studio.folder import StudioFolder
 from studio.order import TYPICAL, UNLIKE, UNSURE, next_picture
 from studio.pictures import decode, free_id
-from studio.server import Studio, build_app
+from studio.server import build_app
+from studio.session import Studio
 from studio.strokes import checked, draw, runs_of
 
 HOST = "127.0.0.1:8765"
@@ -440,7 +441,7 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
     monkeypatch.setattr(rounds, "UNCHANGED_ROUNDS", 2)
     (tmp_path / "tiny.yaml").write_text(TINY)
     configs = (str(REPOSITORY / "configs/cc4s/ur.yaml"), str(tmp_path / "tiny.yaml"))
-    training = rounds.Rounds(folder, configs, lambda: None)
+    training = rounds.Rounds(folder, configs, lambda state: None)
     training.start()
     wait_for(lambda: "two classes" in training.state.activity)
     folder.change("one", [stroke(0, [(10, 10), (30, 50)]), stroke(1, [(70, 10), (80, 50)])], [])
@@ -456,7 +457,7 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
     training.close()  # as the studio does at its end
     assert training.state.activity == "paused" and (training.home / "running").exists()
 
-    again = rounds.Rounds(folder, configs, lambda: None)
+    again = Studio(folder, configs).rounds
     wait_for(lambda: again.state.predicted == 2)
     assert "--init" in json.loads((again.home / "2.json").read_text())["commands"]["training"], "from round 1"
     wait_for(lambda: not again.state.running)
@@ -468,7 +469,7 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
 @pytest.mark.slow
 def test_a_training_that_fails_says_why(folder, tmp_path):
     folder.change("one", [stroke(0, [(10, 10)]), stroke(1, [(70, 10)])], [])
-    training = rounds.Rounds(folder, (str(tmp_path / "missing.yaml"),), lambda: None)
+    training = rounds.Rounds(folder, (str(tmp_path / "missing.yaml"),), lambda state: None)
     training.start()
     wait_for(lambda: not training.state.running and "failed" in training.state.activity)
     assert training.state.activity.startswith("training failed: error: ") and "missing.yaml" in training.state.activity

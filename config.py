@@ -280,7 +280,7 @@ class EvaluateConfig:
     """An evaluation."""
 
     checkpoint: str
-    """checkpoint, such as a run's best.pt"""
+    """checkpoint, such as a run's best.pt; or a shared model: a folder, or hf:USER/NAME"""
     out: str = "runs/evaluation"
     """folder for metrics.json and report.html"""
     preset: str = "fast"
@@ -315,7 +315,7 @@ class PredictConfig:
     """Prediction of masks or pseudo-labels."""
 
     checkpoint: str
-    """checkpoint, such as a run's best.pt"""
+    """checkpoint, such as a run's best.pt; or a shared model: a folder, or hf:USER/NAME"""
     images: str
     """an image, a folder of images, a text file of paths (one per line, relative to the file), or, with --split, a data set"""
     out: str

@@ -33,6 +33,7 @@ from engine.metrics import METRICS, BoundaryScores, ConfusionMatrix, normalised_
 from engine.pictures import shrunk
 from engine.provenance import circumstances, file_sha256
 from engine.report import Shown, evaluation_report
+from engine.shared import weights_file
 from engine.volumes import Volumes
 from engine.volumes import table as volume_table
 from errors import UserError, extra, run
@@ -213,7 +214,7 @@ def conditions(config: EvaluateConfig, images: int, process: distributed.Process
     """Returns what the scores depend on: settings, checkpoint hash, command, commit, library versions, device."""
     found = {
         "images": images,
-        "checkpoint_sha256": file_sha256(config.checkpoint),
+        "checkpoint_sha256": file_sha256(weights_file(config.checkpoint)),
         "device": str(process.device),
         "processes": process.world,
         **circumstances(),

@@ -36,6 +36,7 @@ from engine.inference import check_inference, note_preset, predict_image
 from engine.metrics import SHARES, label_quality
 from engine.pictures import contact_sheet, overlay
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
+from engine.shared import weights_file
 from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
@@ -114,7 +115,7 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
         del settings[elsewhere]
     if config.crf == "none":
         del settings["crf_parameters"]
-    settings["checkpoint_sha256"] = file_sha256(config.checkpoint)
+    settings["checkpoint_sha256"] = file_sha256(weights_file(config.checkpoint))
     if config.classes == "scribbled" and not config.scribbles:
         del settings["classes"]
     if config.pseudo_labels:

@@ -10,6 +10,7 @@ import torch
 
 from config import Config, ModelConfig
 from engine.published import convert, load_file
+from engine.shared import read_shared, weights_file
 from errors import Failure, UserError
 from methods import SETTINGS, build_method
 from methods.base import Method
@@ -42,9 +43,12 @@ def save_checkpoint(path: Path, method: Method, config: Config, classes: tuple[s
 
 def read_checkpoint(path: str | Path) -> dict:
     """Returns the content of a checkpoint on the CPU: `config`, `classes`, `method`, and the loop's state if this project wrote
-    the file. A released checkpoint is converted (`engine.published`). Only tensors and plain values are read; no code is run.
-    Raises UserError if the file is missing or is neither kind of checkpoint."""
-    content = load_file(path)
+    the file. path: a file, or a shared model (`engine.shared`). A released checkpoint is converted (`engine.published`). Only
+    tensors and plain values are read; no code is run. Raises UserError if the file is missing or is no checkpoint."""
+    file = weights_file(path)
+    if file.suffix == ".safetensors":
+        return read_shared(file)
+    content = load_file(file)
     kinds = {"config": dict, "classes": list, "method": dict}
     if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         return content
@@ -75,7 +79,7 @@ def check_classes(trained: Sequence[str], classes: Sequence[str], path: str | Pa
 def load_model(path: str | Path) -> Method:
     """Returns the method of a checkpoint in evaluation mode, on the CPU, ready for `predict`. Its class names are `.classes`.
 
-    Raises UserError if the file is missing, or is neither our checkpoint nor a released one.
+    path: a checkpoint file, the folder of a shared model, or hf:USER/NAME. Raises UserError if there is none.
     """
     return model_of(read_checkpoint(path), path)
 

@@ -22,6 +22,7 @@ from datasets.index import Index, resolve_folder
 from datasets.segmentation import SegmentationDataset
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances, file_sha256, lines_sha256
+from engine.shared import weights_file
 from errors import UserError
 
 # Settings that may change when a run resumes. No weight depends on them, if all losses are finite.
@@ -132,7 +133,7 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
         "data": {name: split_record(split.index) for name, split in splits.items()},
         **{name: _hashes(folder / record for record in LABEL_RECORDS) for name, folder in records.items()},
         "superpixels": superpixels,
-        **{name: _hashes([Path(path)]) for name, path in files.items() if path and Path(path).is_file()},
+        **{name: _hashes([weights_file(path)]) for name, path in files.items() if path and Path(path).exists()},
     }
 
 

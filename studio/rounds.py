@@ -6,7 +6,7 @@
     studio/predictions/             predictions of the last finished round, and of which round (round.json)
 
 A round trains on the pictures that have labels when it begins; new strokes on them count at once. A stopped or killed round
-goes on where it was. Other classes or other configs start again from ImageNet weights.
+goes on where it was. More classes or other configs start again from ImageNet weights.
 """
 
 import ctypes
@@ -134,7 +134,7 @@ class Rounds:
     def _plan(self) -> int:
         """Writes the files of a new round and returns its number."""
         before = max(self._numbers(), default=0)
-        goes_on = bool(before) and self._fits(before)
+        goes_on = bool(before) and self._can_follow(self._of_round(before))
         number, place = before + 1, self._of_round(before)["place"] + 1 if goes_on else 1
         listed = self.home / f"list_{number}.txt"
         with atomic_write(listed) as temporary:
@@ -229,15 +229,17 @@ class Rounds:
         last = max(self._numbers(), default=0)
         if not last or last == self.state.predicted:
             return None
-        if self._fits(last):
+        plan = self._of_round(last)
+        if plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs:
             return last
         self._forget(last)
         return None
 
-    def _fits(self, number: int) -> bool:
-        """Whether a round had the classes and configs of now."""
-        plan = self._of_round(number)
-        return plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs
+    def _can_follow(self, plan: dict) -> bool:
+        """Whether a round of now can start from the weights of a round: the configs are the same, and so are the classes, which
+        may have other names."""
+        was, now = plan["classes"], self.folder.classes
+        return len(was) == len(now) and (was == now or sorted(was) != sorted(now)) and tuple(plan["configs"]) == self.configs
 
     def _forget(self, number: int) -> None:
         (self.home / f"{number}.json").unlink(missing_ok=True)

@@ -34,6 +34,7 @@ from engine.checkpoint import check_classes, load_model
 from engine.inference import padded
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
 from engine.run_folder import LABEL_RECORDS
+from engine.shared import weights_file
 from errors import UserError, run
 from losses.cross_image import cosine_map, map_consistency, masked_mean
 from methods.cisc_r import CISCR
@@ -115,7 +116,7 @@ def conditions(config: ReliableConfig, labelled: Index, unlabelled: Index) -> di
     folders = {kind: resolve_folder(Path(config.root), asdict(config)[kind]) for kind in ("labels", "pseudo_labels")}
     records = {kind: [folder / name for name in LABEL_RECORDS] for kind, folder in folders.items()}
     return {
-        "checkpoint_sha256": file_sha256(config.checkpoint),
+        "checkpoint_sha256": file_sha256(weights_file(config.checkpoint)),
         "labelled_sha256": lines_sha256(labelled.names),
         "unlabelled_sha256": lines_sha256(unlabelled.names),
         "label_files_sha256": lines_sha256(file_sha256(file) for file in labelled.label_files),

@@ -1,15 +1,21 @@
 """The exported network gives the same logits as PyTorch, also at sizes other than that of the export."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import REPOSITORY
 
-from config import Config, ModelConfig
+from config import Config, InferenceConfig, ModelConfig
+from datasets.files import read_image, read_label
 from engine.checkpoint import load_model, save_checkpoint
-from engine.inference import on_grid
+from engine.inference import most_likely, on_grid, predict_image
 from methods import build_method
 from methods.blpseg import BLPSegConfig
 from methods.cc4s import CC4SConfig
@@ -39,6 +45,7 @@ def test_onnx_logits_equal_pytorch_logits_at_any_batch_and_image_size(cli, tmp_p
         np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], wanted, atol=1e-4 * abs(wanted).max())
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["road", "sky", "car"]
+    assert json.loads(metadata["colours"]) == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     assert json.loads(metadata["mean"]) == pytest.approx([0.485, 0.456, 0.406])
     assert json.loads(metadata["std"]) == pytest.approx([0.229, 0.224, 0.225])
 
@@ -55,3 +62,18 @@ def test_onnx_logits_equal_pytorch_logits_at_any_batch_and_image_size(cli, tmp_p
     monkeypatch.setattr(export, "load_model", lambda path: method)
     code, _, stderr = cli(export.main, checkpoint, "--out", tmp_path / "wrong.onnx")
     assert code == 1 and "logits differ from PyTorch's" in stderr and not (tmp_path / "wrong.onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_code_of_the_docs_runs_a_file_without_pytorch(cli, checkpoints, tiny, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "deploy.md").read_text(), re.DOTALL)[0]
+    assert cli(export.main, checkpoints / "seven.pt", "--out", tmp_path / "best.onnx")[0] == 0
+    path = next((tiny / "JPEGImages").iterdir())
+    shutil.copy(path, tmp_path / "photo.jpg")
+    check = "\nimport sys\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 7 and "disc: " in done.stdout
+    probabilities = predict_image(load_model(checkpoints / "seven.pt"), read_image(path), InferenceConfig())
+    same = read_label(tmp_path / "mask.png") == most_likely(probabilities).numpy()
+    assert same.mean() > 0.99, "PIL and OpenCV may decode a JPEG with differences of 1"

@@ -3,8 +3,9 @@
     python -m tools.export runs/ss_stage2/best.pt --to onnx [--out runs/ss_stage2/best.onnx]
 
 Input: `image` (B, 3, H, W) float32, normalised like `datasets.transforms.normalise`. Output: `logits` (B, C, H, W) float32.
-Batch and size are free. The metadata of the file hold the class names and the normalisation. Before the tool keeps the file,
-the tool runs the file in onnxruntime at several sizes and compares the logits with PyTorch's.
+Batch and size are free. The metadata of the file hold the class names, their colours and the normalisation; docs/deploy.md has
+code that runs the file without PyTorch. Before the tool keeps the file, the tool runs the file in onnxruntime at several sizes
+and compares the logits with PyTorch's.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from torch import nn
 from torch.export import Dim
 
 from command_line import parse
-from datasets.files import atomic_write
+from datasets.files import PALETTE, atomic_write
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
 from engine.inference import on_grid
@@ -86,7 +87,8 @@ def to_onnx(method: Method) -> bytes:
             Logits(method).eval(), (torch.zeros(SHAPES[1]),), dynamo=True, dynamic_shapes={"image": free},
             input_names=["image"], output_names=["logits"],
         )  # fmt: skip
-    metadata = {"classes": list(method.classes), "mean": MEAN.tolist(), "std": STD.tolist()}
+    colours = PALETTE[: len(method.classes)].tolist()
+    metadata = {"classes": list(method.classes), "colours": colours, "mean": MEAN.tolist(), "std": STD.tolist()}
     assert program is not None, "dynamo=True returns a program"
     proto = program.model_proto  # every access makes a new one
     extra("onnx.helper").set_model_props(proto, {name: json.dumps(value) for name, value in metadata.items()})

@@ -17,6 +17,7 @@ from errors import UserError
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Crf = Literal["none", "torch", "pydensecrf"]
+BoardName = Literal["tensorboard", "mlflow", "wandb"]
 if TYPE_CHECKING:
     Deviation = float
     ZeroOrDeviation = float
@@ -190,6 +191,8 @@ class Config:
     """number of non-finite steps to skip before stopping; over 0, every step waits for its loss"""
     deterministic: bool = False
     """repeated runs on one machine end with the same weights; slower on a GPU"""
+    log: tuple[BoardName, ...] = ("tensorboard",)
+    """where to watch the run, beside metrics.jsonl: tensorboard, mlflow, wandb; [] for none"""
     compile: bool = False
     """compile the backbone with torch.compile; without a compiler, the backbone runs uncompiled"""
     data: DataConfig = field(default_factory=DataConfig)

@@ -168,7 +168,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
             part.load_state_dict(unfinished[name])
     if process.is_main:
         describe(run, len(val_set))
-        run.log = Log(out, steps, progress.step, progress.validated)
+        run.log = Log(config, steps, progress.step, progress.validated)
         if label_quality and not progress.step:
             run.log.figures(0, 0.0, label_quality)
     return run

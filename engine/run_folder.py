@@ -10,23 +10,31 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import yaml
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config
 from datasets.files import atomic_write
 from datasets.index import Index, resolve_folder
 from datasets.segmentation import SegmentationDataset
+from engine.boards import open_boards
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances, file_sha256, lines_sha256
 from engine.shared import weights_file
 from errors import UserError
 
 # Settings that may change when a run resumes. No weight depends on them, if all losses are finite.
-CHANGEABLE = ("out", "fresh", "skip_nonfinite", "train.device", "train.workers", "train.loader_timeout", "train.inspect_steps")
+CHANGEABLE = (
+    "out",
+    "fresh",
+    "log",
+    "skip_nonfinite",
+    "train.device",
+    "train.workers",
+    "train.loader_timeout",
+    "train.inspect_steps",
+)
 
 # Files that predict.py and the tools write beside labels, to record how the labels were made.
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
@@ -143,19 +151,20 @@ def _hashes(files: Iterable[Path]) -> dict[str, str]:
 
 
 class Log:
-    """Writes the progress bar, OUT/metrics.jsonl, TensorBoard, OUT/pictures.png and OUT/inside.png.
+    """Writes the progress bar, OUT/metrics.jsonl, OUT/pictures.png, OUT/inside.png, and to the boards of `--log`.
 
-    first: the step that the run resumes from. validated: whether the validation due at this step is finished. Later lines of an
-    earlier session are dropped, because the run writes them again.
+    steps: of the whole run. first: the step that the run resumes from. validated: whether the validation due at this step is
+    finished. Later lines of an earlier session are dropped, because the run writes them again. Raises UserError if a board
+    cannot be opened.
     """
 
-    def __init__(self, out: Path, steps: int, first: int, validated: bool):
-        self.out = out
+    def __init__(self, config: Config, steps: int, first: int, validated: bool):
+        self.out = out = Path(config.out)
+        self.boards = open_boards(config.log, out, first, _flat(asdict(config)))
         metrics = out / "metrics.jsonl"
         with atomic_write(metrics) as temporary:
             temporary.write_text("".join(_lines_until(metrics, first, validated)))
         self.lines = open(metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
-        self.board = SummaryWriter(out, purge_step=first + 1)
         interval = 0.5 if sys.stderr.isatty() else 15
         self.bar = tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=interval)
 
@@ -175,24 +184,28 @@ class Log:
         self._write(step, epoch, {f"val_{name}": scores[name] for name in ("miou", "dice", "pixel_accuracy")})
 
     def pictures(self, step: int, grid: Image.Image, name: str = "pictures") -> None:
-        """Writes a picture grid to OUT/NAME.png and TensorBoard."""
+        """Writes a picture grid to OUT/NAME.png and the boards."""
         with atomic_write(self.out / f"{name}.png") as temporary:
             grid.save(temporary, "PNG")
-        self.board.add_image(name, np.asarray(grid), step, dataformats="HWC")
+        for board in self.boards:
+            board.picture(step, name, grid)
 
     def flush(self) -> None:
         """Returns when all lines are on the disk. A checkpoint must not be ahead of the lines."""
         os.fsync(self.lines.fileno())
-        self.board.flush()
+        for board in self.boards:
+            board.flush()
 
     def close(self) -> None:
+        """Closes the file and the boards."""
         self.bar.close()
         self.lines.close()
-        self.board.close()
+        for board in self.boards:
+            board.close()
 
     def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        for board in self.boards:
+            board.figures(step, values)
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         print(json.dumps({"step": step, "epoch": round(epoch, 4)} | line), file=self.lines)
 

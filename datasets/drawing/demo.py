@@ -20,7 +20,7 @@ from datasets.files import write_label
 DEMO_ROOT = Path("data/demo")
 WIDTH, HEIGHT = 240, 192  # tests draw smaller images
 TRAIN, VAL = 160, 40
-OBJECTS = (3, 6)  # least and largest number of objects in an image
+OBJECTS = (2, 4)  # least and largest number of objects in an image
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
 SUPERSAMPLING = 4  # outlines are drawn this many times larger and then reduced, so that rotated edges are smooth
 
@@ -69,7 +69,7 @@ def draw_picture(rng: np.random.Generator, objects: tuple[int, int] = OBJECTS) -
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(1, len(CLASSES)))
         centre = rng.uniform((18 * unit, 18 * unit), (WIDTH - 18 * unit, HEIGHT - 18 * unit))
-        radius = rng.uniform(26 * unit, 46 * unit)
+        radius = rng.uniform(32 * unit, 54 * unit)
         angle = rng.uniform(0, 2 * np.pi)
         cover = _cover(CLASSES[kind], centre, radius, angle)
         shading = 1 + 0.25 * _ramp(rng)  # each object has its own shading

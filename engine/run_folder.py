@@ -141,7 +141,7 @@ def origin(config: Config, train_set: SegmentationDataset, val_set: Segmentation
         "data": {name: split_record(split.index) for name, split in splits.items()},
         **{name: _hashes(folder / record for record in LABEL_RECORDS) for name, folder in records.items()},
         "superpixels": superpixels,
-        **{name: _hashes([weights_file(path)]) for name, path in files.items() if path and Path(path).exists()},
+        **{name: hashes for name, path in files.items() if path and (hashes := _hashes([weights_file(path)]))},
     }
 
 

@@ -14,6 +14,7 @@ import socket
 import webbrowser
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from types import FrameType
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -66,8 +67,16 @@ def main() -> None:
     print(f"studio of {config.folder}: {address}\nCtrl+C ends it; everything is saved", flush=True)
     if not config.no_browser:
         webbrowser.open(address)
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
-    uvicorn.Server(settings).run(sockets=[listening])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
+    stop = server.handle_exit
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if studio.loop:
+            studio.loop.call_soon_threadsafe(studio.end_streams)
+        stop(number, frame)
+
+    server.handle_exit = end
+    server.run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

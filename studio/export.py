@@ -24,7 +24,7 @@ def write_zip(
     file: Path, folder: StudioFolder, predict: Callable[[str], Prediction | None], rounds: Rounds, command: str
 ) -> None:
     """Writes a zip: masks/ID.png (predictions, strokes laid over), overlays/ID.jpg, entropy/ID.png, scribbles/ID.png,
-    classes.txt and README.txt with the command that goes on training. After a training, also the network's best.pt and
+    classes.txt and README.txt with a command that trains on the folder. After a training, also the network's best.pt and
     best.onnx, and probabilities/ID.npz (see `studio.network`). The write is atomic. Raises UserError if the ONNX export
     fails."""
     checkpoint = rounds.checkpoint()

@@ -247,7 +247,7 @@ class StudioFolder:
         if not all(COLOUR.fullmatch(colour) for colour in colours):
             raise UserError("a colour is # and 6 hexadecimal digits")
         with self.lock:
-            if not max(len(self.classes), 2) <= len(names) <= MOST_CLASSES:
+            if not max(len(self.classes), 2) <= len(names) <= max(len(self.classes), MOST_CLASSES):
                 raise UserError(f"classes can be added, up to {MOST_CLASSES}, and renamed, but not deleted")
             self._write_lines(self.root / "classes.txt", names)
             self._write_json(self.root / "studio" / "colours.json", colours)

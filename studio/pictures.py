@@ -37,7 +37,9 @@ def decode(data: bytes, name: str, long_side: int) -> tuple[Image.Image, str, st
                 picture = picture if picture.mode == "RGB" else picture.convert("RGB")
                 picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
                 picture = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise UserError(f"{name}: not a readable PNG, JPEG, TIFF or WebP picture") from error
     smaller = max(picture.size) < whole
     note = f"{name}: made smaller, {picture.width} x {picture.height} pixels (--long_side {long_side})" if smaller else None
@@ -66,7 +68,7 @@ def size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as opened:
             width, height = opened.size
             turned = opened.getexif().get(ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise UserError(f"{path}: not a readable picture: replace it or move it out of the folder") from error
     return (height, width) if turned else (width, height)
 

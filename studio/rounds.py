@@ -153,6 +153,7 @@ class Rounds:
             train += ["--init", str(self.home / str(before) / "best.pt")]
         plan = {
             "place": place,  # 1: from ImageNet weights
+            "root": root,
             "classes": self.folder.classes,
             "configs": self.configs,
             "steps": steps,
@@ -180,8 +181,10 @@ class Rounds:
                 if code in STOPPED:
                     return "stopped by a signal"
                 if code > 0 or attempt == ATTEMPTS:  # an error; a negative code is a signal
-                    if activity == "training":  # another try would meet the same settings
+                    if activity != "predicting":  # another try would meet the same files
                         self._forget(number)
+                    if plan["classes"] != self.folder.classes:  # labels of a new class; the next round knows the class
+                        return None
                     return f"{activity} failed: {last}"
         with atomic_write(self.predictions / "round.json") as temporary:
             temporary.write_text(json.dumps({"round": number}))
@@ -230,7 +233,8 @@ class Rounds:
         if not last or last == self.state.predicted:
             return None
         plan = self._of_round(last)
-        if plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs:
+        same_folder = plan["root"] == str(self.folder.root.resolve())
+        if same_folder and plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs:
             return last
         self._forget(last)
         return None
@@ -250,7 +254,8 @@ class Rounds:
 
     def _predicted(self) -> int:
         file = self.predictions / "round.json"
-        return json.loads(file.read_text())["round"] if file.is_file() else 0
+        number = int(json.loads(file.read_text())["round"]) if file.is_file() else 0
+        return number if (self.home / str(number) / "best.pt").is_file() else 0
 
     def _show(self, **what: object) -> None:
         self.state = State(**(asdict(self.state) | what))

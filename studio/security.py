@@ -59,6 +59,8 @@ class Guard:
             return None
         if scope["path"] == "/" and hmac.compare_digest(given.encode(), self.token.encode()):
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(
+                self.cookie, self.token, httponly=True, samesite="lax"
+            )  # strict would refuse a click in a web terminal
             return answer
         return PlainTextResponse("open the address that the studio printed: it holds a token", 401)

@@ -90,13 +90,16 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
     def thumbnail(request: Request) -> Response:
         picture = Image.fromarray(studio.folder.image(picture_of(request)))
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        return Response(encoded(picture, "JPEG"), media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(encoded(picture, "JPEG"), media_type="image/jpeg")
 
     def strokes(request: Request) -> Response:
         return Response(as_json(studio.folder.document(picture_of(request))), media_type="application/json")
 
     async def change(request: Request) -> Response:
-        name, wanted = picture_of(request), await _json(request)
+        wanted = await _json(request)
+        if wanted.get("key") != studio.key:
+            return JSONResponse({"error": "the strokes belong to another folder"}, 409)
+        name = picture_of(request)
         add, remove = wanted.get("add", []), wanted.get("remove", [])
         if not isinstance(add, list) or not isinstance(remove, list) or not all(isinstance(one, str) for one in remove):
             raise UserError("add is a list of strokes, and remove is a list of ids")

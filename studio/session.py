@@ -37,6 +37,7 @@ class Listener:
     def __init__(self) -> None:
         self.events: dict[tuple[str, str], dict] = {}
         self.there = asyncio.Event()
+        self.ended = False
 
     def add(self, event: dict) -> None:
         """Adds an event."""
@@ -46,10 +47,10 @@ class Listener:
     async def stream(self) -> AsyncIterator[str]:
         """Yields server-sent events, and a comment now and then, so that a page that has gone is noticed."""
         yield ": welcome\n\n"
-        while True:
+        while not self.ended:
             try:
                 await asyncio.wait_for(self.there.wait(), HEARTBEAT)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # Python 3.10 has two kinds
                 yield ": still here\n\n"
             self.there.clear()
             while self.events:
@@ -82,6 +83,12 @@ class Studio:
         """Sends an event to all pages. Any thread may call this."""
         if self.loop:
             self.loop.call_soon_threadsafe(self._tell, {"kind": kind, **what})
+
+    def end_streams(self) -> None:
+        """Ends the event streams of all pages, so that the server can stop."""
+        for listener in self.listeners:
+            listener.ended = True
+            listener.there.set()
 
     def _tell_training(self, state: State) -> None:
         self.tell("training", training=asdict(state))

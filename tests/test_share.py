@@ -73,7 +73,7 @@ def test_the_card_has_scores_command_classes_and_no_path_of_the_machine(trained,
     assert header["license"] == "mit" and header["pipeline_tag"] == "image-segmentation"
     for part in (f"| mIoU | {100 * scores['miou']:.2f} |", "python train.py --out runs/ur", "abc123", "disc", "picture.jpg"):
         assert part in text
-    assert str(trained.parent) not in text
+    assert str(trained.parent) not in text and str(trained.parent) not in (shared_model / "config.yaml").read_text()
     assert np.asarray(Image.open(shared_model / "picture.jpg")).shape == (30, 40, 3)
 
 
@@ -136,6 +136,18 @@ def test_a_folder_of_another_project_or_with_a_pickle_is_refused(shared_model, s
     spoil(shared_model)
     command = ["--checkpoint", shared_model, "--images", tmp_path, "--out", tmp_path / "predicted"]
     assert_refused(cli(predict.main, *command), message)
+
+
+def test_scores_of_other_weights_are_refused_and_a_model_without_records_has_a_short_card(trained, tmp_path, cli):
+    other = torch.load(trained / "best.pt", weights_only=True)
+    torch.save(other | {"version": "x"}, trained / "best.pt")
+    answer = cli(share.main, trained, "--out", tmp_path / "given")
+    assert_refused(answer, f"{trained / 'evaluation'} is of another checkpoint than")
+    shutil.rmtree(trained / "evaluation")
+    (trained / "run.json").unlink()
+    assert cli(share.main, trained, "--out", tmp_path / "given")[0] == 0
+    text = (tmp_path / "given/README.md").read_text()
+    assert "Not evaluated." in text and "## Training" not in text
 
 
 def test_wrong_folders_are_named(trained, shared_model, tmp_path, cli):

@@ -276,7 +276,7 @@ def test_only_the_studios_own_page_with_its_token_may_ask(studio):
     assert page.status_code == 200 and str(page.url) == f"http://{HOST}/", "the address bar has no token"
     assert str(friend.get(f"/?token={TOKEN}").url) == f"http://{HOST}/"
     assert "script-src 'self'" in page.headers["content-security-policy"]
-    change = {"json": {"add": [stroke(0)], "remove": []}}
+    change = {"json": {"key": studio.key, "add": [stroke(0)], "remove": []}}
     assert friend.post("/api/pictures/one/strokes", **change).status_code == 403, "no Origin"
     foreign = {"Origin": "http://evil.example"}
     assert friend.post("/api/pictures/one/strokes", headers=foreign, **change).status_code == 403
@@ -328,7 +328,7 @@ nearly = st.fixed_dictionaries(
 @given(nearly | anything)
 def test_a_malformed_stroke_is_refused_or_drawn_and_never_an_error_of_the_server(client, studio, content):
     before = studio.folder.document("one")
-    body = json.dumps({"add": [content], "remove": []})
+    body = json.dumps({"key": studio.key, "add": [content], "remove": []})
     answer = client.post("/api/pictures/one/strokes", content=body)
     assert answer.status_code in (200, 400), answer.text
     if answer.status_code == 400:
@@ -337,9 +337,15 @@ def test_a_malformed_stroke_is_refused_or_drawn_and_never_an_error_of_the_server
         assert checked(content, (HEIGHT, WIDTH), 2)
 
 
-@pytest.mark.parametrize("body", ["", "[", "[]", "1", '{"add": 3}', '{"remove": [[]]}', "[" * 100_000])
-def test_a_body_that_is_no_change_is_refused(client, body):
+@pytest.mark.parametrize("body", ["", "[", "[]", "1", '{"key": KEY, "add": 3}', '{"key": KEY, "remove": [[]]}', "[" * 100_000])
+def test_a_body_that_is_no_change_is_refused(client, studio, body):
+    body = body.replace("KEY", json.dumps(studio.key))
     assert client.post("/api/pictures/one/strokes", content=body).status_code == 400
+
+
+def test_strokes_of_another_folder_at_the_same_address_are_not_taken(client, studio):
+    answer = client.post("/api/pictures/one/strokes", json={"key": "another", "add": [stroke(0)], "remove": []})
+    assert answer.status_code == 409 and studio.folder.document("one")["version"] == 0
 
 
 def test_classes_are_named_coloured_and_added_but_not_deleted(client, studio):
@@ -368,9 +374,9 @@ def bytes_of(answer):
 def test_strokes_of_two_classes_predict_all_pictures_and_fill_accept_and_export_use_it(client, studio):
     assert client.get("/api/pictures/two/prediction?source=instant").status_code == 204
     left, right = stroke(0, [(10, 10), (30, 50)]), stroke(1, [(70, 10), (80, 50)])
-    client.post("/api/pictures/one/strokes", json={"add": [left], "remove": []})
+    client.post("/api/pictures/one/strokes", json={"key": studio.key, "add": [left], "remove": []})
     assert client.get("/api/pictures/two/prediction?source=instant").status_code == 204, "one class alone says nothing"
-    client.post("/api/pictures/one/strokes", json={"add": [right], "remove": []})
+    client.post("/api/pictures/one/strokes", json={"key": studio.key, "add": [right], "remove": []})
     classes, entropy = bytes_of(client.get("/api/pictures/two/prediction?source=instant"))
     truth = (np.arange(WIDTH) >= WIDTH // 2).astype(int)
     assert (classes == truth).mean() > 0.9

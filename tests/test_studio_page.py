@@ -35,7 +35,7 @@ class Server:
     """The studio as a process of its own, on a port that stays the same."""
 
     def __init__(self, root, configs):
-        self.root, self.configs, self.port = root, configs, 0
+        self.root, self.configs, self.port, self.errors = root, configs, 0, root.with_suffix(".log")
         self.start()
 
     def start(self):
@@ -50,7 +50,10 @@ class Server:
             "--configs",
             self.configs,
         ]
-        self.process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        with open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(
+                list(map(str, command)), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
         self.address = self.process.stdout.readline().split()[-1]
         self.port = int(self.address.split(":")[2].split("/")[0])
 
@@ -201,5 +204,6 @@ def test_the_first_visit_explains_itself_and_brings_samples(tmp_path, browser):
         assert [row.find_element(By.CSS_SELECTOR, 'input[type="text"]').get_attribute("value") for row in rows][1] == "disc"
         os.kill(server.process.pid, signal.SIGINT)  # Ctrl+C
         assert server.process.wait(30) in (0, 130)
+        assert "Traceback" not in server.errors.read_text()
     finally:
         server.end(signal.SIGKILL)

@@ -25,7 +25,7 @@ from datasets.files import PALETTE, atomic_write
 from datasets.transforms import MEAN, STD
 from engine.checkpoint import load_model
 from engine.inference import on_grid
-from engine.shared import weights_file
+from engine.shared import HUB, weights_file
 from errors import Failure, UserError, extra, run
 from methods.base import Method
 
@@ -61,6 +61,8 @@ class Logits(nn.Module):
 def main() -> None:
     """Runs the command line above. Raises UserError for a bad checkpoint or an existing OUT, Failure if logits differ."""
     config = parse(ExportConfig, __doc__, positional=True)
+    if config.out is None and config.checkpoint.startswith(HUB):
+        raise UserError(f"--out is needed for {config.checkpoint}")
     out = Path(config.out) if config.out else weights_file(config.checkpoint).with_suffix(".onnx")
     if out.exists():
         raise UserError(f"{out} is there already: delete it or choose another --out")

@@ -7,19 +7,20 @@ The card, README.md, is made from the run's evaluation (evaluate.sh writes RUN/e
 `engine.checkpoint.load_model` read the folder, and after --push also hf:USER/NAME.
 """
 
-import json
 import shutil
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 from command_line import parse
-from engine.checkpoint import VERSION, read_checkpoint
-from engine.metrics import METRICS
+from engine.checkpoint import model_of, read_checkpoint
+from engine.metrics import METRICS, read_evaluation
+from engine.provenance import file_sha256, read_record
 from engine.shared import CARD, CLASSES, HUB, SETTINGS, WEIGHTS
 from errors import UserError, run
 
@@ -50,18 +51,23 @@ def main() -> None:
     if out.exists():
         raise UserError(f"{out} exists: choose another --out, or delete it")
     content = read_checkpoint(source / "best.pt")
+    model_of(content, source / "best.pt")  # an error for a checkpoint that this code cannot build
+    scores = scores_of(source)
     partial = out.with_name(f".{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file({name: weight.contiguous() for name, weight in content["method"].items()}, partial / WEIGHTS)
-        settings = {key: value for key, value in content["config"].items() if key not in ("out", "fresh")}
+        # Clones: safetensors refuses weights that share memory.
+        weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in content["method"].items()}
+        save_file(weights, partial / WEIGHTS)
+        settings = {part: content["config"][part] for part in ("method", "model", "train") if part in content["config"]}
         (partial / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (partial / CLASSES).write_text("".join(f"{name}\n" for name in content["classes"]), encoding="utf-8")
         has_picture = (source / "pictures.png").is_file()
         if has_picture:
             Image.open(source / "pictures.png").convert("RGB").save(partial / PICTURE, quality=88)
-        (partial / CARD).write_text(card(out.name, content, source, config, has_picture), encoding="utf-8")
+        record = read_record(source / "run.json") or {}
+        (partial / CARD).write_text(card(out.name, content, scores, record, config, has_picture), encoding="utf-8")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # does nothing after the rename
@@ -70,10 +76,20 @@ def main() -> None:
         print(push(out, config.push))
 
 
-def card(name: str, content: dict, source: Path, config: ShareConfig, has_picture: bool) -> str:
-    """Returns the model card in Markdown. content: of the checkpoint. source: the run, with its records."""
-    scores = _json(source / "evaluation" / METRICS)
-    record = _json(source / "run.json")
+def scores_of(run: Path) -> dict | None:
+    """Returns the record of RUN/evaluation, or None if there is none. Raises UserError if it is of other weights."""
+    folder = run / "evaluation"
+    if not (folder / METRICS).is_file():
+        return None
+    scores = read_evaluation(folder)
+    if scores["conditions"]["checkpoint_sha256"] != file_sha256(run / "best.pt"):
+        raise UserError(f"{folder} is of another checkpoint than {run / 'best.pt'}: evaluate again, or delete the folder")
+    return scores
+
+
+def card(name: str, content: dict, scores: dict | None, record: dict, config: ShareConfig, has_picture: bool) -> str:
+    """Returns the model card in Markdown. content: of the checkpoint. scores: see `scores_of`. record: the run's run.json, or
+    {} for a model that this project did not train."""
     settings = content["config"]
     where = f"{HUB}{config.push}" if config.push else name
     header = {"license": config.license, "library_name": "cc4s", "pipeline_tag": "image-segmentation"}
@@ -88,7 +104,8 @@ def card(name: str, content: dict, source: Path, config: ShareConfig, has_pictur
     parts += ["## Use", f"```bash\npython predict.py --checkpoint {where} --images photos/ --out predictions/\n```"]
     parts.append(f'```python\nfrom engine.checkpoint import load_model\n\nmethod = load_model("{where}")\n```')
     parts += ["## Scores", _scores(scores) if scores else "Not evaluated."]
-    parts += ["## Training", _training(settings, record)]
+    if record:
+        parts += ["## Training", _training(settings["data"], record, content.get("version"))]
     parts += ["## Classes", ", ".join(content["classes"])]
     return "\n\n".join(parts) + "\n"
 
@@ -114,27 +131,18 @@ def _scores(scores: dict[str, Any]) -> str:
     rows += [(f"IoU of {name}", value) for name, value in scores["iou"].items()]
     table = ["| score | % |", "|---|---|"]
     table += [f"| {name} | {'-' if value is None else f'{100 * value:.2f}'} |" for name, value in rows]
-    data = conditions["data"]
-    measured = (
-        f"On {conditions['images']} images of {Path(data['root']).name}, split {data['split']}, preset {conditions['preset']}."
-    )
-    return "\n".join([measured, "", *table])
+    data, crf = conditions["data"], conditions["crf"]
+    where = f"{Path(data['root']).name}, split {Path(data['split']).stem}"
+    how = f"preset {conditions['preset']}" + ("" if crf == "none" else f", CRF {crf}")
+    return "\n".join([f"On {conditions['images']} images of {where}, {how}.", "", *table])
 
 
-def _training(settings: dict[str, Any], record: dict[str, Any]) -> str:
+def _training(data: dict[str, Any], record: dict[str, Any], version: str | None) -> str:
     """The data, the command and the versions of a training."""
-    data = settings["data"]
-    lines = [f"Data: {Path(data['root']).name}, split {Path(data['train_split']).stem}, labels `{Path(data['labels']).name}`."]
-    sessions = record.get("sessions") or []
-    if sessions:
-        last = sessions[-1]
-        lines += [f"Commit {last['commit']}, version {VERSION}, {last['processes']} x {last['device']}.", "", "```bash"]
-        lines += [last["command"], "```"]
-    return "\n".join(lines)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    last = record["sessions"][-1]
+    made = f"Commit {last['commit']}, version {version or 'before 0.2.0'}, {last['processes']} x {last['device']}."
+    source = f"Data: {Path(data['root']).name}, split {Path(data['train_split']).stem}, labels `{Path(data['labels']).name}`."
+    return "\n".join([f"{source} {made}", "", "```bash", last["command"], "```"])
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 LAUNCH=${LAUNCH:-python}                                     # several GPUs: LAUNCH="torchrun --nproc_per_node 4"
 SUPERPIXELS=${SUPERPIXELS:-$DATA_ROOT/superpixels}           # made where missing
 
-# Ends with an error if a checkpoint is missing: require_checkpoint FILE SCRIPT VARIABLE
+# Ends with an error if a checkpoint is missing: require_checkpoint FILE SCRIPT VARIABLE. A shared model is a folder, or hf:USER/NAME.
 require_checkpoint() {
-    if [ ! -f "$1" ]; then echo "error: $1 not found: run $2 first, or set $3" >&2; exit 2; fi
+    case $1 in hf:*) return ;; esac
+    if [ ! -e "$1" ]; then echo "error: $1 not found: run $2 first, or set $3" >&2; exit 2; fi
 }
 
 make_superpixels() {

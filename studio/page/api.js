@@ -2,9 +2,10 @@
 
 async function answer(response) {
   if (response.ok) return response;
+  const { status } = response;
   const { error } = await response.json().catch(() => ({}));
-  const refused = [400, 404].includes(response.status); // asking again would not help
-  throw Object.assign(new Error(error || `The studio answered ${response.status}.`), { refused });
+  const usual = status === 401 ? "Open the address again that the studio printed." : `The studio answered ${status}.`;
+  throw Object.assign(new Error(error || usual), { status, refused: [400, 404].includes(status) }); // refused: for good
 }
 
 export const get = async (path) => (await answer(await fetch(`/api/${path}`))).json();
@@ -45,6 +46,7 @@ export class Changes {
 
   // Takes up the changes that an earlier page of this folder could not send.
   open(folder) {
+    this.folder = folder;
     this.prefix = `studio:${folder}:`;
     for (const key of Object.keys(localStorage).filter((one) => one.startsWith(this.prefix)).sort()) {
       if (!this.waiting.some((change) => change.key === key)) this.waiting.push({ key, ...JSON.parse(localStorage.getItem(key)) });
@@ -76,16 +78,18 @@ export class Changes {
     while (this.waiting.length) {
       const change = this.waiting[0];
       try {
-        const saved = await post(ofPicture(change.id, "strokes"), { add: change.add, remove: change.remove });
+        const saved = await post(ofPicture(change.id, "strokes"), { key: this.folder, add: change.add, remove: change.remove });
         if (change.begun) performance.measure("stroke saved", { start: change.begun });
         this.done(change);
         this.onSaved(change.id, saved.version);
       } catch (error) {
+        if (error.status === 409) return location.reload(); // the strokes stay in the storage for their own folder
         if (error.refused) {
           this.done(change);
           this.onRefused(change.id, error.message);
         } else {
-          this.onProblem("The studio does not answer. Your strokes are kept here until it does.");
+          const reason = error.status ? error.message : "The studio does not answer.";
+          this.onProblem(`${reason} Your strokes are kept here.`);
           await new Promise((resolve) => setTimeout(resolve, 1500));
         }
       }

@@ -22,10 +22,13 @@ const opened = new Map(); // id -> picture that was open before, with its undo a
 async function refresh() {
   const key = state.key;
   state = await get("state");
-  if (key && key !== state.key) location.reload(); // another folder at the same address
+  if (key && key !== state.key) {
+    location.reload();
+    throw new Error("Another folder is open at this address.");
+  }
   if (!key) {
     changes.open(state.key);
-    state.notes.forEach(say);
+    say(state.notes.join("; "));
   }
   view.colours = state.classes.map((entry) => entry.colour);
   document.title = `${state.folder} - Scribble studio`;
@@ -36,6 +39,8 @@ async function refresh() {
   showPictures();
   showClasses();
   showTraining();
+  view.colourPrediction();
+  showStrokes();
   if (!current && state.pictures.length) await open(state.pictures[0].id);
 }
 
@@ -82,7 +87,7 @@ function showPictures() {
 
 function showClasses() {
   const list = $("classes");
-  if (list.contains(document.activeElement)) return; // a name is being typed
+  if (list.contains(document.activeElement) && document.activeElement.type === "text") return; // a name is being typed
   const shares = sharesOfClasses();
   list.replaceChildren();
   state.classes.forEach((entry, number) => {
@@ -113,8 +118,6 @@ async function saveClasses(classes) {
   } finally {
     await refresh();
   }
-  view.colourPrediction();
-  showStrokes();
 }
 
 function sharesOfClasses() {
@@ -145,8 +148,8 @@ function choose(what) {
 async function open(id) {
   const begun = performance.now();
   open.wanted = id;
-  const [blob, found] = await Promise.all([getBlob(ofPicture(id, "image")), get(ofPicture(id, "strokes"))]);
-  const bitmap = await createImageBitmap(blob);
+  const bitmap = await createImageBitmap(await getBlob(ofPicture(id, "image")));
+  const found = await get(ofPicture(id, "strokes"));
   if (open.wanted !== id) return; // the person has gone on
   drawn = null;
   current = Object.assign(opened.get(id) || { undo: [], redo: [] }, { id, ...found });
@@ -162,16 +165,19 @@ async function open(id) {
 }
 
 function showStrokes() {
-  if (current) view.setStrokes(current.strokes);
+  if (current) view.setStrokes([...current.strokes, ...(drawn ? [inkOf(drawn)] : [])]);
 }
 
 // Fetches the strokes of the open picture: the server has some that this page does not have.
 async function sync() {
   const picture = current;
-  const found = await get(ofPicture(picture.id, "strokes"));
-  if (picture !== current || drawn) return; // `up` calls again
+  let found;
+  do found = await get(ofPicture(picture.id, "strokes"));
+  while (found.version < picture.version); // it was on its way while this page's own change was saved
   Object.assign(picture, found);
   for (const change of changes.of(picture.id)) apply(picture, change);
+  showMark(picture.id);
+  if (picture !== current) return;
   showStrokes();
   await predict();
 }
@@ -270,7 +276,8 @@ function down(event) {
   if (panning || event.button !== 0) return;
   const number = chosen.tool === "erase" ? UNLABELLED : chosen.class;
   const usual = { id: newId(), kind: "line", class: number, width: chosen.width, source: "human", time: now() };
-  drawn = { stroke: { ...usual, points: [view.place(event)] }, tool: chosen.tool, pointer: event.pointerId, kind: event.pointerType };
+  const stroke = { ...usual, points: [view.place(event)] };
+  drawn = { stroke, inked: 1, tool: chosen.tool, pointer: event.pointerId, kind: event.pointerType };
   inkTo(event);
 }
 
@@ -303,11 +310,15 @@ function twoFingers(before, event) {
 
 // Paints the newest piece of the line, and measures the time from the pointer's event.
 function inkTo(event) {
-  const { stroke, tool } = drawn;
-  view.addStroke({ ...stroke, width: tool === "fill" ? 2 : stroke.width, points: stroke.points.slice(-3) });
+  const ink = inkOf(drawn);
+  view.addStroke({ ...ink, points: ink.points.slice(drawn.inked - 1) });
+  drawn.inked = ink.points.length;
   view.paint();
   performance.measure("pointer to ink", { start: event.timeStamp });
+  if (performance.getEntriesByName("pointer to ink").length > 5000) performance.clearMeasures("pointer to ink");
 }
+
+const inkOf = ({ stroke, tool }) => ({ ...stroke, width: tool === "fill" ? 2 : stroke.width });
 
 async function up(event) {
   pointers.delete(event.pointerId);
@@ -330,6 +341,7 @@ async function up(event) {
     strokes.push({ ...stroke, id: start ? newId() : stroke.id, points: stroke.points.slice(start, start + MOST_POINTS) });
   }
   remember(picture, strokes);
+  showStrokes();
   changes.push({ id: picture.id, add: strokes, remove: [] });
 }
 
@@ -422,18 +434,22 @@ const KEYS = {
   ArrowRight: () => open_(1),
 };
 
+const REPEATED = /^([[\]z]|Arrow.*)$/i; // keys that may be held
+
 function key(event) {
   if (event.target.matches?.('input[type="text"]')) return;
   const isSpace = event.key === " " && !event.target.matches?.("button, summary, .button");
   const hasAltGr = event.getModifierState("AltGraph");
   const isCommand = (event.ctrlKey || event.metaKey) && !hasAltGr;
-  let action = event.altKey && !hasAltGr ? null : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (event.altKey && !hasAltGr) return;
+  let action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (isCommand) action = event.key.toLowerCase() === "z" ? () => stepBack(...(event.shiftKey ? ["redo", "undo"] : ["undo", "redo"])) : null;
   else if (/^[1-9]$/.test(event.key)) {
     const number = Number(event.key) - 1;
     action = () => number < state.classes.length && choose({ class: number, tool: chosen.tool === "erase" ? "brush" : chosen.tool });
   }
   if (event.target.matches?.('input[type="range"]') && event.key.startsWith("Arrow")) return;
+  if (event.repeat && !REPEATED.test(event.key)) action = null;
   space ||= isSpace;
   if (action || isSpace) event.preventDefault();
   if (action) attempt(action)();
@@ -453,12 +469,15 @@ async function told(event) {
     }
   } else if (event.kind === "strokes") {
     if (event.id !== current?.id) await refresh();
-    else if (event.version > current.version && !changes.of(event.id).length && !drawn) await sync(); // else `saved` looks
+    else if (event.version > current.version && !changes.of(event.id).length) await sync(); // else `saved` looks
   } else await refresh();
 }
 
 function listen() {
   const events = new EventSource("/api/events");
+  events.onerror = () => {
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 2000); // after an answer that was no stream
+  };
   events.onmessage = (message) => attempt(told)(JSON.parse(message.data));
   events.onopen = attempt(async () => {
     await refresh();
@@ -505,7 +524,7 @@ canvas.onpointermove = move;
 canvas.onpointerup = attempt(up);
 canvas.onpointercancel = (event) => {
   pointers.delete(event.pointerId);
-  drawn = null;
+  if (drawn?.pointer === event.pointerId) drawn = null; // not if a hand beside the pen is meant
   showStrokes();
 };
 addEventListener("blur", () => { space = false; });

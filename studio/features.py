@@ -12,7 +12,7 @@ from models.pretrained import load_encoder
 from ops.resizing import resize
 
 ENCODER = "timm:efficientnet_lite0"  # its ImageNet weights are installed with the requirements
-STRIDES = (4, 8, 16)
+STRIDES = (4, 8, 16, 32)  # without 32, photos of PASCAL VOC had 9 mIoU instead of 26 after 31 pictures
 LONG_SIDE = 512  # pictures are analysed at this size
 SUPERPIXEL = 100  # pixels of a superpixel, on average
 THUMBNAIL = 224
@@ -27,8 +27,8 @@ class Analyser:
 
     @torch.inference_mode()
     def places(self, image: np.ndarray) -> np.ndarray:
-        """Returns features (h, w, D) float16 of an analysed image (H, W, 3) uint8 RGB: the encoder's maps of strides 4, 8 and
-        16 on the grid of stride 4, each map divided by its deviation, and Lab colours at three scales of blur."""
+        """Returns features (h, w, D) float16 of an analysed image (H, W, 3) uint8 RGB: the encoder's maps of strides 4 to 32
+        on the grid of stride 4, each map divided by its deviation, and Lab colours at three scales of blur."""
         maps = [
             features
             for features, stride in zip(self.encoder(normalise(to_tensor(image)[None])), self.encoder.strides, strict=True)
@@ -50,12 +50,10 @@ class Analyser:
 
 
 def analysed(image: np.ndarray) -> np.ndarray:
-    """Returns an image (H, W, 3) uint8, made smaller to `LONG_SIDE` if its longer side is larger."""
+    """Returns an image (H, W, 3) uint8, resized to the longer side `LONG_SIDE`."""
     factor = LONG_SIDE / max(image.shape[:2])
-    if factor >= 1:
-        return image
     size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
 
 
 def superpixels(image: np.ndarray) -> np.ndarray:

@@ -13,15 +13,15 @@ from studio.features import Analyser, analysed, superpixels
 from studio.folder import StudioFolder
 
 MOST_PLACES = 400  # of a class in a picture
-MOST_IN_ALL = 20_000
-KEPT = 60  # pictures whose features stay in memory, 7 MB each
+MOST_IN_ALL = 12_000
+KEPT = 25  # pictures whose features stay in memory, 17 MB each
 WEIGHT_DECAY = 1e-3
 ITERATIONS = 25
 
 
 @dataclass
 class Prediction:
-    """A prediction at the size of the analysed picture."""
+    """A prediction. Its size may differ from the picture's."""
 
     classes: np.ndarray
     """(H, W) uint8, the most likely class"""

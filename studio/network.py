@@ -2,7 +2,7 @@
 
     python -m studio.network FOLDER --checkpoint FOLDER/studio/rounds/1/best.pt --classes '[0, 2]'
 
-Writes FOLDER/studio/predictions/ID.npz at the size of the analysed picture: `classes` and `entropy` (0 to 255 for 0 to 1),
+Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy` (0 to 255 for 0 to 1),
 (H, W) uint8, and `probabilities` (0 to 255), (C, H, W) uint8. A picture that cannot be read is reported and left out.
 """
 
@@ -22,7 +22,7 @@ from engine import distributed
 from engine.checkpoint import load_model
 from engine.inference import predict_image
 from errors import UserError, run
-from studio.features import analysed
+from studio.features import LONG_SIDE
 from studio.pictures import files_in
 
 
@@ -52,12 +52,13 @@ def main() -> None:
     allowed = np.isin(np.arange(len(method.classes)), config.classes)
     for path in files_in(Path(config.folder)):
         try:
-            image = analysed(read_image(path))
+            image = read_image(path)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
+        settings = InferenceConfig(long_side=min(LONG_SIDE, max(image.shape[:2])))
         with torch.inference_mode(), distributed.autocast(device, precision):
-            probabilities = predict_image(method, image, InferenceConfig(), device, allowed).cpu().numpy()
+            probabilities = predict_image(method, image, settings, device, allowed).cpu().numpy()
         entropy = -(probabilities * np.log(probabilities.clip(1e-12))).sum(axis=0) / math.log(len(probabilities))
         with atomic_write(out / f"{path.stem}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(

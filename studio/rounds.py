@@ -25,7 +25,7 @@ from datasets.files import UNLABELLED, atomic_write
 from engine.provenance import REPOSITORY
 from studio.folder import StudioFolder
 
-STEPS = (20, 40, 80, 120)  # of the first rounds; later rounds have as many as the last
+STEPS = (12, 30, 60, 120)  # of the first rounds; later rounds have as many as the last
 UR_ROUNDS = 3  # rounds of UR; then SS follows
 UNCHANGED_ROUNDS = 5  # rounds without a new stroke before training waits
 ATTEMPTS = 3  # of a round that something kills

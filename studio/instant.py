@@ -13,7 +13,7 @@ from studio.features import Analyser, analysed, superpixels
 from studio.folder import StudioFolder
 
 MOST_PLACES = 400  # of a class in a picture
-MOST_IN_ALL = 12_000
+MOST_IN_ALL = 20_000
 KEPT = 25  # pictures whose features stay in memory, 17 MB each
 WEIGHT_DECAY = 1e-3
 ITERATIONS = 25

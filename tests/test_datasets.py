@@ -380,7 +380,7 @@ def test_colour_alone_does_not_solve_the_demo():
     for colour, (_, mask) in zip(colours[20:], pictures[20:], strict=True):
         np.add.at(matrix, (mask, counts.argmax(0)[colour]), 1)
     hit = matrix.diagonal()
-    assert (hit / (matrix.sum(0) + matrix.sum(1) - hit)).mean() < 0.33
+    assert (hit / (matrix.sum(0) + matrix.sum(1) - hit)).mean() < 0.45, "the demo's networks have 75 and more"
 
 
 def test_demo_scribbles_agree_with_the_masks_and_are_sparse(tiny):
@@ -388,4 +388,4 @@ def test_demo_scribbles_agree_with_the_masks_and_are_sparse(tiny):
         scribble, mask = (read_label(tiny / folder / f"{name}.png") for folder in ("scribbles", "SegmentationClass"))
         drawn = scribble != UNLABELLED
         assert (scribble[drawn] == mask[drawn]).all()
-        assert 0.005 < drawn.mean() < 0.08
+        assert 0.005 < drawn.mean() < 0.2  # of small pictures; of the demo, 2 to 7%

@@ -171,9 +171,9 @@ function showStrokes() {
 // Fetches the strokes of the open picture: the server has some that this page does not have.
 async function sync() {
   const picture = current;
-  let found;
-  do found = await get(ofPicture(picture.id, "strokes"));
-  while (found.version < picture.version); // it was on its way while this page's own change was saved
+  let found = await get(ofPicture(picture.id, "strokes"));
+  // An older version was on its way while this page's own change was saved.
+  if (found.version < picture.version) found = await get(ofPicture(picture.id, "strokes"));
   Object.assign(picture, found);
   for (const change of changes.of(picture.id)) apply(picture, change);
   showMark(picture.id);

@@ -12,7 +12,7 @@ from models.pretrained import load_encoder
 from ops.resizing import resize
 
 ENCODER = "timm:efficientnet_lite0"  # its ImageNet weights are installed with the requirements
-STRIDES = (4, 8, 16, 32)  # without 32, photos of PASCAL VOC had 9 mIoU instead of 26 after 31 pictures
+STRIDES = (4, 8, 16, 32)  # stride 32 tells the classes of photos apart: docs/studio.md
 LONG_SIDE = 512  # pictures are analysed at this size
 SUPERPIXEL = 100  # pixels of a superpixel, on average
 THUMBNAIL = 224

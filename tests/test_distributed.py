@@ -79,9 +79,10 @@ def assert_same_training(run, single, weights=1e-5, losses=1e-5):
     for ours, theirs in zip(lines(run), lines(single), strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
-            # Rounding of the weights may change the class of a pixel between two classes.
+            # Rounding of the weights may change the class of a pixel between two classes, or the side of a ReLU.
             tolerance = 1e-3 if key.startswith("val_") else 1e-6
-            assert ours[key] == (None if value is None else pytest.approx(value, rel=losses, abs=tolerance)), key
+            relative = 2e-3 if key.startswith("gradient/") else losses
+            assert ours[key] == (None if value is None else pytest.approx(value, rel=relative, abs=tolerance)), key
 
 
 def test_three_processes_train_like_one_process(tiny, single, tmp_path):

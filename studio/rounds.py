@@ -5,8 +5,8 @@
     studio/rounds/N/                its run folder
     studio/predictions/             predictions of the last finished round, and of which round (round.json)
 
-A round trains on the pictures that have labels when it begins; new strokes on them count at once. A stopped or killed round
-goes on where it was. More classes or other configs start again from ImageNet weights.
+A round trains on the pictures that have labels when it begins; new strokes on them count at once. A paused round goes on where
+it was; a killed one begins again from its last checkpoint. More classes or other configs start again from ImageNet weights.
 """
 
 import ctypes

@@ -5,6 +5,7 @@ from pathlib import Path
 from datasets.folder_layout import folder_index
 from datasets.index import Index, read_class_file
 from datasets.official.acdc import ACDC_CLASSES
+from datasets.official.ade20k import ADE20K_CLASSES
 from datasets.official.camvid import CAMVID_CLASSES
 from datasets.official.cityscapes import CITYSCAPES_CLASSES
 from datasets.official.coco import COCO_CLASSES
@@ -19,6 +20,7 @@ CLASS_LISTS = {
     "context": CONTEXT_CLASSES,
     "cityscapes": CITYSCAPES_CLASSES,
     "coco": COCO_CLASSES,
+    "ade20k": ADE20K_CLASSES,
     "acdc": ACDC_CLASSES,
     "camvid": CAMVID_CLASSES,
 }

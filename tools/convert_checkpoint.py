@@ -31,7 +31,7 @@ class ConvertConfig:
     shrink: PositiveInt = 1
     """shrink of the random walk in the released training command"""
     classes: str | None = None
-    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names; unset: the list with as many names"""
+    """voc, context, cityscapes, coco, ade20k, acdc, camvid, or a file of class names; unset: the list with as many names"""
 
 
 def main() -> None:

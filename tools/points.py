@@ -37,7 +37,7 @@ class PointsConfig(BatchConfig):
     out: str
     """folder for the label PNGs"""
     classes: str = "voc"
-    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names in id order"""
+    """voc, context, cityscapes, coco, ade20k, acdc, camvid, or a text file of class names in id order"""
     width: PositiveInt = 3
     """diameter of a dot, pixels"""
 

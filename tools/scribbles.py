@@ -1,9 +1,10 @@
-"""Makes scribbles: from ScribbleSup's XML, from dense masks, or thinner scribbles for robustness studies.
+"""Makes scribbles: from published ones, from dense masks, or thinner scribbles for robustness studies.
 
-    python -m tools.scribbles xml2png  --xml pascal_2012/ --classes voc --out DATA/scribbles
-    python -m tools.scribbles generate --masks DATA/SegmentationClass --out DATA/scribbles
-    python -m tools.scribbles shrink   --scribbles DATA/scribbles --ratio 0.5 --out DATA/scribbles_shrink0.5
-    python -m tools.scribbles drop     --scribbles DATA/scribbles --probability 0.5 --out DATA/scribbles_drop0.5
+    python -m tools.scribbles xml2png       --xml pascal_2012/ --classes voc --out DATA/scribbles
+    python -m tools.scribbles scribbles4all --scribbles s4ADE20K --data ade20k --out DATA/scribbles
+    python -m tools.scribbles generate      --masks DATA/SegmentationClass --out DATA/scribbles
+    python -m tools.scribbles shrink        --scribbles DATA/scribbles --ratio 0.5 --out DATA/scribbles_shrink0.5
+    python -m tools.scribbles drop          --scribbles DATA/scribbles --probability 0.5 --out DATA/scribbles_drop0.5
 
 Each command writes palette PNGs, 255 = unlabelled, and its settings in scribbles.json. Existing files are skipped. Unreadable
 files do not stop the other files; they are listed at the end (exit code 1).
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
@@ -22,6 +24,7 @@ from datasets import class_names
 from datasets.drawing.scribbles import draw_scribbles, generator
 from datasets.drawing.strokes import drop, shrink
 from datasets.files import UNLABELLED, read_label, write_label
+from datasets.official.scribbles4all import read_scribbles, scribble_files
 from datasets.official.scribblesup import read_annotation
 from engine.provenance import open_output_folder
 from errors import UserError, run
@@ -37,9 +40,21 @@ class Xml2PngConfig(BatchConfig):
     out: str
     """folder for the label PNGs"""
     classes: str = "voc"
-    """voc, context, cityscapes, coco, acdc, camvid, or a text file of class names in id order"""
+    """voc, context, cityscapes, coco, ade20k, acdc, camvid, or a text file of class names in id order"""
     width: PositiveInt = 3
     """width of a stroke, pixels"""
+
+
+@dataclass(kw_only=True)
+class Scribbles4AllConfig(BatchConfig):
+    """Scribbles for All (s4Pascal, s4Cityscapes, s4KITTI360, s4ADE20K) to label PNGs, named like tools.prepare's images."""
+
+    scribbles: str
+    """folder of the unpacked archives; every .png below it is read"""
+    data: Literal["voc", "cityscapes", "kitti360", "ade20k"]
+    """the data set whose images have the scribbles"""
+    out: str
+    """folder for the label PNGs"""
 
 
 @dataclass(kw_only=True)
@@ -86,7 +101,13 @@ class DropConfig(BatchConfig):
     """another seed drops other strokes"""
 
 
-COMMANDS = {"xml2png": Xml2PngConfig, "generate": GenerateConfig, "shrink": ShrinkConfig, "drop": DropConfig}
+COMMANDS = {
+    "xml2png": Xml2PngConfig,
+    "scribbles4all": Scribbles4AllConfig,
+    "generate": GenerateConfig,
+    "shrink": ShrinkConfig,
+    "drop": DropConfig,
+}
 
 
 def main() -> int:
@@ -94,13 +115,15 @@ def main() -> int:
     command, config = parse_command(COMMANDS, __doc__)
     made: dict[str, tuple[str, str, Callable]] = {
         "xml2png": ("xml", ".xml", from_xml),
+        "scribbles4all": ("scribbles", ".png", from_scribbles4all),
         "generate": ("masks", ".png", from_mask),
         "shrink": ("scribbles", ".png", shrunk),
         "drop": ("scribbles", ".png", dropped),
     }
     source, suffix, make = made[command]
     out = Path(config.out)
-    files = files_in(Path(getattr(config, source)), suffix)
+    folder = Path(getattr(config, source))
+    files = scribble_files(folder, config.data) if command == "scribbles4all" else files_in(folder, suffix)
     ids = {"class_names": class_names(config.classes)} if command == "xml2png" else {}
     open_output_folder(out / "scribbles.json", {"command": command} | ids | config.settings())
     counts, code = process(
@@ -129,6 +152,12 @@ def write(make: Callable, config: BatchConfig, out: Path, name: str, path: Path)
 def from_xml(config: Xml2PngConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns the label that an annotation draws, twice: an annotation has no source label."""
     label = read_annotation(path, class_names(config.classes), config.width)
+    return label, label
+
+
+def from_scribbles4all(config: Scribbles4AllConfig, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scribbles with class ids, twice: they have no source label."""
+    label = read_scribbles(path, config.data)
     return label, label
 
 

@@ -15,6 +15,9 @@ LABEL_IDS = {
     "motorcycle": 32, "bicycle": 33,
 }  # fmt: skip
 CITYSCAPES_CLASSES = tuple(LABEL_IDS)
+TRAIN_IDS = np.full(256, UNLABELLED, np.uint8)
+"""label id -> train id, 255 = void"""
+TRAIN_IDS[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
 
 PAGE = "https://www.cityscapes-dataset.com/downloads/"
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -40,6 +43,4 @@ def read_cityscapes(root: Path) -> Source:
 
 def read_cityscapes_label(path: Path) -> np.ndarray:
     """Reads a label of label ids as (H, W) uint8 train ids, 255 = void. Raises UserError if the label is unreadable."""
-    numbers = np.full(256, UNLABELLED, np.uint8)
-    numbers[list(LABEL_IDS.values())] = np.arange(len(LABEL_IDS))
-    return numbers[read_label(path)]
+    return TRAIN_IDS[read_label(path)]

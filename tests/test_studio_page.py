@@ -174,7 +174,8 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     # Training, whose prediction appears; the person pauses it.
     keys(browser, "t")
     wait_for(lambda: "Predictions of round 1" in browser.find_element(By.ID, "training").text)
-    assert browser.find_element(By.CSS_SELECTOR, '[data-source="network"]').get_attribute("aria-pressed") == "true"
+    network = browser.find_element(By.CSS_SELECTOR, '[data-source="network"]')
+    wait_for(lambda: network.get_attribute("aria-pressed") == "true", 20)
     keys(browser, "t")
     wait_for(lambda: browser.find_element(By.ID, "training").text.startswith("paused"), 60)
     wait_for(lambda: any(texts(browser, "#classes small")), 20)

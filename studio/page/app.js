@@ -14,6 +14,7 @@ const MOST_POINTS = 5000; // of a stroke; a longer line becomes several
 let state = { pictures: [], classes: [], training: {} };
 let current = null; // the open picture: {id, version, strokes, undo, redo}; undo and redo are lists of lists of strokes
 let chosen = { class: 0, tool: "brush", width: 6, source: "instant" };
+let predicted = 0; // the round of the network whose predictions are shown
 const passed = new Set(); // pictures that the person skipped with N
 const opened = new Map(); // id -> picture that was open before, with its undo and redo
 
@@ -28,6 +29,7 @@ async function refresh() {
   }
   if (!key) {
     changes.open(state.key);
+    predicted = state.training.predicted;
     say(state.notes.join("; "));
   }
   view.colours = state.classes.map((entry) => entry.colour);
@@ -129,10 +131,10 @@ function sharesOfClasses() {
 }
 
 function showTraining() {
-  const { running, activity, round, step, steps, predicted } = state.training;
+  const { running, activity, round, step, steps } = state.training;
   $("train").replaceChildren(running ? "Pause " : "Train ", make("kbd", { textContent: "T" }));
   const where = running ? `round ${round}: ${activity}${activity === "training" ? `, step ${step} of ${steps}` : ""}` : activity;
-  $("training").textContent = predicted ? `${where}. Predictions of round ${predicted}.` : where;
+  $("training").textContent = state.training.predicted ? `${where}. Predictions of round ${state.training.predicted}.` : where;
 }
 
 function choose(what) {
@@ -459,14 +461,13 @@ function key(event) {
 
 async function told(event) {
   if (event.kind === "training") {
-    const before = state.training.predicted;
     state.training = event.training;
     showTraining();
+    const before = predicted;
+    predicted = event.training.predicted;
+    if (predicted && !before) choose({ source: "network" });
     plot($("curves"), await get("curves"));
-    if (event.training.predicted !== before) {
-      if (!before) choose({ source: "network" });
-      await predict();
-    }
+    if (predicted !== before) await predict();
   } else if (event.kind === "strokes") {
     if (event.id !== current?.id) await refresh();
     else if (event.version > current.version && !changes.of(event.id).length) await sync(); // else `saved` looks

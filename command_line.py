@@ -205,6 +205,12 @@ def _one_line(message: str, keys: list[str]) -> str:
     """Returns jsonargparse's message as one line. An unknown key gets the nearest of `keys`, a wrong choice the nearest
     choice."""
     message = " ".join(message.split())
+    missing = re.search(r"Unable to load config ['\"](.*?)['\"]", message)
+    if missing and not Path(missing[1]).exists():
+        return f"{missing[1]}: no such file"
+    names = re.search(r"key \"([\w.]+)\": Expected a <class 'tuple'>.*?Got value: ([\w./]+)", message)
+    if names:
+        return f"{names[1]}: a list is expected: --{names[1]} '[{names[2]}]'"
     number = re.search(r"key \"([\w.]+)\": .*?(" + "|".join(NUMBERS) + ")", message)
     if number:
         given = (

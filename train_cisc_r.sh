@@ -16,7 +16,7 @@ STEP1=${STEP1:-}                                             # flags of train.py
 REDUCE=${REDUCE:-mean}                                       # rank unlabelled images by the mean over their classes, or by the sum
 
 . tools/stages.sh
-start_over "pairs retrain1 retrain2" "$@"
+start_over "pairs retrain1 retrain2" cisc_r/voc "$@"
 
 # A training of a step: step NAME CONFIG LIST LABELS [flags]
 step() {

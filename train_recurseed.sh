@@ -14,7 +14,7 @@ PRESET=${PRESET:-recurseed}                                  # inference setting
 STEP4=${STEP4:-}                                             # flags of train.py for step 4, such as "--train.epochs 40"
 
 . tools/stages.sh
-start_over "single_stage multi_stage" "$@"
+start_over "single_stage multi_stage" recurseed/voc "$@"
 
 echo "step 1 of 4: check the tags"
 python -m tools.check_dataset "$DATA_ROOT" --labels tags.json --truth "$MASKS" --train_split "$TRAIN_SPLIT" \

@@ -39,14 +39,15 @@ def hours_of(name: str, cost: CostConfig) -> tuple[str, float] | None:
 
 
 def draw_costs(points: Mapping[str, tuple[float, list[float]]], out: Path) -> None:
-    """Draws mIoU over hours of annotation into the PNG `out`. points: name -> (hours, mIoU of each run in [0, 1])."""
+    """Draws mIoU over hours of annotation into the PNG `out`. points: key of `CostConfig.runs` -> (hours, mIoU of
+    each run in [0, 1])."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name, (hours, scores) in sorted(points.items(), key=lambda entry: entry[1][0]):
         percent = [100 * score for score in scores]
         mean = sum(percent) / len(percent)
         dots = axis.scatter([hours] * len(percent), percent, s=14)
         axis.scatter([hours], [mean], s=110, facecolor="none", edgecolor=dots.get_facecolor())  # a ring at the mean
-        axis.annotate(f"{name} {mean:.1f}", (hours, mean), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        axis.annotate(f"{name.strip('_*')} {mean:.1f}", (hours, mean), xytext=(7, 4), textcoords="offset points", fontsize=9)
     axis.set_xscale("log")
     axis.set_xlabel("hours of annotation")
     axis.set_ylabel("mIoU in %")

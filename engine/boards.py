@@ -8,6 +8,7 @@ the steps between the checkpoint and the stop twice.
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,6 @@ from torch.utils.tensorboard import SummaryWriter
 from config import BoardName
 from datasets.files import atomic_write
 from errors import UserError
-
-PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}  # what to install
 
 
 class Board(Protocol):
@@ -36,8 +35,8 @@ class Board(Protocol):
     def flush(self) -> None:
         """Returns when everything is written."""
 
-    def close(self) -> None:
-        """Ends the board's run."""
+    def close(self, finished: bool) -> None:
+        """Ends the board's run. finished: whether all steps are done."""
 
 
 class TensorBoard:
@@ -59,7 +58,7 @@ class TensorBoard:
         """Returns when everything is written."""
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Closes the file."""
         self.writer.close()
 
@@ -86,8 +85,8 @@ class MLflow:
 
     def figures(self, step: int, figures: dict[str, float]) -> None:
         """Takes figures by name."""
-        for name, value in figures.items():
-            self.client.log_metric(self.run, name, value, step=step)
+        for name, value in figures.items():  # names have the classes of the data, and MLflow refuses brackets, commas and more
+            self.client.log_metric(self.run, re.sub(r"[^/\w.\- :]", "_", name), value, step=step)
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Takes a picture."""
@@ -96,9 +95,9 @@ class MLflow:
     def flush(self) -> None:
         """Does nothing: each call has written."""
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Ends the run."""
-        self.client.set_terminated(self.run)
+        self.client.set_terminated(self.run, "FINISHED" if finished else "KILLED")
 
 
 class Wandb:
@@ -124,9 +123,9 @@ class Wandb:
     def flush(self) -> None:
         """Does nothing: a process of wandb writes."""
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Ends the run, and waits until everything is written."""
-        self.run.finish()
+        self.run.finish(exit_code=int(not finished))
 
 
 BOARDS: dict[BoardName, Callable[[Path, int, dict[str, Any]], Board]] = {
@@ -139,14 +138,28 @@ BOARDS: dict[BoardName, Callable[[Path, int, dict[str, Any]], Board]] = {
 def open_boards(names: tuple[BoardName, ...], out: Path, first: int, settings: dict[str, Any]) -> list[Board]:
     """Opens the boards of a run. first: the step that the run resumes from. settings: by dotted key, for the board's table of
     runs. Raises UserError if a package is missing, or if a board cannot be opened."""
-    return [BOARDS[name](out, first, settings) for name in names]
-
-
-def _imported(module: str) -> Any:
+    opened: list[Board] = []
     try:
-        return importlib.import_module(module)
+        for name in names:
+            opened.append(BOARDS[name](out, first, settings))
+    except UserError:
+        for board in opened:
+            board.close(finished=False)
+        raise
+    return opened
+
+
+def check_boards(names: tuple[BoardName, ...]) -> None:
+    """Raises UserError if the package of a board is missing."""
+    for name in names:
+        if name != "tensorboard":  # of the requirements
+            _imported(name)
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
     except ImportError as error:
-        package = PACKAGES[module.partition(".")[0]]
         raise UserError(f"--log {package}: the package is missing: run pip install {package}") from error
 
 

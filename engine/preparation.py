@@ -22,6 +22,7 @@ from datasets.index import Index, resolve_folder, spread_positions
 from datasets.partners import Partners, class_lists, read_class_lists
 from datasets.segmentation import LABELLED_STREAM, PARTNER_STREAM, SegmentationDataset, Superpixels
 from engine import distributed
+from engine.boards import check_boards
 from engine.checkpoint import check_classes, load_model, load_weights, read_checkpoint
 from engine.inspection import first_batch
 from engine.loading import Loaders, augmentation, check_batch
@@ -105,6 +106,7 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     if config.deterministic:
         be_deterministic()
     torch.manual_seed(settings.seed)
+    check_boards(config.log)
     if process.is_main:
         draw_if_missing(data.root)
     distributed.wait_for_all()

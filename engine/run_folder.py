@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from config import Config
 from datasets.files import atomic_write
 from datasets.index import Index, resolve_folder
 from datasets.segmentation import SegmentationDataset
-from engine.boards import open_boards
+from engine.boards import Board, open_boards
 from engine.checkpoint import read_checkpoint
 from engine.provenance import circumstances, file_sha256, lines_sha256
 from engine.shared import weights_file
@@ -88,6 +88,8 @@ def open_run_folder(config: Config, made_from: dict, process_count: int, device:
                 "inside.png",
                 "report.html",
                 "run.json",
+                "mlflow.json",
+                "wandb.json",
                 "events.out.*",
             ):
                 for file in out.glob(old):
@@ -187,27 +189,35 @@ class Log:
         """Writes a picture grid to OUT/NAME.png and the boards."""
         with atomic_write(self.out / f"{name}.png") as temporary:
             grid.save(temporary, "PNG")
-        for board in self.boards:
-            board.picture(step, name, grid)
+        self._tell(lambda board: board.picture(step, name, grid))
 
     def flush(self) -> None:
         """Returns when all lines are on the disk. A checkpoint must not be ahead of the lines."""
         os.fsync(self.lines.fileno())
-        for board in self.boards:
-            board.flush()
+        self._tell(lambda board: board.flush())
 
     def close(self) -> None:
         """Closes the file and the boards."""
+        finished = self.bar.n >= self.bar.total
         self.bar.close()
         self.lines.close()
-        for board in self.boards:
-            board.close()
+        self._tell(lambda board: board.close(finished))
 
     def _write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        for board in self.boards:
-            board.figures(step, values)
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         print(json.dumps({"step": step, "epoch": round(epoch, 4)} | line), file=self.lines)
+        self._tell(lambda board: board.figures(step, values))
+
+    def _tell(self, what: Callable[[Board], None]) -> None:
+        """Tells every board. A board that fails is left out from then on: a server that restarts must not end a run of days.
+        metrics.jsonl has all figures."""
+        for board in tuple(self.boards):
+            try:
+                what(board)
+            except Exception as error:  # each board's package has its own kinds
+                self.boards.remove(board)
+                name = type(board).__name__
+                self.bar.write(f"note: {name} failed and gets nothing more until the run resumes ({error})", file=sys.stderr)
 
 
 def _lines_until(metrics: Path, step: int, validated: bool) -> list[str]:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from config import ModelConfig
 from datasets.index import read_class_file
 from errors import UserError
+from methods import SETTINGS as METHODS
 
 HUB = "hf:"
 WEIGHTS, SETTINGS, CLASSES, CARD = "model.safetensors", "config.yaml", "classes.txt", "README.md"
@@ -47,11 +50,28 @@ def read_shared(weights: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
         state = load_file(weights)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, SafetensorError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable shared model ({type(error).__name__})") from error
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("method", "model")):
         raise UserError(f"{folder / SETTINGS}: not of this project: `method` and `model` are expected")
-    return {"config": config, "classes": list(read_class_file(folder / CLASSES)), "method": state}
+    version = config.pop("version", None)
+    _check_settings(config, f"{folder / SETTINGS} (written by version {version})")
+    return {"version": version, "config": config, "classes": list(read_class_file(folder / CLASSES)), "method": state}
+
+
+def _check_settings(config: dict[str, Any], where: str) -> None:
+    """Raises UserError if `config["method"]` and `config["model"]` are not settings that this version of the project has: the
+    file may come from anyone."""
+    name = config["method"].get("name")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"{where}: method.name {name} is not one of {', '.join(METHODS)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(METHODS[name], "method")
+    parser.add_class_arguments(ModelConfig, "model")
+    try:
+        parser.parse_object({part: config[part] for part in ("method", "model")})
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _downloaded(name: str) -> Path:

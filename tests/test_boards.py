@@ -4,13 +4,18 @@ import json
 import os
 import signal
 import sys
+import types
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mistakes import assert_refused
 from training import LOOP
 
 import train
+from engine import boards
+from engine.boards import TensorBoard
+from errors import UserError
 from methods.cc4s import CC4S
 
 
@@ -67,3 +72,66 @@ def test_a_missing_package_or_store_is_one_line(tiny, tmp_path, cli, monkeypatch
         patch.setitem(sys.modules, "wandb", None)
         assert_refused(cli(train.main, *command, "[wandb]"), "--log wandb: the package is missing: run pip install wandb")
     assert_refused(cli(train.main, *command, "[board]"), "log board: did you mean tensorboard?")
+    assert_refused(cli(train.main, *command, "wandb"), "log: a list is expected: --log '[wandb]'")
+    assert not (tmp_path / "out").exists()
+    pytest.importorskip("mlflow")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'file'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert_refused(cli(train.main, *command, "[mlflow]"), "--log mlflow: cannot be opened (")
+
+
+class Broken(TensorBoard):
+    """A board whose server goes away."""
+
+    def figures(self, step, figures):
+        if step > 1:
+            raise ConnectionError("the server is gone")
+
+
+@pytest.mark.slow
+def test_a_board_that_fails_does_not_end_the_run(tiny, tmp_path, cli, monkeypatch):
+    monkeypatch.setitem(boards.BOARDS, "tensorboard", Broken)
+    code, _, error = cli(train.main, *LOOP, "--data.root", tiny, "--out", tmp_path / "out")
+    assert (
+        code == 0 and error.count("note: Broken failed and gets nothing more until the run resumes (the server is gone)") == 1
+    )
+    lines = [json.loads(text) for text in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_boards_take_names_of_any_class_and_know_whether_a_run_has_finished(stores, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    for finished, status in ((True, "FINISHED"), (False, "KILLED")):
+        board = boards.MLflow(tmp_path, 0, {})
+        board.figures(3, {"labels/precision/traffic light (red), R&D's": 0.5})
+        board.close(finished)
+        run = mlflow.MlflowClient().get_run(board.run)
+        assert run.info.status == status and run.data.metrics == {"labels/precision/traffic light _red__ R_D_s": 0.5}
+
+
+def test_wandb_gets_figures_pictures_and_the_end(tmp_path, monkeypatch):
+    sent = []
+
+    class Run:
+        id = "one"
+        log = staticmethod(lambda figures, step: sent.append((figures, step)))
+        finish = staticmethod(lambda exit_code: sent.append(exit_code))
+
+    stand_in = types.SimpleNamespace(init=lambda **how: Run, Settings=lambda **how: None, Image=lambda picture: picture.size)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    board = boards.Wandb(tmp_path, 0, {})
+    board.figures(2, {"loss": 1.5})
+    board.picture(2, "pictures", Image.new("RGB", (4, 3)))
+    board.close(finished=False)
+    assert sent == [({"loss": 1.5}, 2), ({"pictures": (4, 3)}, 2), 1]
+
+
+def test_a_board_that_cannot_be_opened_closes_the_others(stores, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb: the package is missing"):
+        boards.open_boards(("mlflow", "wandb"), tmp_path, 0, {})
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.info.status == "KILLED"

@@ -26,7 +26,8 @@ def trained(checkpoints, tmp_path, tiny, cli):
     run.mkdir()
     shutil.copy(checkpoints / "seven.pt", run / "best.pt")
     Image.new("RGB", (40, 30)).save(run / "pictures.png")
-    session = {"command": "python train.py --out runs/ur", "commit": "abc123", "device": "cpu", "processes": 1, "first_step": 0}
+    command = "python train.py --out runs/ur --data.root ../../home/ann/voc --data.labels '[/home/ann/a, ~/data/b]'"
+    session = {"command": command, "commit": "abc123", "device": "cpu", "processes": 1, "first_step": 0}
     (run / "run.json").write_text(json.dumps({"sessions": [session]}))
     flags = ["--checkpoint", run / "best.pt", "--data.root", tiny, "--out", run / "evaluation", "--workers", "0"]
     code, _, error = cli(evaluate.main, *flags)
@@ -73,6 +74,7 @@ def test_the_card_has_scores_command_classes_and_no_path_of_the_machine(trained,
     assert header["license"] == "mit" and header["pipeline_tag"] == "image-segmentation"
     for part in (f"| mIoU | {100 * scores['miou']:.2f} |", "python train.py --out runs/ur", "abc123", "disc", "picture.jpg"):
         assert part in text
+    assert "runs/ur --data.root voc --data.labels '[a, b]'" in text, "folders of the machine are left out"
     assert str(trained.parent) not in text and str(trained.parent) not in (shared_model / "config.yaml").read_text()
     assert np.asarray(Image.open(shared_model / "picture.jpg")).shape == (30, 40, 3)
 
@@ -118,7 +120,12 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, tmp_path, cli, monkeypa
     monkeypatch.setattr(Hub, "create_repo", fails)
     answer = cli(share.main, trained, "--out", tmp_path / "other", "--push", "someone/ur")
     assert_refused(answer, "--push someone/ur: not uploaded (ConnectionError: no network)")
-    assert (tmp_path / "other/model.safetensors").is_file()
+    assert (tmp_path / "other/model.safetensors").is_file() and f"hf upload someone/ur {tmp_path / 'other'}" in answer[2]
+
+
+def change(folder, part, **settings):
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(content | {part: content[part] | settings}))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +137,13 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, tmp_path, cli, monkeypa
         (lambda folder: torch.save({"a": 1}, folder / "model.safetensors"), "not a readable shared model (SafetensorError)"),
         (lambda folder: (folder / "config.yaml").write_text("architectures: [X]"), "not of this project"),
         (lambda folder: (folder / "config.yaml").write_text("a: ["), "not a readable shared model"),
+        (lambda folder: (folder / "config.yaml").write_text("[" * 5000), "not a readable shared model (RecursionError)"),
+        (lambda folder: change(folder, "model", backbone=7), "Expected a <class 'str'>. Got value: 7"),
+        (lambda folder: change(folder, "model", decoder="foo"), "Got value: foo"),
+        (lambda folder: change(folder, "model", backbone="timm:local-dir:x"), "timm:local-dir:x"),
+        (lambda folder: change(folder, "method", shrink="x"), "method.shrink"),
+        (lambda folder: change(folder, "method", name="other"), "method.name other is not one of cc4s, "),
+        (lambda folder: change(folder, "method", later=1), "(written by version 0.2.0)"),
     ],
 )
 def test_a_folder_of_another_project_or_with_a_pickle_is_refused(shared_model, spoil, message, tmp_path, cli):
@@ -144,8 +158,10 @@ def test_scores_of_other_weights_are_refused_and_a_model_without_records_has_a_s
     answer = cli(share.main, trained, "--out", tmp_path / "given")
     assert_refused(answer, f"{trained / 'evaluation'} is of another checkpoint than")
     shutil.rmtree(trained / "evaluation")
-    (trained / "run.json").unlink()
-    assert cli(share.main, trained, "--out", tmp_path / "given")[0] == 0
+    (trained / "run.json").write_text('{"sessions": []}')
+    (trained / "pictures.png").write_bytes(b"damaged")
+    code, _, error = cli(share.main, trained, "--out", tmp_path / "given")
+    assert code == 0 and "the card has no picture" in error
     text = (tmp_path / "given/README.md").read_text()
     assert "Not evaluated." in text and "## Training" not in text
 

@@ -110,7 +110,7 @@ def main() -> None:
         for path, scores in zip(runs, evaluations, strict=True):
             cost = costs[path.name]
             if cost is not None:
-                points.setdefault(cost[0].strip("_*"), (cost[1], []))[1].append(scores["miou"])
+                points.setdefault(cost[0], (cost[1], []))[1].append(scores["miou"])
         figure = Path(config.folder) / "cost.png"
         draw_costs(points, figure)
         print(f"mIoU over hours of annotation: {figure}")

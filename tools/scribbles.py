@@ -50,7 +50,7 @@ class Scribbles4AllConfig(BatchConfig):
     """Scribbles for All (s4Pascal, s4Cityscapes, s4KITTI360, s4ADE20K) to label PNGs, named like tools.prepare's images."""
 
     scribbles: str
-    """folder of the unpacked archives; every .png below it is read"""
+    """folder of the unpacked archives; all scribble maps below it are read"""
     data: Literal["voc", "cityscapes", "kitti360", "ade20k"]
     """the data set whose images have the scribbles"""
     out: str

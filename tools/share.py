@@ -7,7 +7,9 @@ The card, README.md, is made from the run's evaluation (evaluate.sh writes RUN/e
 `engine.checkpoint.load_model` read the folder, and after --push also hf:USER/NAME.
 """
 
+import re
 import shutil
+import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +63,11 @@ def main() -> None:
         weights = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in content["method"].items()}
         save_file(weights, partial / WEIGHTS)
         settings = {part: content["config"][part] for part in ("method", "model", "train") if part in content["config"]}
+        model = settings["model"]
+        settings |= {"version": content.get("version"), "model": model | {"weights": public(model["weights"])}}
         (partial / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         (partial / CLASSES).write_text("".join(f"{name}\n" for name in content["classes"]), encoding="utf-8")
-        has_picture = (source / "pictures.png").is_file()
-        if has_picture:
-            Image.open(source / "pictures.png").convert("RGB").save(partial / PICTURE, quality=88)
+        has_picture = copy_picture(source / "pictures.png", partial / PICTURE)
         record = read_record(source / "run.json") or {}
         (partial / CARD).write_text(card(out.name, content, scores, record, config, has_picture), encoding="utf-8")
         partial.rename(out)
@@ -74,6 +76,23 @@ def main() -> None:
     print(f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
     if config.push:
         print(push(out, config.push))
+
+
+def copy_picture(source: Path, out: Path) -> bool:
+    """Writes the picture `source` as a JPEG. Returns whether there is a picture; prints a note for a damaged one."""
+    if not source.is_file():
+        return False
+    try:
+        Image.open(source).convert("RGB").save(out, quality=88)
+    except (OSError, SyntaxError) as error:  # PIL raises these on damaged files
+        print(f"note: the card has no picture: {source} is not readable ({error})", file=sys.stderr)
+        return False
+    return True
+
+
+def public(text: str) -> str:
+    """Returns a command or a path without the folders of paths that begin at the root, at home or above the repository."""
+    return re.sub(r"(?<![\w./~-])(?:\.\./|~?/)[^\s,\[\]]*/", "", text)
 
 
 def scores_of(run: Path) -> dict | None:
@@ -104,7 +123,7 @@ def card(name: str, content: dict, scores: dict | None, record: dict, config: Sh
     parts += ["## Use", f"```bash\npython predict.py --checkpoint {where} --images photos/ --out predictions/\n```"]
     parts.append(f'```python\nfrom engine.checkpoint import load_model\n\nmethod = load_model("{where}")\n```')
     parts += ["## Scores", _scores(scores) if scores else "Not evaluated."]
-    if record:
+    if record.get("sessions"):
         parts += ["## Training", _training(settings["data"], record, content.get("version"))]
     parts += ["## Classes", ", ".join(content["classes"])]
     return "\n\n".join(parts) + "\n"
@@ -120,7 +139,10 @@ def push(folder: Path, name: str) -> str:
         api.create_repo(repo_id=name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=str(folder))
     except Exception as error:  # the hub raises many kinds: no network, no login, no permission
-        raise UserError(f"--push {name}: not uploaded ({type(error).__name__}: {error}); {folder} is complete") from error
+        raise UserError(
+            f"--push {name}: not uploaded ({type(error).__name__}: {error}); {folder} is complete, so upload it "
+            f"by `hf upload {name} {folder}`"
+        ) from error
     return f"uploaded: {HUB}{name}"
 
 
@@ -142,7 +164,7 @@ def _training(data: dict[str, Any], record: dict[str, Any], version: str | None)
     last = record["sessions"][-1]
     made = f"Commit {last['commit']}, version {version or 'before 0.2.0'}, {last['processes']} x {last['device']}."
     source = f"Data: {Path(data['root']).name}, split {Path(data['train_split']).stem}, labels `{Path(data['labels']).name}`."
-    return "\n".join([f"{source} {made}", "", "```bash", last["command"], "```"])
+    return "\n".join([f"{source} {made}", "", "```bash", public(last["command"]), "```"])
 
 
 if __name__ == "__main__":

@@ -159,29 +159,37 @@ def covering_order(groups: dict[str, list[str]], classes: dict[str, set[int]], s
 
 
 def import_list(file: Path, images: Iterable[str]) -> list[str]:
-    """Returns the names in a published list, in its order, as they are in `images`. Folders before a name, the suffix and
-    Cityscapes' `_leftImg8bit` do not count. Raises UserError for a line without an image."""
+    """Returns the names in a published list, in its order and each once, as they are in `images`. Folders before a name, the
+    suffix and Cityscapes' `_leftImg8bit` do not count. Raises UserError for a line without an image."""
     known = set(images)
     names = []
-    for line in read_lines(file):
+    for line in _lines_of(file):
         path = without_suffix(line.split()[0]).removesuffix("_leftImg8bit")
         parts = path.split("/")
         found = next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in known), None)
         if found is None:
             raise UserError(f"{file}: {line.split()[0]} is not among the {len(known)} images of --splits")
         names.append(found)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def import_groups(file: Path, images: Iterable[str], pattern: str) -> list[str]:
     """Returns the images of the groups in a published list, a group per line. The group of a line or an image is the text that
     the regular expression `pattern` matches. Raises UserError for a line without a match, or without an image."""
     known = group_names(images, pattern, "--groups")
-    wanted = group_names(read_lines(file), pattern, "--groups")
+    wanted = group_names(_lines_of(file), pattern, "--groups")
     missing = [group for group in wanted if group not in known]
     if missing:
         raise UserError(f"{file}: {missing[0]} has no image in --splits")
     return [name for group in wanted for name in known[group]]
+
+
+def _lines_of(file: Path) -> list[str]:
+    """Returns the lines of a published list. Raises UserError if there is none."""
+    lines = read_lines(file)
+    if not lines:
+        raise UserError(f"{file}: the list is empty")
+    return lines
 
 
 def write_list(file: Path, names: list[str]) -> None:

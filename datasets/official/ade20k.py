@@ -8,7 +8,7 @@ from datasets.files import UNLABELLED, read_label
 from datasets.official.source import Source, require
 from errors import UserError
 
-# The first name of each line of the download's objectInfo150.txt.
+# A name of each class, in the order of the download's objectInfo150.txt.
 ADE20K_CLASSES = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet", "sidewalk",
     "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water", "painting", "sofa", "shelf",

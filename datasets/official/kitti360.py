@@ -35,14 +35,20 @@ def read_kitti360(root: Path) -> Source:
             if len(paths) != 2:
                 raise UserError(f"{file}: the line {line!r} is not an image and a label")
             name = kitti360_name(Path(paths[0]))
+            if name in images:
+                raise UserError(f"{file}: {name} is listed twice")
             splits[split].append(name)
             images[name], labels[name] = (root / path for path in paths)
     return Source(CITYSCAPES_CLASSES, splits, images, {"SegmentationClass": labels}, read_kitti360_label)
 
 
 def kitti360_name(path: Path) -> str:
-    """Returns DRIVE_FRAME of a file DRIVE/CAMERA/FOLDER/FRAME.png: frame numbers begin anew in every drive."""
-    return f"{path.parts[-4]}_{path.stem}" if len(path.parts) >= 4 else path.stem
+    """Returns DRIVE_FRAME of a file DRIVE/image_00/.../FRAME.png: frame numbers begin anew in every drive. Raises UserError for
+    another path."""
+    parts = path.parts
+    if "image_00" not in parts[1:]:
+        raise UserError(f"{path}: not in a folder DRIVE/image_00 of KITTI-360")
+    return f"{parts[parts.index('image_00', 1) - 1]}_{path.stem}"
 
 
 def read_kitti360_label(path: Path) -> np.ndarray:

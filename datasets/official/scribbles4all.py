@@ -34,7 +34,7 @@ class Layout:
 LAYOUTS = {
     "voc": Layout("*.png", lambda path: path.stem, np.arange(256, dtype=np.uint8)),
     "cityscapes": Layout(f"*{LABEL}", lambda path: path.name.removesuffix(LABEL), TRAIN_IDS),
-    "kitti360": Layout("image_00/scribble/*.png", kitti360_name, KITTI360_TRAIN_IDS),
+    "kitti360": Layout("image_00/scribble/**/*.png", kitti360_name, KITTI360_TRAIN_IDS),
     "ade20k": Layout("ADE_train_*.png", lambda path: path.stem, ADE20K_TRAIN_IDS),
 }
 
@@ -43,7 +43,7 @@ def scribble_files(folder: Path, data: str) -> dict[str, Path]:
     """Returns the scribble maps below `folder` by image name, sorted. `data`: a name in LAYOUTS. Raises UserError if there is
     none, or if two are of the same image."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob(LAYOUTS[data].files)):
+    for path in sorted(folder.resolve().rglob(LAYOUTS[data].files)):
         name = LAYOUTS[data].name(path)
         if name in files:
             raise UserError(f"{path} and {files[name]} are scribbles of the same image; give the folder of one of them")

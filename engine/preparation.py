@@ -333,5 +333,5 @@ def read_grid_images(train_set: SegmentationDataset, val_set: SegmentationDatase
                 read_label_or_none(dataset.index.labels[position]) if dataset is train_set and dataset.index.labels else None
             )
             truth = read_label_or_none(resolve_folder(Path(data.root), data.truth) / f"{name}.png")
-            rows.append((f"{split}: {name}", dataset.read(position)[0], label, truth))
+            rows.append((f"{Path(split).stem}: {name}", dataset.read(position)[0], label, truth))
     return rows

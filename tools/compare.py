@@ -123,9 +123,10 @@ def print_table(evaluations: dict[str, dict], costs: dict[str, tuple[str, float]
     """Prints a row of scores for each run. costs: the hours by run, or {} for no such column."""
     volumes = any("volumes" in scores for scores in evaluations.values())
     further = (f" {'3-D Dice':>8} {'HD95':>7}" if volumes else "") + (f" {'hours':>7}" if costs else "")
-    print(f"{'run':<16} {'mIoU':>7} {'Dice':>7} {'pixels':>7}" + further)
+    width = max(16, *map(len, evaluations))
+    print(f"{'run':<{width}} {'mIoU':>7} {'Dice':>7} {'pixels':>7}" + further)
     for name, scores in evaluations.items():
-        row = f"{name:<16} " + " ".join(f"{100 * scores[mean]:7.2f}" for mean in MEANS) + of_volumes(scores, volumes)
+        row = f"{name:<{width}} " + " ".join(f"{100 * scores[mean]:7.2f}" for mean in MEANS) + of_volumes(scores, volumes)
         if costs:
             cost = costs[name]
             row += f" {'-' if cost is None else f'{cost[1]:.1f}':>7}"

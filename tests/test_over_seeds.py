@@ -23,6 +23,8 @@ def runs(tmp_path):
         evaluated(tmp_path / str(seed) / "ur", control)
         evaluated(tmp_path / str(seed) / "ss", other)
     evaluated(tmp_path / "0" / "masks", 0.7)
+    (tmp_path / "3" / "ur").mkdir(parents=True)  # a seed that is still in training
+    (tmp_path / "3" / "ur" / "best.pt").touch()
     return tmp_path
 
 
@@ -46,4 +48,4 @@ def test_another_score_and_no_control(runs, cli):
 
 def test_mistakes_are_named(runs, cli):
     assert_refused(cli(over_seeds.main, runs, "--against", "baseline"), "--against baseline: choose ")
-    assert_refused(cli(over_seeds.main, runs / "0"), "no run SEED/RUN/best.pt in it")
+    assert_refused(cli(over_seeds.main, runs / "0"), "no evaluated run SEED/RUN in it")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from command_line import parse
-from engine.metrics import read_evaluation
+from engine.metrics import METRICS, read_evaluation
 from errors import UserError, run
 from tools.compare import EVALUATION, find_runs
 
@@ -45,9 +45,9 @@ def main() -> None:
 def read_scores(folder: Path, score: str) -> dict[str, dict[str, float]]:
     """Returns run -> seed -> score in percent. Raises UserError if there is no evaluated run."""
     scores: dict[str, dict[str, float]] = {}
-    seeds = sorted({path.parent.parent for path in folder.glob("*/*/best.pt")})
+    seeds = sorted({path.parents[2] for path in folder.glob(f"*/*/{EVALUATION}/{METRICS}")})
     if not seeds:
-        raise UserError(f"{folder}: no run SEED/RUN/best.pt in it")
+        raise UserError(f"{folder}: no evaluated run SEED/RUN in it")
     for seed in seeds:
         for path in find_runs(seed):
             scores.setdefault(path.name, {})[seed.name] = 100 * read_evaluation(path / EVALUATION)[score]

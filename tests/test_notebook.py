@@ -20,7 +20,7 @@ def test_the_notebook_runs_from_the_demo_to_a_prediction(tmp_path):
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(REPOSITORY / "docs")}}).execute()
 
     said = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
-    pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in cells]
+    pictures = [sum("image/jpeg" in output.get("data", {}) for output in cell.outputs) for cell in cells]
     assert "160 pictures with scribbles, 40 with masks" in said[0]
     assert (tmp_path / "run/best.pt").is_file() and "mean" in said[3]
     assert pictures == [0, 1, 0, 0, 1]

@@ -1,9 +1,11 @@
 """The studio's folder, server and instant loop; what a stranger's request may do; training in rounds."""
 
+import asyncio
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from datasets.drawing.strokes import line
 from datasets.files import UNLABELLED, read_label, write_label
 from errors import UserError
 from studio import rounds
-from studio.__main__ import token_of
+from studio.__main__ import listen, token_of
 from studio.export import fitting
 from studio.folder import StudioFolder
 from studio.order import TYPICAL, UNLIKE, UNSURE, next_picture
@@ -263,6 +265,24 @@ def test_the_token_is_kept_but_a_bad_one_is_replaced(tmp_path):
     assert other != token, "others could have read it"
     file.write_text("")
     assert len(token_of(file)) == 32, "cut short by a kill"
+
+
+def test_answers_do_not_wait_for_acknowledgements():
+    delayed = []
+
+    def answer(reader, writer):
+        delayed.append(not writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def ask():
+        listening = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(answer, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(ask())
+    assert delayed == [False]
 
 
 def test_only_the_studios_own_page_with_its_token_may_ask(studio):

@@ -197,6 +197,42 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     assert not problems, problems
 
 
+def test_one_finger_draws_and_two_fingers_zoom(server, browser):
+    strokes_file = server.root / "studio/strokes/photo_0.json"
+    browser.get(server.address)
+    wait_for(lambda: texts(browser, CURRENT), 20)
+    box = browser.find_element(By.ID, "canvas").rect
+    middle = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+
+    def touch(kind, *places):
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def draw_with_a_finger():
+        touch("touchStart", middle - (60, 0))
+        for x in range(-50, 61, 10):
+            touch("touchMove", middle + (x, 0))
+        touch("touchEnd")
+
+    def lengths():
+        strokes = json.loads(strokes_file.read_text())["strokes"] if strokes_file.is_file() else []
+        return [np.hypot(*np.subtract(stroke["points"][-1], stroke["points"][0])) for stroke in strokes]
+
+    draw_with_a_finger()
+    wait_for(lambda: len(lengths()) == 1, 20)
+    touch("touchStart", middle - (50, 0))
+    touch("touchStart", middle - (50, 0), middle + (50, 0))
+    for half in range(60, 101, 10):
+        touch("touchMove", middle - (half, 0), middle + (half, 0))
+    touch("touchEnd", middle - (100, 0))
+    touch("touchMove", middle - (20, 0))  # the finger that is left draws nothing
+    touch("touchEnd")
+    draw_with_a_finger()
+    wait_for(lambda: len(lengths()) == 2, 20)
+    first, second = lengths()
+    assert second == pytest.approx(first / 2, rel=0.1), "the picture is twice as large"
+
+
 def test_the_first_visit_explains_itself_and_brings_samples(tmp_path, browser):
     (tmp_path / "empty").mkdir()
     server = Server(tmp_path / "empty", "[]")

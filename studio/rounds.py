@@ -1,12 +1,14 @@
-"""Training in the background: rounds of train.py as processes of their own, each from the weights of the round before.
+"""Training in the background: rounds of train.py as processes of their own.
 
     studio/rounds/list_N.txt        pictures of round N
     studio/rounds/N.json            its commands and classes; written before the round begins
     studio/rounds/N/                its run folder
     studio/predictions/             predictions of the last finished round, and of which round (round.json)
 
-A round trains on the pictures that have labels when it begins; new strokes on them count at once. A paused round goes on where
-it was; a killed one begins again from its last checkpoint. More classes or other configs start again from ImageNet weights.
+A round trains on the pictures that have labels when it begins; new strokes on them count at once. If these are the pictures of
+the round before, it starts from the weights of that round. With other pictures, classes or configs, it starts from ImageNet
+weights: a network that has seen few pictures for long learns others badly (docs/studio.md). A paused round goes on where it was;
+a killed one begins again from its last checkpoint.
 """
 
 import ctypes
@@ -25,8 +27,8 @@ from datasets.files import UNLABELLED, atomic_write
 from engine.provenance import REPOSITORY
 from studio.folder import StudioFolder
 
-STEPS = (12, 30, 60, 120)  # of the first rounds; later rounds have as many as the last
-UR_ROUNDS = 3  # rounds of UR; then SS follows
+STEPS = (12, 30, 60, 120, 240)  # of the first rounds; later rounds have as many as the last
+UR_ROUNDS = 3  # rounds of UR from ImageNet weights on; then SS follows
 UNCHANGED_ROUNDS = 5  # rounds without a new stroke before training waits
 ATTEMPTS = 3  # of a round that something kills
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a process that was asked to stop
@@ -133,14 +135,17 @@ class Rounds:
 
     def _plan(self) -> int:
         """Writes the files of a new round and returns its number."""
-        before = max(self._numbers(), default=0)
-        goes_on = bool(before) and self._can_follow(self._of_round(before))
-        number, place = before + 1, self._of_round(before)["place"] + 1 if goes_on else 1
+        last = max(self._numbers(), default=0)
+        before = self._of_round(last) if last and self._can_follow(self._of_round(last)) else None
+        number, pictures = last + 1, "\n".join(self.folder.labelled()) + "\n"
+        goes_on = before is not None and (self.home / f"list_{last}.txt").read_text() == pictures
+        place = before["place"] + 1 if before and goes_on else 1
+        steps = next((more for more in STEPS if not before or more > before["steps"]), STEPS[-1])
         listed = self.home / f"list_{number}.txt"
         with atomic_write(listed) as temporary:
-            temporary.write_text("\n".join(self.folder.labelled()) + "\n")
+            temporary.write_text(pictures)
         configs = self.configs or (f"configs/cc4s/{'ur' if place <= UR_ROUNDS else 'ss'}.yaml", "configs/cc4s/studio.yaml")
-        root, steps = str(self.folder.root.resolve()), STEPS[min(place, len(STEPS)) - 1]
+        root = str(self.folder.root.resolve())
         out, superpixels = self.home / str(number), str(self.folder.root.resolve() / "studio" / "superpixels")
         checkpoint = str(out / "best.pt")
         train = [argument for config in configs for argument in ("--config", config)]
@@ -150,7 +155,7 @@ class Rounds:
         train += ["--train.steps", str(steps), "--train.val_steps", str(steps), "--train.log_every", "2"]
         train += ["--train.seed", str(number), "--out", str(out)]
         if goes_on:
-            train += ["--init", str(self.home / str(before) / "best.pt")]
+            train += ["--init", str(self.home / str(last) / "best.pt")]
         plan = {
             "place": place,  # 1: from ImageNet weights
             "root": root,

@@ -493,6 +493,16 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
     assert [entry["round"] for entry in again.curves()][-1] == again.state.predicted
     assert again.checkpoint().is_file()
 
+    new = again.state.predicted + 1
+    folder.change("two", [stroke(0, [(10, 10), (30, 50)])], [])
+    again.start()
+    wait_for(lambda: again.state.predicted == new)
+    again.close()
+    plan = json.loads((again.home / f"{new}.json").read_text())
+    assert "--init" not in plan["commands"]["training"] and plan["steps"] == 6, (
+        "other pictures: from ImageNet weights, not shorter"
+    )
+
 
 @pytest.mark.slow
 def test_a_training_that_fails_says_why(folder, tmp_path):

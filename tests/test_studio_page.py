@@ -171,11 +171,15 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     wait_for(lambda: browser.find_element(By.ID, "reason").text, 30)
     wait_for(lambda: texts(browser, CURRENT) not in ([], ["photo_0"]), 20)
 
-    # Training, whose prediction appears; the person pauses it.
+    # Training; the page says that the network predicts; the person looks at its prediction and pauses it.
+    said = browser.find_element(By.ID, "message")
     keys(browser, "t")
-    wait_for(lambda: "Predictions of round 1" in browser.find_element(By.ID, "training").text)
-    network = browser.find_element(By.CSS_SELECTOR, '[data-source="network"]')
-    wait_for(lambda: network.get_attribute("aria-pressed") == "true", 20)
+    wait_for(lambda: "The network predicts" in said.text)
+    assert "Predictions of round 1" in browser.find_element(By.ID, "training").text
+    shown = "return performance.getEntriesByName('prediction shown').length"
+    before = browser.execute_script(shown)
+    browser.find_element(By.CSS_SELECTOR, '[data-source="network"]').click()
+    wait_for(lambda: browser.execute_script(shown) > before, 20)
     keys(browser, "t")
     wait_for(lambda: browser.find_element(By.ID, "training").text.startswith("paused"), 60)
     wait_for(lambda: any(texts(browser, "#classes small")), 20)
@@ -183,7 +187,6 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     # Accept labels more pixels, of the prediction; export is a zip.
     keys(browser, "a")
     [opened] = texts(browser, CURRENT)
-    said = browser.find_element(By.ID, "message")
     wait_for(lambda: (server.root / f"studio/strokes/{opened}.json").is_file() or "not sure" in said.text, 20)
     cookie = "; ".join(f"{entry['name']}={entry['value']}" for entry in browser.get_cookies())
     link = browser.find_element(By.ID, "export").get_attribute("href")
@@ -202,16 +205,16 @@ def test_one_finger_draws_and_two_fingers_zoom(server, browser):
     browser.get(server.address)
     wait_for(lambda: texts(browser, CURRENT), 20)
     box = browser.find_element(By.ID, "canvas").rect
-    middle = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
 
-    def touch(kind, *places):
-        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+    def touch(kind, *fingers):  # their distances from the middle, to the right
+        middle, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        points = [{"x": middle + finger, "y": y, "id": number} for number, finger in enumerate(fingers)]
         browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     def draw_with_a_finger():
-        touch("touchStart", middle - (60, 0))
-        for x in range(-50, 61, 10):
-            touch("touchMove", middle + (x, 0))
+        touch("touchStart", -60)
+        for place in range(-50, 61, 10):
+            touch("touchMove", place)
         touch("touchEnd")
 
     def lengths():
@@ -220,12 +223,12 @@ def test_one_finger_draws_and_two_fingers_zoom(server, browser):
 
     draw_with_a_finger()
     wait_for(lambda: len(lengths()) == 1, 20)
-    touch("touchStart", middle - (50, 0))
-    touch("touchStart", middle - (50, 0), middle + (50, 0))
-    for half in range(60, 101, 10):
-        touch("touchMove", middle - (half, 0), middle + (half, 0))
-    touch("touchEnd", middle - (100, 0))
-    touch("touchMove", middle - (20, 0))  # the finger that is left draws nothing
+    touch("touchStart", -50)
+    touch("touchStart", -50, 50)
+    for place in range(60, 101, 10):
+        touch("touchMove", -place, place)
+    touch("touchEnd", -100)
+    touch("touchMove", -20)  # the finger that is left draws nothing
     touch("touchEnd")
     draw_with_a_finger()
     wait_for(lambda: len(lengths()) == 2, 20)

@@ -459,15 +459,21 @@ function key(event) {
 
 // What the server tells
 
+// The network has predicted after `round`. Returns whether these predictions are new.
+function hear(round) {
+  const before = predicted;
+  predicted = round;
+  if (round && !before) say("The network predicts, too: choose Network. After a few rounds, it may be better than the instant prediction.");
+  return round !== before;
+}
+
 async function told(event) {
   if (event.kind === "training") {
     state.training = event.training;
     showTraining();
-    const before = predicted;
-    predicted = event.training.predicted;
-    if (predicted && !before) choose({ source: "network" });
+    const isNew = hear(event.training.predicted);
     plot($("curves"), await get("curves"));
-    if (predicted !== before) await predict();
+    if (isNew) await predict();
   } else if (event.kind === "strokes") {
     if (event.id !== current?.id) await refresh();
     else if (event.version > current.version && !changes.of(event.id).length) await sync(); // else `saved` looks

@@ -7,8 +7,8 @@
 
 A round trains on the pictures that have labels when it begins; new strokes on them count at once. If these are the pictures of
 the round before, it starts from the weights of that round. With other pictures, classes or configs, it starts from ImageNet
-weights: a network that has seen few pictures for long learns others badly (docs/studio.md). A paused round goes on where it was;
-a killed one begins again from its last checkpoint.
+weights: a network that has seen few pictures for long learns others badly (docs/studio.md). A paused round goes on where it
+was; a killed one begins again from its last checkpoint.
 """
 
 import ctypes

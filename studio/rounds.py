@@ -137,7 +137,7 @@ class Rounds:
         """Writes the files of a new round and returns its number."""
         last = max(self._numbers(), default=0)
         before = self._of_round(last) if last and self._can_follow(self._of_round(last)) else None
-        number, pictures = last + 1, "\n".join(self.folder.labelled()) + "\n"
+        number, pictures = last + 1, self._pictures()
         goes_on = before is not None and (self.home / f"list_{last}.txt").read_text() == pictures
         place = before["place"] + 1 if before and goes_on else 1
         steps = next((more for more in STEPS if not before or more > before["steps"]), STEPS[-1])
@@ -232,14 +232,20 @@ class Rounds:
     def _numbers(self) -> list[int]:
         return sorted(int(file.stem) for file in self.home.glob("*.json"))
 
+    def _pictures(self) -> str:
+        """Returns the names of the pictures with labels, a line each."""
+        return "\n".join(self.folder.labelled()) + "\n"
+
     def _unfinished(self) -> int | None:
-        """Returns the round that was stopped, if it can go on."""
+        """Returns the round that was stopped, if it can go on: it has a checkpoint, or its pictures are those of now."""
         last = max(self._numbers(), default=0)
         if not last or last == self.state.predicted:
             return None
         plan = self._of_round(last)
         same_folder = plan["root"] == str(self.folder.root.resolve())
-        if same_folder and plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs:
+        same_plan = same_folder and plan["classes"] == self.folder.classes and tuple(plan["configs"]) == self.configs
+        begun = (self.home / str(last) / "last.pt").is_file()
+        if same_plan and (begun or (self.home / f"list_{last}.txt").read_text() == self._pictures()):
             return last
         self._forget(last)
         return None

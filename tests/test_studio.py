@@ -504,6 +504,20 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
     )
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stopped_round_takes_new_pictures_unless_it_has_a_checkpoint(folder, begun):
+    training = rounds.Rounds(folder, (), lambda state: None)
+    folder.change("one", [stroke(0), stroke(1)], [])
+    assert training._plan() == 1 == training._unfinished()
+    if begun:
+        (training.home / "1").mkdir()
+        (training.home / "1/last.pt").touch()
+    folder.change("two", [stroke(0)], [])
+    assert training._unfinished() == (1 if begun else None)
+    assert training._plan() == (2 if begun else 1)
+    assert (training.home / f"list_{1 + begun}.txt").read_text().split() == ["one", "two"]
+
+
 @pytest.mark.slow
 def test_a_training_that_fails_says_why(folder, tmp_path):
     folder.change("one", [stroke(0, [(10, 10)]), stroke(1, [(70, 10)])], [])

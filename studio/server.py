@@ -155,7 +155,8 @@ def build_app(studio: Studio, hosts: tuple[str, ...], token: str, cookie: str) -
 
     def export(request: Request) -> Response:
         file = studio.folder.root / "studio" / "export.zip"
-        predict = partial(studio.prediction, source="network" if studio.rounds.state.predicted else "instant")
+        of_network = request.query_params.get("source") == "network" and studio.rounds.state.predicted
+        predict = partial(studio.prediction, source="network" if of_network else "instant")
         write_zip(file, studio.folder, predict, studio.rounds, studio.command())
         return FileResponse(file, media_type="application/zip", filename=f"{studio.folder.root.resolve().name}.zip")
 

@@ -176,10 +176,10 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     keys(browser, "t")
     wait_for(lambda: "The network predicts" in said.text)
     assert "Predictions of round 1" in browser.find_element(By.ID, "training").text
-    shown = "return performance.getEntriesByName('prediction shown').length"
-    before = browser.execute_script(shown)
+    assert browser.find_element(By.ID, "export").get_attribute("href").endswith("source=instant")
     browser.find_element(By.CSS_SELECTOR, '[data-source="network"]').click()
-    wait_for(lambda: browser.execute_script(shown) > before, 20)
+    asked = "return performance.getEntriesByType('resource').some((entry) => entry.name.endsWith('prediction?source=network'))"
+    wait_for(lambda: browser.execute_script(asked), 20)
     keys(browser, "t")
     wait_for(lambda: browser.find_element(By.ID, "training").text.startswith("paused"), 60)
     wait_for(lambda: any(texts(browser, "#classes small")), 20)
@@ -190,6 +190,7 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     wait_for(lambda: (server.root / f"studio/strokes/{opened}.json").is_file() or "not sure" in said.text, 20)
     cookie = "; ".join(f"{entry['name']}={entry['value']}" for entry in browser.get_cookies())
     link = browser.find_element(By.ID, "export").get_attribute("href")
+    assert link.endswith("source=network")
     with urllib.request.urlopen(urllib.request.Request(link, headers={"Cookie": cookie})) as answer:
         content = answer.read()
     names = zipfile.ZipFile(io.BytesIO(content)).namelist()

@@ -141,6 +141,7 @@ function choose(what) {
   Object.assign(chosen, what);
   for (const button of document.querySelectorAll("[data-tool]")) button.ariaPressed = button.dataset.tool === chosen.tool;
   for (const button of document.querySelectorAll("[data-source]")) button.ariaPressed = button.dataset.source === chosen.source;
+  $("export").href = `/api/export?source=${chosen.source}`;
   [...$("classes").children].forEach((row, number) => row.setAttribute("aria-current", number === chosen.class));
   $("size").value = $("size-value").textContent = chosen.width;
 }
@@ -459,21 +460,15 @@ function key(event) {
 
 // What the server tells
 
-// The network has predicted after `round`. Returns whether these predictions are new.
-function hear(round) {
-  const before = predicted;
-  predicted = round;
-  if (round && !before) say("The network predicts, too: choose Network. After a few rounds, it may be better than the instant prediction.");
-  return round !== before;
-}
-
 async function told(event) {
   if (event.kind === "training") {
     state.training = event.training;
     showTraining();
-    const isNew = hear(event.training.predicted);
+    const before = predicted;
+    predicted = event.training.predicted;
+    if (predicted && !before) say("The network predicts, too: choose Network. After a few rounds, it may be better than the instant prediction.");
     plot($("curves"), await get("curves"));
-    if (isNew) await predict();
+    if (predicted !== before) await predict();
   } else if (event.kind === "strokes") {
     if (event.id !== current?.id) await refresh();
     else if (event.version > current.version && !changes.of(event.id).length) await sync(); // else `saved` looks

@@ -171,6 +171,7 @@ def batch(size=64):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("config", [
     BLPSegConfig(), BLPSegConfig(gamma=0, sigma=0), BLPSegConfig(self_training_from=0, threshold=0.1),
@@ -203,6 +204,7 @@ def test_the_scribble_loss_trains_only_the_scribble_head():
     assert reached == {"scribble_head"}
 
 
+@pytest.mark.slow
 def test_losses_in_groups_of_images_equal_losses_of_the_whole_batch(monkeypatch):
     """The losses also equal the formulas on full-size logits. The three images have different labels and outside pixels."""
     config = BLPSegConfig(gamma=1.3, sigma=3, unlabelled_weight=0.1, self_training_from=0, threshold=0.335)

@@ -100,6 +100,7 @@ def test_a_board_that_fails_does_not_end_the_run(tiny, tmp_path, cli, monkeypatc
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_boards_take_names_of_any_class_and_know_whether_a_run_has_finished(stores, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     for finished, status in ((True, "FINISHED"), (False, "KILLED")):

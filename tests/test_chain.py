@@ -145,6 +145,7 @@ def test_only_fresh_starts_a_chain_over(flags, kept, tmp_path, cli):
     assert sorted(path.name for path in out.iterdir()) == (["one", "other", "two"] if kept else ["other"])
 
 
+@pytest.mark.slow
 def test_a_run_in_training_is_not_deleted(tmp_path, cli):
     for run in ("one", "two"):
         (tmp_path / run).mkdir()

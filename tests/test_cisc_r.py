@@ -210,6 +210,7 @@ def test_a_released_network_loads_and_equals_its_published_form(name, reference,
         torch.testing.assert_close(network(images), up(network.classify(ours), images.shape[-2:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", HEADS)
 @pytest.mark.parametrize("backbone", ["resnet18", "timm:mobilenetv3_small_050"])
 def test_every_network_trains_on_every_encoder(network, backbone):
@@ -466,6 +467,7 @@ def untrained(path, consistency=1.0):
     return path
 
 
+@pytest.mark.slow
 def test_the_ranking_keeps_the_better_half_by_the_written_out_score(tiny, tmp_path, cli):
     lists, masks = tmp_path / "lists", tiny / "SegmentationClass"
     names = open_index(tiny, "train").names

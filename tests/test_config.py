@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import yaml
@@ -33,11 +34,16 @@ STAGES = ("baseline", "ur", "ss", "ur_stage2", "ss_stage2")
 DATASETS = [path for path in sorted((CONFIGS / "cc4s").glob("*.yaml")) if path.stem not in STAGES]
 
 
+@cache
+def stage_alone(stage):
+    return parse_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
+
+
 @pytest.mark.parametrize("stage", [CONFIGS / f"cc4s/{stage}.yaml" for stage in STAGES], ids=lambda path: path.stem)
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda path: path.stem)
 def test_every_stage_config_combines_with_every_dataset_config(stage, dataset):
     """The dataset's config comes last, as in the scripts. It must not change the losses and labels of the stage."""
-    stage_only = parse_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels"])
+    stage_only = stage_alone(stage)
     both = parse_train(["--config", str(stage), "--data.labels", "runs/ss/pseudo_labels", "--config", str(dataset)])
     for section, values in yaml.safe_load(dataset.read_text()).items():
         for key, value in values.items():
@@ -97,6 +103,7 @@ def test_the_blpseg_configs_have_the_published_schedules():
         assert (method.self_training_from, method.threshold) == (start, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, stage", [*(("cisc_r", stage) for stage in ("supervised", "pairs", "self_training", "retrain")), ("unimatch", None)]
 )
@@ -234,6 +241,7 @@ def test_a_boolean_flag_may_stand_alone_or_take_a_value():
     assert not parse(PredictConfig, "", needed).pseudo_labels
 
 
+@pytest.mark.slow
 def test_help_shows_how_to_call_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "tools.scribbles", "generate", "--help"], cwd=REPOSITORY, capture_output=True, text=True

@@ -66,6 +66,7 @@ def test_autocast_does_not_change_the_crf():
         assert torch.equal(refine(probabilities, image, "torch", CrfConfig()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "parameters"),
     [
@@ -93,6 +94,7 @@ def assert_agree(probabilities, image, parameters):
     assert (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean() >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "sxy", "srgb"), [(21, 80, 13), (21, 32, 3), (2, 80, 3), (60, 32, 13)])
 def test_the_crf_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     pytest.importorskip("pydensecrf")
@@ -102,6 +104,7 @@ def test_the_crf_agrees_with_pydensecrf_on_photos(shared, classes, sxy, srgb):
     assert_agree(blurred_noise(classes, *image.shape[:2], classes), image, parameters)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_use_the_output_of_the_crf(checkpoints, tiny, tmp_path, cli, monkeypatch):
     """A stand-in for the CRF returns class 3 everywhere. It runs once on the mean of two scales, or on each scale."""
     calls = []

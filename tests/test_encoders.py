@@ -129,6 +129,7 @@ def test_the_installed_weights_are_the_published_weights(shared, fill):
     assert_close(last[0, :8, :3, :3], case["corner_stride8"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix, classifier", [("pth", {"fc.weight": torch.zeros(3, 4)}), ("safetensors", {})])
 @pytest.mark.parametrize("name", SOURCES)
 def test_an_encoder_loads_all_weights_from_a_file(name, suffix, classifier, tmp_path):
@@ -206,6 +207,7 @@ def test_blpseg_refuses_the_decoders_of_cc4s():
 UR, SS = CC4SConfig(soft_entropy=1), CC4SConfig(soft_entropy=1, consistency=30, colour=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("settings", [UR, SS, BLPSegConfig(width=16)], ids=["ur", "ss", "blpseg"])
 def test_every_weight_gets_a_finite_gradient(name, settings):
@@ -219,6 +221,7 @@ def test_every_weight_gets_a_finite_gradient(name, settings):
     assert not missing and all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder, stride", [("none", 8), ("lowlevel", 4), ("unet", 1)])
 @pytest.mark.parametrize("name", ["resnet18", "timm:mobilenetv3_small_050", "timm:convnext_atto"])
 @pytest.mark.parametrize("network", ["baseline", "random_walk"])

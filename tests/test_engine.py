@@ -345,6 +345,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         distributed.pick_device("auto")
 
 
+@pytest.mark.slow
 def test_denormal_numbers_become_zero_in_every_cpu_thread():
     program = """if True:
         import torch

@@ -36,6 +36,7 @@ def test_metrics_json_records_the_conditions_of_the_evaluation(checkpoints, tiny
     assert 0 <= metrics["boundary_iou"] <= 1 and len(metrics["boundary_iou_per_class"]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["torch", "pydensecrf"])
 def test_metrics_json_records_the_crf(checkpoints, tiny, tmp_path, cli, library):
     if library == "pydensecrf":

@@ -192,6 +192,7 @@ def test_tags_of_any_json_give_a_value_or_one_error(tmp_path, content):
     assert tags is None or tags.shape == (2, 1)
 
 
+@pytest.mark.slow
 @CASES
 @given(JSON)
 def test_a_config_file_of_any_yaml_gives_a_config_or_one_error(tmp_path, content):
@@ -206,6 +207,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @CASES
 @given(st.sampled_from(FLAGS), TEXT | st.sampled_from(["-1", "nan", "1e400", "[2,1]", "0", "1", "7", "0.5"]))
 @example("--train.lr", "1e400")

@@ -40,6 +40,7 @@ def raw_batch():
     return made | {"label": label, "truth": label, "tags": torch.ones(2, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SS, CC4SConfig(network="baseline"), BLPSegConfig(width=16, self_training_from=0)])
 def test_term_gradients_equal_those_of_separate_backward_passes(config):
     torch.manual_seed(0)

@@ -111,7 +111,14 @@ def test_losses_resize_the_logits_like_the_prediction(align_corners):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("held, dtype", [(1, torch.float64), (10**9, torch.float64), (1, torch.float32)])
+@pytest.mark.parametrize(
+    "held, dtype",
+    [
+        (1, torch.float64),
+        pytest.param(10**9, torch.float64, marks=pytest.mark.slow),
+        pytest.param(1, torch.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_every_stage_equals_the_textbook_in_value_and_gradient(monkeypatch, stage, held, dtype):
     """Compares with full-matrix formulas on the same weights. The losses take all images at once, or one by one."""
     monkeypatch.setitem(pixelwise.HELD, "cpu", held)
@@ -164,6 +171,7 @@ def test_the_colour_constraint_uses_the_graph_part_of_each_image(monkeypatch, at
     torch.testing.assert_close(method(made)["colour"], want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["eigenspace", "x", "z"])
 @pytest.mark.parametrize("view", ["flip", "crop", "random"])
 @pytest.mark.parametrize("size", [64, 65])

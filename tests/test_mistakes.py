@@ -369,6 +369,7 @@ def test_pseudo_labels_are_compared_with_the_masks_that_exist(checkpoints, root,
     assert "precision_of_class" not in json.loads((tmp_path / "alone/shares.json").read_text())
 
 
+@pytest.mark.slow
 def test_pseudo_labels_with_class_thresholds_tags_crf_and_shards(checkpoints, root, tmp_path, cli):
     names = [f"demo_{number:04d}" for number in (8, 9, 10)]
     (root / "tags.json").write_text(json.dumps({name: ["disc", "star"] for name in names}))
@@ -402,6 +403,7 @@ def test_pseudo_labels_with_class_thresholds_tags_crf_and_shards(checkpoints, ro
 EXTRA = ("defusedxml", "h5py", "onnx", "onnxruntime", "onnxscript", "pycocotools", "pydensecrf")
 
 
+@pytest.mark.slow
 def test_all_modules_import_without_the_extra_packages():
     """An extra package is imported only when it is used."""
     modules = "train, evaluate, predict, tools.prepare, tools.scribbles, tools.superpixels, tools.export, tools.check_dataset"

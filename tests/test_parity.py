@@ -142,6 +142,7 @@ def test_blpseg_aggregation_and_losses_equal_the_published_ones(reference):
     assert loss.item() == pytest.approx(float(case["scribble_ce"]), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cc4s_rw_resnet50", "cc4s_baseline_resnet50", "blpseg_resnet50"])
 def test_published_files_load_directly_and_after_conversion(reference, fill, name, tmp_path, cli):
     file = tmp_path / "model_best.pth.tar"

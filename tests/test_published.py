@@ -56,6 +56,7 @@ def test_convert_checkpoint_takes_shrink_and_class_names(tmp_path, cli):
     assert code == 2 and "4 classes, but --classes has 21" in error and not (tmp_path / "other.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("backbone", "classes"), [("resnet18", 21), ("resnet34", 60), ("resnet101", 5)])
 def test_convert_finds_backbone_number_of_classes_and_weights(network, backbone, classes):
@@ -83,6 +84,7 @@ def test_a_released_blpseg_state_dict_loads(tmp_path):
     assert all(torch.equal(method.state_dict()[name], value) for name, value in loaded.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_both_releases_of_recurseed_load(tmp_path, release):
     method = build_method(RecurSeedConfig(), ModelConfig(backbone="resnet50", weights="none"), 21)

@@ -316,6 +316,7 @@ def test_settings_of_the_inference_are_named_and_need_a_classifier(tiny, checkpo
     assert_refused(cli(evaluate.main, *arguments, "--inference.background_power", "3"), "requires --inference.seed_scores")
 
 
+@pytest.mark.slow
 def test_the_preset_is_written_down_and_pseudo_labels_hold_tags_alone(root, tmp_path, cli):
     index = open_index(root, "val", "SegmentationClass")
     method = build_method(RecurSeedConfig(), MODEL, len(index.classes))

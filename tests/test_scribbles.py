@@ -205,6 +205,7 @@ def test_generated_scribbles_depend_on_name_and_seed():
     assert (first != draw_scribbles(mask, generator("a", 1))).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "labels"), [("voc_mini", "SegmentationClassAug"), ("camvid", "SegmentationClass")])
 def test_generated_scribbles_agree_with_real_masks(shared, data, labels):
     files = sorted((shared / "data" / data / labels).glob("*.png"))[::12]

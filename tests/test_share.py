@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 from test_mistakes import assert_refused
 
+import errors
 import evaluate
 import predict
 from engine.checkpoint import load_model, read_checkpoint
@@ -19,10 +21,11 @@ from engine.shared import weights_file
 from tools import share
 
 
-@pytest.fixture
-def trained(checkpoints, tmp_path, tiny, cli):
-    """A run folder with a checkpoint, its evaluation and the records of a training."""
-    run = tmp_path / "ur"
+@pytest.fixture(scope="module")
+def originals(checkpoints, tmp_path_factory, tiny):
+    """A run folder with a checkpoint, its evaluation and records of a training: ur. The model shared from it: given."""
+    folder = tmp_path_factory.mktemp("originals")
+    run = folder / "ur"
     run.mkdir()
     shutil.copy(checkpoints / "seven.pt", run / "best.pt")
     Image.new("RGB", (40, 30)).save(run / "pictures.png")
@@ -30,16 +33,24 @@ def trained(checkpoints, tmp_path, tiny, cli):
     session = {"command": command, "commit": "abc123", "device": "cpu", "processes": 1, "first_step": 0}
     (run / "run.json").write_text(json.dumps({"sessions": [session]}))
     flags = ["--checkpoint", run / "best.pt", "--data.root", tiny, "--out", run / "evaluation", "--workers", "0"]
-    code, _, error = cli(evaluate.main, *flags)
-    assert code == 0, error
-    return run
+    for main, arguments in ((evaluate.main, flags), (share.main, [run, "--out", folder / "given", "--license", "mit"])):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", ["command", *map(str, arguments)])
+            errors.run(main)
+        assert not ended.value.code
+    return folder
 
 
 @pytest.fixture
-def shared_model(trained, tmp_path, cli):
-    code, _, error = cli(share.main, trained, "--out", tmp_path / "given", "--license", "mit")
-    assert code == 0, error
-    return tmp_path / "given"
+def trained(originals, tmp_path):
+    """A copy of the run folder that a test may damage."""
+    return shutil.copytree(originals / "ur", tmp_path / "ur")
+
+
+@pytest.fixture
+def shared_model(originals, tmp_path):
+    """A copy of the shared model that a test may damage."""
+    return shutil.copytree(originals / "given", tmp_path / "shared")
 
 
 def test_a_shared_model_has_the_same_logits(trained, shared_model):
@@ -67,7 +78,7 @@ def test_evaluate_and_predict_read_a_shared_folder(trained, shared_model, tiny, 
     assert len(list((tmp_path / "predicted").glob("*.png"))) == 11
 
 
-def test_the_card_has_scores_command_classes_and_no_path_of_the_machine(trained, shared_model):
+def test_the_card_has_scores_command_classes_and_no_path_of_the_machine(originals, trained, shared_model):
     text = (shared_model / "README.md").read_text()
     scores = json.loads((trained / "evaluation/metrics.json").read_text())
     header = yaml.safe_load(text.split("---")[1])
@@ -75,7 +86,7 @@ def test_the_card_has_scores_command_classes_and_no_path_of_the_machine(trained,
     for part in (f"| mIoU | {100 * scores['miou']:.2f} |", "python train.py --out runs/ur", "abc123", "disc", "picture.jpg"):
         assert part in text
     assert "runs/ur --data.root voc --data.labels '[a, b]'" in text, "folders of the machine are left out"
-    assert str(trained.parent) not in text and str(trained.parent) not in (shared_model / "config.yaml").read_text()
+    assert str(originals) not in text and str(originals) not in (shared_model / "config.yaml").read_text()
     assert np.asarray(Image.open(shared_model / "picture.jpg")).shape == (30, 40, 3)
 
 

@@ -202,6 +202,7 @@ def test_a_picture_that_lies_on_its_side_has_labels_of_its_upright_size(tmp_path
     os.close(opened._lock_file)
 
 
+@pytest.mark.slow
 def test_a_folder_is_open_in_one_studio_at_a_time(folder, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "studio", folder.root, "--no_browser", "--port", "0"],

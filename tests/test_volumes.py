@@ -49,6 +49,7 @@ def naive_hd95(one, other, spacing):
     return np.percentile(distances, 95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.5, 1.25)])
 def test_dice_and_hd95_equal_plain_loops(spacing):
     rng = np.random.default_rng(0)
@@ -98,6 +99,7 @@ def test_slices_are_stacked_in_the_order_of_their_numbers_and_sizes_are_checked(
             Volumes(pattern, names)
 
 
+@pytest.mark.slow
 def test_evaluate_scores_volumes_and_compare_shows_them(checkpoints, tiny, tmp_path, cli):
     arguments = ["--checkpoint", checkpoints / "seven.pt", "--data.root", tiny]
     assert_refused(cli(evaluate.main, *arguments, "--spacing", "[5, 1, 1]"), "--spacing requires --volumes")

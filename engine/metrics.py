@@ -118,7 +118,7 @@ def read_label_quality(folder: Path) -> dict[str, float]:
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Returns the entropy of probabilities (C, H, W) as (H, W), 0 (certain) to 1 (all classes equally likely)."""
     # Class by class, since the memory may not hold the probabilities of a large photo twice.
-    return sum(torch.special.entr(of_class) for of_class in probabilities) / math.log(len(probabilities))
+    return sum(torch.special.entr(of_class) for of_class in probabilities) / math.log(max(2, len(probabilities)))
 
 
 def read_evaluation(folder: Path) -> dict:

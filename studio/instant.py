@@ -1,6 +1,5 @@
 """The instant loop: a linear classifier on features of places, fitted again after each stroke on all labelled pictures."""
 
-import math
 import threading
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.files import UNLABELLED
+from engine.metrics import normalised_entropy
 from studio.features import Analyser, analysed, superpixels
 from studio.folder import StudioFolder
 
@@ -26,7 +26,9 @@ class Prediction:
     classes: np.ndarray
     """(H, W) uint8, the most likely class"""
     entropy: np.ndarray
-    """(H, W) uint8, 0 (certain) to 255 (all classes equally likely)"""
+    """(H, W) uint8, 0 (certain) to 255 (all classes with strokes equally likely)"""
+    certainty: np.ndarray
+    """(H, W) uint8, probability of the most likely class, 255 = 1"""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class InstantLoop:
             if classifier is None:
                 return None
             seen = self._look(name)
-            return _smooth(classifier(seen.places), seen.superpixels)
+            return _smooth(classifier(seen.places), seen.superpixels, classifier.present)
 
     def superpixels(self, name: str) -> np.ndarray:
         """Returns the superpixels of an analysed picture, (H, W) uint16."""
@@ -82,24 +84,21 @@ class InstantLoop:
                 if name not in self._samples or self._samples[name][0] != version:
                     self._samples[name] = (version, *_labelled_places(self._look(name).places, self.folder.label(name)))
             self._samples = {name: self._samples[name] for name in versions}
-            self._fitted = (versions, _fit([sample[1:] for sample in self._samples.values()], len(self.folder.classes)))
+            self._fitted = (versions, _fit([sample[1:] for sample in self._samples.values()]))
         return self._fitted[1]
 
 
 class _Linear:
-    """A linear classifier of some of the classes."""
+    """A linear classifier of the classes that are present: those with labels."""
 
-    def __init__(self, present: np.ndarray, mean: torch.Tensor, std: torch.Tensor, weight: torch.Tensor, classes: int):
-        self.present, self.mean, self.std, self.weight, self.classes = present, mean, std, weight, classes
+    def __init__(self, present: np.ndarray, mean: torch.Tensor, std: torch.Tensor, weight: torch.Tensor):
+        self.present, self.mean, self.std, self.weight = present, mean, std, weight
 
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        """(h, w, D) -> probabilities (h, w, classes) float32; 0 for classes without labels."""
+    def __call__(self, places: np.ndarray) -> torch.Tensor:
+        """(h, w, D) -> probabilities (h, w, number of present classes) float32."""
         height, width, _ = places.shape
         inputs = (torch.from_numpy(places).float().view(height * width, -1) - self.mean) / self.std
-        found = (F.pad(inputs, (0, 1), value=1) @ self.weight).softmax(dim=1)
-        probabilities = np.zeros((height * width, self.classes), np.float32)
-        probabilities[:, self.present] = found.numpy()
-        return probabilities.reshape(height, width, self.classes)
+        return (F.pad(inputs, (0, 1), value=1) @ self.weight).softmax(dim=1).view(height, width, -1)
 
 
 def _labelled_places(places: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +120,7 @@ def _some_of_each(classes: np.ndarray, most: int) -> np.ndarray:
     return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
 
 
-def _fit(samples: list[tuple[np.ndarray, np.ndarray]], classes: int) -> _Linear | None:
+def _fit(samples: list[tuple[np.ndarray, np.ndarray]]) -> _Linear | None:
     """Returns the classifier with the least cross-entropy, where each class counts alike; None for fewer than two classes."""
     labels = np.concatenate([of_picture for _, of_picture in samples]) if samples else np.zeros(0, np.int64)
     present = np.unique(labels)
@@ -145,17 +144,21 @@ def _fit(samples: list[tuple[np.ndarray, np.ndarray]], classes: int) -> _Linear 
         return value
 
     optimizer.step(loss)
-    return _Linear(present, mean, std, weight.detach(), classes)
+    return _Linear(present, mean, std, weight.detach())
 
 
-def _smooth(probabilities: np.ndarray, superpixel: np.ndarray) -> Prediction:
-    """Resizes probabilities (h, w, C) to the picture and takes their mean in each superpixel (H, W)."""
-    maps = torch.from_numpy(probabilities).permute(2, 0, 1)[None]
+def _smooth(probabilities: torch.Tensor, superpixel: np.ndarray, present: np.ndarray) -> Prediction:
+    """Resizes probabilities (h, w, K) of the classes `present` (K,) to the picture and takes their mean in each superpixel (H, W)."""
+    maps = probabilities.permute(2, 0, 1)[None]
     large = F.interpolate(maps, superpixel.shape, mode="bilinear", align_corners=False)[0].flatten(1).numpy()
     ids = superpixel.reshape(-1).astype(np.int64)
     area = np.bincount(ids)
-    means = np.stack([np.bincount(ids, one, minlength=len(area)) / area for one in large], axis=1)
-    entropy = -(means * np.log(means.clip(1e-12))).sum(axis=1) / math.log(len(probabilities[0, 0]))
-    return Prediction(
-        means.argmax(axis=1).astype(np.uint8)[superpixel], (255 * entropy).round().clip(0, 255).astype(np.uint8)[superpixel]
-    )
+    means = np.stack([np.bincount(ids, one, minlength=len(area)) / area for one in large])
+    classes = present[means.argmax(axis=0)].astype(np.uint8)
+    entropy, certainty = in_bytes(normalised_entropy(torch.from_numpy(means))), in_bytes(torch.from_numpy(means.max(axis=0)))
+    return Prediction(classes[superpixel], entropy[superpixel], certainty[superpixel])
+
+
+def in_bytes(shares: torch.Tensor) -> np.ndarray:
+    """Returns numbers from 0 to 1 as 0 to 255, uint8."""
+    return (255 * shares).round().clip(0, 255).byte().numpy()

@@ -2,11 +2,10 @@
 
     python -m studio.network FOLDER --checkpoint FOLDER/studio/rounds/1/best.pt --classes '[0, 2]'
 
-Writes FOLDER/studio/predictions/ID.npz: `classes` and `entropy` (0 to 255 for 0 to 1),
-(H, W) uint8, and `probabilities` (0 to 255), (C, H, W) uint8. A picture that cannot be read is reported and left out.
+Writes FOLDER/studio/predictions/ID.npz: `classes`, `certainty` (the largest probability) and `entropy`, (H, W) uint8, and
+`probabilities`, (C, H, W) uint8; 0 to 255 for 0 to 1. A picture that cannot be read is reported and left out.
 """
 
-import math
 import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from datasets.files import atomic_write, read_image
 from engine import distributed
 from engine.checkpoint import load_model
 from engine.inference import predict_image
+from engine.metrics import normalised_entropy
 from errors import UserError, run
 from studio.features import LONG_SIDE
+from studio.instant import in_bytes
 from studio.pictures import files_in
 
 
@@ -58,14 +59,14 @@ def main() -> None:
             continue
         settings = InferenceConfig(long_side=min(LONG_SIDE, max(image.shape[:2])))
         with torch.inference_mode(), distributed.autocast(device, precision):
-            probabilities = predict_image(method, image, settings, device, allowed).cpu().numpy()
-        entropy = -(probabilities * np.log(probabilities.clip(1e-12))).sum(axis=0) / math.log(len(probabilities))
+            probabilities = predict_image(method, image, settings, device, allowed).cpu()
         with atomic_write(out / f"{path.stem}.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
-                classes=probabilities.argmax(axis=0).astype(np.uint8),
-                entropy=(255 * entropy).round().clip(0, 255).astype(np.uint8),
-                probabilities=(255 * probabilities).round().astype(np.uint8),
+                classes=probabilities.argmax(dim=0).byte().numpy(),
+                certainty=in_bytes(probabilities.amax(dim=0)),
+                entropy=in_bytes(normalised_entropy(probabilities[torch.from_numpy(allowed)])),
+                probabilities=in_bytes(probabilities),
             )
 
 

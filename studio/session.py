@@ -28,7 +28,7 @@ SAMPLES = 12
 SAMPLE_SIZE = (480, 384)
 SAMPLE_COLOURS = ("#8a8f98", "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4")
 HEARTBEAT = 15.0  # seconds between signs of life to a page
-SURE = 64  # largest entropy (0 to 255) of a pixel that "accept" labels
+SURE = 0.9  # least probability of a pixel that "accept" labels
 
 
 class Listener:
@@ -103,7 +103,9 @@ class Studio:
         if not file.is_file():
             return None
         with np.load(file) as arrays:
-            return Prediction(arrays["classes"], arrays["entropy"])
+            if "certainty" not in arrays:  # of an earlier version; the next round predicts again
+                return None
+            return Prediction(arrays["classes"], arrays["entropy"], arrays["certainty"])
 
     def prediction(self, name: str, source: str) -> Prediction | None:
         """Returns the prediction of "instant" or "network"."""
@@ -127,7 +129,7 @@ class Studio:
         if found is None:
             raise UserError("there is no prediction of this picture yet")
         shape = self.folder.pictures[name].shape
-        classes, sure = fitting(found.classes, shape), fitting(found.entropy, shape) <= SURE
+        classes, sure = fitting(found.classes, shape), fitting(found.certainty, shape) >= 255 * SURE
         with self.folder.lock:  # no stroke of another page in between
             free = sure & (self.folder.label(name) == UNLABELLED)
             numbers = np.unique(classes[free]).tolist()

@@ -40,6 +40,7 @@ from errors import UserError, extra, run
 from methods.base import Method
 
 PICTURES = 4  # images in a section of the report
+SAVED = "saved_masks.json"  # marks a folder of --save_masks
 LOADER_TIMEOUT = 300  # seconds to wait for an image
 
 
@@ -68,14 +69,19 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         raise UserError(f"{out} is a file: choose another --out")
     if (out / "last.pt").exists():  # the evaluation would overwrite report.html of the run
         raise UserError(f"{out} is a training run: choose another --out (OUT of evaluate.sh), such as {out / 'evaluation'}")
-    if config.save_masks is not None and Path(config.save_masks).resolve() == truth_folder(config).resolve():
-        raise UserError(f"--save_masks {config.save_masks} holds the dense masks: choose another folder")
+    if config.save_masks is not None:
+        masks = Path(config.save_masks)
+        if masks.is_dir() and any(masks.iterdir()) and not (masks / SAVED).is_file():
+            raise UserError(f"--save_masks {masks} holds other files: choose another folder")
     method = load_model(config.checkpoint)
     check_inference(config.inference, method)
     if process.is_main:
         note_preset(config.preset, method)
         draw_if_missing(config.data.root)
     distributed.wait_for_all()
+    if config.save_masks is not None and process.is_main:
+        with atomic_write(Path(config.save_masks) / SAVED) as temporary:
+            temporary.write_text(json.dumps({"checkpoint": config.checkpoint}) + "\n")
     index = open_index(config.data.root, config.data.split, config.data.labels)
     check_classes(method.classes, index.classes, config.checkpoint)
     dataset = SegmentationDataset(index)
@@ -198,11 +204,6 @@ def show(
         truth=shrunk(item["label"].byte().numpy()),
         entropy=shrunk(normalised_entropy(probabilities).cpu().numpy()),
     )
-
-
-def truth_folder(config: EvaluateConfig) -> Path:
-    """Returns the folder of the dense masks."""
-    return resolve_folder(Path(config.data.root), config.data.labels)
 
 
 def evaluation_name(folder: Path) -> str:

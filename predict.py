@@ -34,7 +34,7 @@ from engine.checkpoint import check_classes, load_model
 from engine.crf import check_parameters, refine
 from engine.inference import check_inference, note_preset, predict_image
 from engine.metrics import SHARES, label_quality
-from engine.pictures import contact_sheet, overlay
+from engine.pictures import contact_sheet, overlay, shrunk
 from engine.provenance import file_sha256, lines_sha256, open_output_folder
 from engine.shared import weights_file
 from errors import LESS_MEMORY, UserError, out_of_memory, run
@@ -70,7 +70,9 @@ def main() -> int:
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
     record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
-    open_output_folder(record, conditions(config, images), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])})
+    open_output_folder(
+        record, conditions(config, images, tagged), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    )
 
     distributed.move_to_device(method, device)
     names = distributed.items_of_shard(list(images), config.shard)
@@ -108,8 +110,8 @@ def main() -> int:
     return int(bool(failures))
 
 
-def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
-    """Returns the settings and hashes that the predictions depend on."""
+def conditions(config: PredictConfig, images: dict[str, Path], tagged: dict[str, np.ndarray]) -> dict:
+    """Returns the settings and hashes that the predictions depend on. tagged: the result of `tagged_classes`."""
     settings = asdict(config)
     for elsewhere in ("run", "out", "shard", "preset", "truth"):  # config.inference has the preset's settings
         del settings[elsewhere]
@@ -118,6 +120,11 @@ def conditions(config: PredictConfig, images: dict[str, Path]) -> dict:
     settings["checkpoint_sha256"] = file_sha256(weights_file(config.checkpoint))
     if config.classes == "scribbled" and not config.scribbles:
         del settings["classes"]
+    if config.scribbles:
+        files = (Path(config.scribbles) / f"{name}.png" for name in images)
+        settings["scribbles_sha256"] = lines_sha256(file_sha256(file) for file in files if file.is_file())
+    if tagged:
+        settings["tags_sha256"] = lines_sha256(tags.tolist() for tags in tagged.values())
     if config.pseudo_labels:
         settings["count"] = len(images)
         settings["names_sha256"] = lines_sha256(images)
@@ -223,7 +230,7 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
     """Writes OUT/gallery.jpg with overlays spread evenly over the finished images."""
     done = [path for name in images if (path := out / "overlays" / f"{name}.jpg").is_file()]
     if done:
-        tiles = [read_image(done[number]) for number in spread_positions(len(done), GALLERY)]
+        tiles = [shrunk(read_image(done[number])) for number in spread_positions(len(done), GALLERY)]
         with atomic_write(out / "gallery.jpg") as temporary:
             contact_sheet(tiles).save(temporary, "JPEG", quality=90)
 

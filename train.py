@@ -110,8 +110,10 @@ def take_step(run: Run, step: int) -> dict[str, torch.Tensor]:
     else:
         run.finite.add(step, losses)
         run.scaler.step(run.optimizer)
+        scale = run.scaler.get_scale()
         run.scaler.update()
-        method.after_step()
+        if run.scaler.get_scale() >= scale:  # the scaler skips a step with infinite gradients, and lowers the scale
+            method.after_step()
     run.optimizer.zero_grad(set_to_none=True)
     return losses
 

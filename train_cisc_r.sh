@@ -45,6 +45,6 @@ step retrain1 retrain "$OUT/pairs/ranking/reliable.txt" "$OUT/pairs/pseudo_label
 echo "step 5 of 6: label the unreliable images again"
 label retrain1 "$OUT/pairs/ranking/unreliable.txt"
 $LAUNCH -m tools.merge_labels "$DATA_ROOT" --split "$UNLABELLED" --out "$OUT/retrain1/merged_labels" \
-    --folders "[$OUT/retrain1/pseudo_labels, $OUT/pairs/pseudo_labels]"
+    --first "$OUT/retrain1/pseudo_labels" --second "$OUT/pairs/pseudo_labels"
 echo "step 6 of 6: train on the labelled and all unlabelled images"
 step retrain2 retrain "$UNLABELLED" "$OUT/retrain1/merged_labels" --teacher "$OUT/retrain1/best.pt" "$@"

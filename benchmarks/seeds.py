@@ -84,7 +84,7 @@ def seeds(
     maps, features = network.encode(images)
     activations = network.tags(features)
     cam = activation_maps(activations, outside)
-    grown = grown_maps(cam, network.correlated(maps), config.seed_thresholds)
+    grown = grown_maps(cam, network.correlated(maps), config.seed_thresholds, outside)
     found = {}
     for row, values in zip(ROWS, (cam, grown, cam, grown), strict=True):
         iterations = config.refine if "PAMR" in row else 0

@@ -38,12 +38,21 @@ PALETTE = _voc_palette()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image as (H, W, 3) uint8 RGB. Raises UserError if the file is missing, unreadable or too large (`_sized`)."""
+    """Reads an image as (H, W, 3) uint8 RGB; more than 8 bits go through `eight_bits`. Raises UserError if the file is missing,
+    unreadable or too large (`_sized`)."""
     # cv2.imread would print its own warnings about a bad file, and does not say why reading failed.
-    image = _decode(path, cv2.IMREAD_COLOR)
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
         raise UserError(f"{path}: not a readable image; replace the file or remove its name from the list")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(eight_bits(image), cv2.COLOR_BGR2RGB)
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Returns an image of any shape as uint8. Values of more than 8 bits are scaled: the least becomes 0, the largest 255."""
+    if values.dtype == np.uint8:
+        return values
+    values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+    return (255 * (values - values.min()) / max(float(np.ptp(values)), 1e-12)).round().astype(np.uint8)
 
 
 def read_label(path: Path) -> np.ndarray:

@@ -55,11 +55,12 @@ def folder_index(root: str | Path, split: str, labels: str | Path | None = None,
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """Returns the path of every image below `folder` by its name (the relative path without suffix), sorted. Raises UserError
-    if two images differ only in the suffix."""
+    """Returns the path of every image below `folder` by its name (the relative path without suffix), sorted. Hidden files, such
+    as those of macOS, are left out. Raises UserError if two images differ only in the suffix."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not hidden:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
                 raise UserError(f"{path} and {found[name].name}: two images of one name would share a label; rename one")

@@ -28,7 +28,7 @@ from engine.inspection import first_batch
 from engine.loading import Loaders, augmentation, check_batch
 from engine.metrics import read_label_quality
 from engine.nonfinite import FiniteCheck
-from engine.run_folder import Log, open_run_folder, origin, read_unfinished
+from engine.run_folder import Log, lock_if_there, open_run_folder, origin, read_unfinished
 from errors import UserError
 from methods import build_method
 from methods.base import Method
@@ -102,6 +102,9 @@ def prepare(config: Config, process: distributed.Process) -> Run:
     settings, data, device, out = config.train, config.data, process.device, Path(config.out)
     # torchrun counts here how often it has restarted the command.
     restarted = distributed.max_over_processes(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")) > 0
+    if process.is_main:
+        lock_if_there(out)
+    distributed.wait_for_all()
     unfinished = read_unfinished(config, restarted)
     if config.deterministic:
         be_deterministic()

@@ -37,6 +37,7 @@ CHANGEABLE = (
 )
 
 # Files that predict.py and the tools write beside labels, to record how the labels were made.
+LOCK = ".lock"
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
 
 
@@ -114,21 +115,33 @@ def open_run_folder(config: Config, made_from: dict, process_count: int, device:
         with atomic_write(out / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: {error.filename or '.lock'}") from error
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename or LOCK}") from error
 
 
 def lock(out: Path) -> None:
     """Locks a run folder until this process ends. Raises UserError if another training holds the lock."""
-    file = os.open(out / ".lock", os.O_WRONLY | os.O_CREAT)
+    file = os.open(out / LOCK, os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loader workers do not inherit this lock
     except (BlockingIOError, PermissionError) as error:
         raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from error
 
 
+def lock_if_there(out: Path) -> None:
+    """Locks a run folder that exists, before its state is read: a run that ends now may still write. Raises UserError like
+    `lock`."""
+    if (out / LOCK).is_file():
+        try:
+            lock(out)
+        except OSError as error:
+            raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
+
+
 def split_record(index: Index) -> dict:
-    """Returns the record of a split: the number of images, the SHA-256 of the list of names, and the classes."""
-    return {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
+    """Returns the record of a split: the number of images, the SHA-256 of the list of names, the classes, and the SHA-256 of
+    the tags of tags.json, if there are any."""
+    record = {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
+    return record if index.tags is None else record | {"tags_sha256": lines_sha256(index.tags.tolist())}
 
 
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:

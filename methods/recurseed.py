@@ -59,7 +59,9 @@ class RecurSeedConfig(MethodConfig):
     visible_tags: bool = False
     """tags of a mix: the image's tags and the pasted classes; without this flag, the tags of both images"""
     decay: ClosedUnitInterval = 0.9999
-    """decay of the average of the weights, which is evaluated; it grows from 0 as 1 - exp(-updates / 2000)"""
+    """decay of the average of the weights, which is evaluated; it grows from 0 as 1 - exp(-updates / ramp)"""
+    ramp: PositiveInt = 2000
+    """updates over which the decay grows to 63% of its end; a training of few steps needs fewer"""
     seed_thresholds: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 0.05)
     """least activation of a seed of a class, and largest activation of a seed of the background"""
 
@@ -94,6 +96,11 @@ class RecurSeed(Method):
                 f"method.segment_from is {settings.segment_from} epochs, but training ends after {epochs:.1f}: the decoder "
                 "would not learn; give an earlier epoch, more --train.epochs or --train.steps"
             )
+        if settings.mix_from is not None and settings.mix_from >= epochs:
+            raise UserError(
+                f"method.mix_from is {settings.mix_from} epochs, but training ends after {epochs:.1f}: give an earlier epoch, "
+                "or null for no CertainMix"
+            )
         if settings.mix_from is not None and settings.mix_from < settings.segment_from:
             raise UserError("method.mix_from comes before method.segment_from: CertainMix needs a decoder that has learnt")
         if settings.uncertain >= settings.certain:
@@ -101,6 +108,7 @@ class RecurSeed(Method):
 
     def begin_training(self, teacher: Method | None) -> None:
         super().begin_training(teacher)
+        self.average.n_averaged.zero_()  # of --init; a resumed run has its own count again afterwards
         self.average.update_parameters(self.network)  # the first update is a copy
 
     def begin_step(self, step: int, epoch: float) -> None:
@@ -164,7 +172,7 @@ class RecurSeed(Method):
         config = self.config
         cam = grown = activation_maps(activations, outside)
         if config.correlate:
-            grown = grown_maps(cam, self.network.correlated(maps), config.seed_thresholds)
+            grown = grown_maps(cam, self.network.correlated(maps), config.seed_thresholds, outside)
         refined, ids = refined_maps(images, grown, tags, config.refine, config.dilations)
         if config.renormalise:
             refined = over_largest(refined)
@@ -175,7 +183,7 @@ class RecurSeed(Method):
         """CertainMix: where a partner of the batch is certain foreground, its pixel and its class replace those of the image.
         CutMix: a rectangle of the partner does. Returns `image`, `label`, `tags` and `outside`."""
         config, size = self.config, images.shape[-2:]
-        probabilities = upsample(logits, size, align_corners=False).softmax(dim=1)[:, 1:]
+        probabilities = upsample(logits, size, align_corners=False).softmax(dim=1)[:, 1:] * ~outside[:, None]
         refined, ids = refined_maps(images, probabilities, tags, config.refine, config.dilations)
         label = certain_labels(refined, ids, outside, config.certain, config.uncertain)
         shift = int(torch.randint(1, len(images), ()))  # never the image itself
@@ -221,7 +229,7 @@ class RecurSeed(Method):
         return shown
 
     def _average(self, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
-        decay = self.config.decay * (1 - math.exp(-float(updates) / 2000))
+        decay = self.config.decay * (1 - math.exp(-float(updates) / self.config.ramp))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
         else:  # counts of batches

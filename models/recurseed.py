@@ -66,7 +66,8 @@ class RecurSeedNet(nn.Module):
     """
 
     def __init__(self, model: ModelConfig, num_classes: int):
-        """Raises UserError for --model.maps dilated on a timm network, or an encoder without a map of stride 4."""
+        """Raises UserError for --model.maps dilated on a timm network or fused on a ResNet, or an encoder without a map of
+        stride 4."""
         super().__init__()
         self.fused: FusedMaps | None = None
         if model.backbone.startswith(TIMM):
@@ -74,6 +75,8 @@ class RecurSeedNet(nn.Module):
                 raise UserError(f"RecurSeed fuses the maps of {model.backbone}: leave out --model.maps dilated")
             self.backbone = build_encoder(model.backbone, 4)
             self.fused = FusedMaps(self.backbone, FUSED, 16)
+        elif model.maps == "fused":
+            raise UserError(f"RecurSeed takes the last map of {model.backbone}: leave out --model.maps fused")
         else:
             self.backbone = build_encoder(model.backbone, 4, 16, stride16_resnet)
         if 4 not in self.backbone.strides:

@@ -47,12 +47,16 @@ def tag_logits(activations: torch.Tensor, outside: torch.Tensor) -> torch.Tensor
     return (activations * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
 
 
-def grown_maps(cam: torch.Tensor, features: Sequence[torch.Tensor], thresholds: tuple[float, float]) -> torch.Tensor:
+def grown_maps(
+    cam: torch.Tensor, features: Sequence[torch.Tensor], thresholds: tuple[float, float], outside: torch.Tensor
+) -> torch.Tensor:
     """The maps (B, K, h, w) grown along the self-correlation (SCG) of the features (B, D, h', w'), which are resized to their
-    grid. thresholds: of the seeds, `ops.self_correlation.class_maps`. Returns (B, K, h, w) in [0, 1], without gradient."""
+    grid. thresholds: of the seeds, `ops.self_correlation.class_maps`. outside: (B, H, W) bool; cells with their centre outside
+    the image take no part. Returns (B, K, h, w) in [0, 1], without gradient."""
     grid = cam.shape[-2:]
-    correlations = [self_correlation(resize(one.float(), grid, align_corners=False)) for one in features]
-    return class_maps(correlations, cam, *thresholds)
+    inside = cells_inside(outside, grid).flatten(1)
+    correlations = [self_correlation(resize(one.float(), grid, align_corners=False), inside=inside) for one in features]
+    return class_maps(correlations, cam, *thresholds, inside=inside)
 
 
 def tagged(maps: torch.Tensor, tags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

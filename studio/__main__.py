@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import webbrowser
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -60,13 +61,15 @@ def main() -> None:
     token = token_of(Path(config.folder) / "studio" / "token")
     names = ["127.0.0.1", "localhost"]
     if config.host not in names:
-        names += [config.host, outward_address(), socket.gethostname().lower()]
-    app = build_app(studio, tuple(f"{name}:{port}" for name in names), token, f"studio_{port}")
+        names += [config.host.lower(), outward_address(), socket.gethostname().lower()]
+    hosts = [f"{name}:{port}" for name in names] + (names if port == 80 else [])  # browsers leave out the usual port
+    app = build_app(studio, tuple(hosts), token, f"studio_{port}")
     shown = outward_address() if config.host == "0.0.0.0" else config.host
     address = f"http://{shown}:{port}/?token={token}"
     print(f"studio of {config.folder}: {address}\nCtrl+C ends it; everything is saved", flush=True)
-    if not config.no_browser:
-        webbrowser.open(address)
+    # In a thread: a browser of the terminal would wait for a server that has not started.
+    if not config.no_browser and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
     stop = server.handle_exit
 

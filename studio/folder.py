@@ -12,6 +12,7 @@ All writes are atomic. A method may be called from any thread.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from datasets.files import PALETTE, UNLABELLED, atomic_write, read_image, read_label, write_label
 from datasets.index import IMAGE_SUFFIXES, read_class_file
@@ -118,14 +120,14 @@ class StudioFolder:
         record = self.root / "studio" / "imported.json"
         imported = json.loads(record.read_text()) if record.is_file() else []
         loose = [path for path in sorted(self.root.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-        for path in loose:
-            if path.name not in imported:
-                try:
-                    self.add_picture(path.name, path.read_bytes())
-                except UserError as error:
-                    self.notes.append(str(error))
-        if loose:
-            self._write_json(record, [path.name for path in loose])
+        new = [path for path in loose if path.name not in imported and not path.name.startswith(".")]
+        for path in tqdm(new, "adding pictures", unit="picture", leave=False, disable=None):
+            try:
+                self.add_picture(path.name, path.read_bytes())
+            except UserError as error:
+                self.notes.append(str(error))
+            imported.append(path.name)
+            self._write_json(record, imported)  # after each: an import that is cut short goes on
 
     # Strokes and labels
 
@@ -150,11 +152,12 @@ class StudioFolder:
             if not new and len(kept) == len(document["strokes"]):
                 return document["version"]
             label = self.label(name).copy()
+            before = _hash(label)
             if len(kept) < len(document["strokes"]):
                 label[...] = UNLABELLED
                 draw(label, kept)
             draw(label, new)
-            changed = {"version": document["version"] + 1, "strokes": kept + new}
+            changed = {"version": document["version"] + 1, "strokes": kept + new, "before": before}
             self._write_json(self._document_file(name), changed)
             write_label(self._label_file(name), label)
             had = self.has_labels(name)
@@ -201,15 +204,15 @@ class StudioFolder:
             try:
                 document = json.loads(file.read_text(encoding="utf-8"))
                 strokes = [checked(stroke, picture.shape, len(self.classes)) for stroke in document["strokes"]]
-                return {"version": int(document["version"]), "strokes": strokes}
+                return {"version": int(document["version"]), "strokes": strokes, "before": document.get("before")}
             except (ValueError, KeyError, TypeError, UserError) as error:
                 raise UserError(f"{file}: not readable as strokes ({error}): delete it to start from scribbles/") from error
         if not self._label_file(picture.id).is_file():
-            return {"version": 0, "strokes": []}
+            return {"version": 0, "strokes": [], "before": None}
         label = self._read_label(picture)
         present = [number for number in np.unique(label).tolist() if number != UNLABELLED]
         regions = [checked(_region(label == number, number), picture.shape, len(self.classes)) for number in present]
-        return {"version": 1, "strokes": regions}
+        return {"version": 1, "strokes": regions, "before": None}
 
     def _read_label(self, picture: Picture) -> np.ndarray:
         file = self._label_file(picture.id)
@@ -222,15 +225,15 @@ class StudioFolder:
         return label
 
     def _complete(self, name: str) -> None:
-        """Draws the label map if the studio was killed between the strokes and the label map. If another program has changed
-        the label map, the changes become strokes."""
-        strokes, file = self._document_file(name), self._label_file(name)
-        if not strokes.is_file():
+        """Draws the label map if the studio was killed between the strokes and the label map: then the map is that of before
+        the last change. If another program has changed the label map, the changes become strokes."""
+        file, drawn = self._label_file(name), self.label(name)
+        if not self._document_file(name).is_file():
             return
-        if not file.is_file() or file.stat().st_mtime_ns < strokes.stat().st_mtime_ns:
-            write_label(file, self.label(name))
+        label = self._read_label(self.pictures[name]) if file.is_file() else None
+        if label is None or _hash(label) == self.documents[name]["before"]:
+            write_label(file, drawn)
             return
-        label, drawn = self._read_label(self.pictures[name]), self.label(name)
         changed = label != drawn
         if changed.any():
             numbers = np.unique(label[changed]).tolist()
@@ -287,6 +290,11 @@ class StudioFolder:
     def _write_lines(file: Path, lines: list[str] | tuple[str, ...]) -> None:
         with atomic_write(file) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _hash(label: np.ndarray) -> str:
+    """Returns the SHA-256 of a label map (H, W) uint8."""
+    return hashlib.sha256(label.tobytes()).hexdigest()
 
 
 def _region(mask: np.ndarray, number: int) -> dict:

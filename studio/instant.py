@@ -148,7 +148,8 @@ def _fit(samples: list[tuple[np.ndarray, np.ndarray]]) -> _Linear | None:
 
 
 def _smooth(probabilities: torch.Tensor, superpixel: np.ndarray, present: np.ndarray) -> Prediction:
-    """Resizes probabilities (h, w, K) of the classes `present` (K,) to the picture and takes their mean in each superpixel (H, W)."""
+    """Resizes probabilities (h, w, K) of the classes `present` (K,) to the picture; takes their mean in each superpixel, an id
+    of `superpixel` (H, W)."""
     maps = probabilities.permute(2, 0, 1)[None]
     large = F.interpolate(maps, superpixel.shape, mode="bilinear", align_corners=False)[0].flatten(1).numpy()
     ids = superpixel.reshape(-1).astype(np.int64)

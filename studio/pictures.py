@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageOps
 
-from datasets.files import atomic_write
+from datasets.files import atomic_write, eight_bits
 from datasets.index import IMAGE_SUFFIXES
 from errors import UserError
 
@@ -50,9 +50,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """Returns a picture of more than 8 bits with its values scaled to 8 bits."""
     if picture.mode not in ("I;16", "I;16B", "I", "F"):
         return picture
-    values = np.asarray(picture, np.float32)
-    values = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
-    return Image.fromarray((255 * values).round().astype(np.uint8))
+    return Image.fromarray(eight_bits(np.asarray(picture)))
 
 
 def files_in(root: Path) -> list[Path]:
@@ -67,7 +65,8 @@ def size_of(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             width, height = opened.size
-            turned = opened.getexif().get(ORIENTATION, 1) >= 5
+            # PIL gives the upright size of a TIFF.
+            turned = opened.format != "TIFF" and opened.getexif().get(ORIENTATION, 1) >= 5
     except Exception as error:  # a damaged file raises many kinds of exceptions
         raise UserError(f"{path}: not a readable picture: replace it or move it out of the folder") from error
     return (height, width) if turned else (width, height)

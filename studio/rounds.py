@@ -194,7 +194,15 @@ class Rounds:
         with atomic_write(self.predictions / "round.json") as temporary:
             temporary.write_text(json.dumps({"round": number}))
         self._show(predicted=number)
+        self._delete_unused(number)
         return None
+
+    def _delete_unused(self, finished: int) -> None:
+        """Deletes what no later round reads, 110 MB a round: states of trainings, and the networks before `finished`."""
+        for number in self._numbers():
+            for name in ("last.pt", "best.pt", "best.onnx"):
+                if number < finished or name == "last.pt":
+                    (self.home / str(number) / name).unlink(missing_ok=True)
 
     def _run(self, command: list[str], number: int) -> tuple[int, str]:
         """Runs a Python command and follows its steps. Returns the exit code and the last line of its output."""

@@ -168,15 +168,16 @@ def test_evaluate_saves_masks_that_match_the_scores(chain, tiny, tmp_path):
     paths = {"CHECKPOINT": chain / "ur/best.pt", "DATA_ROOT": tiny, "OUT": tmp_path / "evaluation", "SAVE": tmp_path / "masks"}
     assert script("evaluate.sh", "--workers", "0", **paths).returncode == 0
     names = (tiny / "ImageSets/Segmentation/val.txt").read_text().split()
-    assert sorted(path.stem for path in (tmp_path / "masks").iterdir()) == names
+    assert sorted(path.stem for path in (tmp_path / "masks").glob("*.png")) == names
     right = counted = 0
     for name in names:
         mask, truth = read_label(tmp_path / f"masks/{name}.png"), read_label(tiny / f"SegmentationClass/{name}.png")
         right, counted = right + ((mask == truth) & (truth != UNLABELLED)).sum(), counted + (truth != UNLABELLED).sum()
     scores = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert right / counted == pytest.approx(scores["pixel_accuracy"])
-    refused = script("evaluate.sh", **paths | {"SAVE": tiny / "SegmentationClass"})
-    assert refused.returncode == 2 and "holds the dense masks" in refused.stderr
+    for folder in ("SegmentationClass", "scribbles"):
+        refused = script("evaluate.sh", **paths | {"SAVE": tiny / folder})
+        assert refused.returncode == 2 and "holds other files" in refused.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -603,7 +603,7 @@ o/pairs/pseudo_labels --data.truth M --out o/retrain1 --config configs/cisc_r/re
 step 5 of 6: label the unreliable images again
 predict.py --checkpoint o/retrain1/best.pt --images d --split o/pairs/ranking/unreliable.txt {label} \
 --out o/retrain1/pseudo_labels
--m tools.merge_labels d --split b --out o/retrain1/merged_labels --folders [o/retrain1/pseudo_labels, o/pairs/pseudo_labels]
+-m tools.merge_labels d --split b --out o/retrain1/merged_labels --first o/retrain1/pseudo_labels --second o/pairs/pseudo_labels
 step 6 of 6: train on the labelled and all unlabelled images
 train.py --config configs/cisc_r/voc.yaml {data} --data.train_split b --data.labels o/retrain1/merged_labels --data.truth M \
 --out o/retrain2 --config configs/cisc_r/retrain.yaml --teacher o/retrain1/best.pt {partners}

@@ -17,6 +17,7 @@ from datasets import open_index
 from datasets.batch import collate, to_device
 from datasets.drawing.demo import CLASSES, draw_demo, draw_picture
 from datasets.files import NO_SUPERPIXEL, PALETTE, UNLABELLED, read_image, read_label, write_label
+from datasets.folder_layout import images_below
 from datasets.official.voc import VOC_CLASSES
 from datasets.segmentation import SegmentationDataset, Superpixels, TrainingOrder
 from datasets.transforms import MEAN, STD, Augmentation, jittered, normalise, to_tensor
@@ -118,6 +119,23 @@ def test_a_damaged_image_is_refused_without_messages_of_the_reader(tmp_path, cap
         with pytest.raises(UserError, match=re.escape(f"{file}: not a readable image")):
             read_image(file)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_an_image_of_16_bits_keeps_its_contrast(tmp_path, suffix):
+    """Scanners and microscopes write 12 bits into 16."""
+    values = np.linspace(100, 4095, 20 * 30).reshape(20, 30).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / f"scan.{suffix}"), values)
+    image = read_image(tmp_path / f"scan.{suffix}")
+    wanted = 255 * (values - 100.0) / 3995
+    assert image.dtype == np.uint8 and np.abs(image - wanted[..., None]).max() <= 0.51
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    for name in ("a/x.png", "a/._x.png", ".cache/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(images_below(tmp_path)) == ["a/x"]
 
 
 def test_image_suffixes_may_be_in_capitals(root):

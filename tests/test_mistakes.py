@@ -128,8 +128,10 @@ def test_two_trainings_cannot_use_one_run_folder(tiny, tmp_path, cli):
     other.stdout.readline()
     config = ["--config", REPOSITORY / "configs/cc4s/baseline.yaml", *SMALL]
     assert_refused(cli(train.main, *config, "--data.root", tiny, "--out", tmp_path), "another process is training in")
+    (tmp_path / "last.pt").write_bytes(b"the other training is writing its state")
+    assert_refused(cli(train.main, *config, "--data.root", tiny, "--out", tmp_path), "another process is training in")
     other.communicate(b"\n")
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.pt"]
 
 
 def test_a_file_system_without_locks_gives_one_error_line(monkeypatch, tiny, tmp_path, cli):
@@ -367,6 +369,22 @@ def test_pseudo_labels_are_compared_with_the_masks_that_exist(checkpoints, root,
     code, printed, _ = cli(predict.main, *common, "--out", tmp_path / "alone")
     assert code == 0 and "against the masks" not in printed
     assert "precision_of_class" not in json.loads((tmp_path / "alone/shares.json").read_text())
+
+
+def test_pseudo_labels_of_changed_scribbles_or_tags_are_refused(checkpoints, root, tmp_path, cli):
+    tags = {name: ["disc"] for name in (root / "ImageSets/Segmentation/train.txt").read_text().split()}
+    (root / "tags.json").write_text(json.dumps(tags))
+    common = ["--checkpoint", checkpoints / "seven.pt", "--images", root, "--split", "train", "--pseudo_labels"]
+    by_scribbles = [*common, "--scribbles", root / "scribbles", "--out", tmp_path / "scribbled"]
+    by_tags = [*common, "--classes", "tags", "--out", tmp_path / "tagged"]
+    for flags in (by_scribbles, by_tags):
+        assert cli(predict.main, *flags)[0] == 0
+        assert cli(predict.main, *flags)[0] == 0, "the same again"
+    scribble = read_label(root / "scribbles/demo_0003.png")
+    write_label(root / "scribbles/demo_0003.png", np.where(scribble == 255, 255, 1).astype(np.uint8))
+    (root / "tags.json").write_text(json.dumps(tags | {"demo_0003": ["star"]}))
+    assert_refused(cli(predict.main, *by_scribbles), "was made with another scribbles_sha256: delete the folder")
+    assert_refused(cli(predict.main, *by_tags), "was made with another tags_sha256: delete the folder")
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_pixel_label_and_tags_of_a_mix_come_from_one_source():
 
 
 def test_the_average_follows_its_closed_form_and_is_what_predicts():
-    method = method_at(0, decay=0.9)
+    method = method_at(0, decay=0.9, ramp=20)
     weight, average = method.network.classifier.weight, method.average.module.classifier.weight
     assert torch.equal(weight, average), "the first update is a copy"
     expected = average.clone()
@@ -172,7 +172,7 @@ def test_the_average_follows_its_closed_form_and_is_what_predicts():
         with torch.no_grad():
             weight.add_(1.0)
         method.after_step()
-        decay = 0.9 * (1 - math.exp(-update / 2000))
+        decay = 0.9 * (1 - math.exp(-update / 20))
         expected = decay * expected + (1 - decay) * weight
         torch.testing.assert_close(average, expected)
     assert not average.requires_grad
@@ -181,6 +181,33 @@ def test_the_average_follows_its_closed_form_and_is_what_predicts():
         for parameter in method.network.parameters():
             parameter.fill_(float("nan"))
         assert method.predict(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+def test_the_average_starts_again_from_the_weights_of_init():
+    """A checkpoint has an average and its count, and --init loads both."""
+    method = method_at(0)
+    for _ in range(3):
+        method.after_step()
+    with torch.no_grad():
+        method.network.classifier.weight.add_(1.0)
+    method.begin_training(None)
+    assert torch.equal(method.network.classifier.weight, method.average.module.classifier.weight)
+    assert method.average.n_averaged == 1
+
+
+def test_predictions_in_the_padding_do_not_change_the_labels_of_a_mix():
+    method = method_at(16, refine=10, dilations=(1, 2, 4))
+    images, tags, outside = torch.rand(2, 3, 64, 64), torch.ones(2, 3), torch.zeros(2, 64, 64, dtype=torch.bool)
+    outside[:, :, 32:] = True
+    logits = torch.full((2, 4, 16, 16), -9.0)
+    logits[:, 0] = 9
+    padded = logits.clone()
+    padded[:, :, :, 9:] = torch.tensor([-9.0, 9, -9, -9])[
+        :, None, None
+    ]  # class 1, but for the column that is resized into the image
+    for one in (logits, padded):
+        label = method.mixed(images, tags, outside, one)["label"]
+        assert (label[:, :, :32] == 0).all() and (label[:, :, 32:] == 255).all()
 
 
 def test_objects_pasted_into_the_padding_count_for_the_tags_of_the_mix():
@@ -352,7 +379,8 @@ def test_a_class_that_is_not_allowed_is_0_in_the_scores_too():
 @pytest.mark.parametrize("settings, message", [
     ({}, "segment_from is 5.0 epochs, but training ends after 2.0"),
     ({"segment_from": 1, "mix_from": 0.5}, "mix_from comes before"),
-    ({"segment_from": 1, "uncertain": 0.6}, "uncertain has to be less"),
+    ({"segment_from": 1}, "mix_from is 15.0 epochs, but training ends after 2.0"),
+    ({"segment_from": 1, "mix_from": None, "uncertain": 0.6}, "uncertain has to be less"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(settings, message):
     method = build_method(RecurSeedConfig(**settings), MODEL, 4)

@@ -132,7 +132,6 @@ def test_what_is_on_disk_is_complete_after_a_kill_between_strokes_and_label(fold
     folder.change("one", [stroke(1, [(50, 50)])], [])
     os.close(folder._lock_file)
     (folder.root / "scribbles/one.png").write_bytes(before)
-    os.utime(folder.root / "scribbles/one.png", ns=(0, 0))
     again = StudioFolder(folder.root, 1024)
     assert (read_label(folder.root / "scribbles/one.png") == again.label("one")).all()
     assert len(again.document("one")["strokes"]) == 2
@@ -155,6 +154,7 @@ def test_labels_of_another_program_become_strokes(tmp_path):
     label = read_label(tmp_path / "scribbles/old.png")  # another program takes some labels away and adds others
     label[3:5], label[40:44, 7:9] = UNLABELLED, 0
     write_label(tmp_path / "scribbles/old.png", label)
+    os.utime(tmp_path / "scribbles/old.png", ns=(0, 0))  # a copy of the folder may give the files any time
     again = StudioFolder(tmp_path, 1024)
     assert (again.label("old") == label).all() and (read_label(tmp_path / "scribbles/old.png") == label).all()
     assert drawn["id"] in [one["id"] for one in again.document("old")["strokes"]]
@@ -173,6 +173,26 @@ def test_loose_pictures_are_copied_once_and_bad_ones_become_notes(tmp_path):
         assert set(opened.pictures) == {"my_photo"} and (tmp_path / "my photo.jpg").exists()
         os.close(opened._lock_file)
     assert not opened.notes, "only the first time"
+
+
+def test_an_import_that_is_cut_short_goes_on_without_copies(tmp_path, monkeypatch):
+    for number in range(4):
+        (tmp_path / f"p{number}.png").write_bytes(picture(number))
+    (tmp_path / "._p0.png").write_bytes(b"of macOS")
+    add, added = StudioFolder.add_picture, []
+
+    def cut_short(self, name, data):
+        added.append(name)
+        if len(added) == 3:
+            raise KeyboardInterrupt
+        return add(self, name, data)
+
+    monkeypatch.setattr(StudioFolder, "add_picture", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        StudioFolder(tmp_path, 1024)
+    opened = StudioFolder(tmp_path, 1024)
+    assert sorted(opened.pictures) == ["p0", "p1", "p2", "p3"] and not opened.notes
+    os.close(opened._lock_file)
 
 
 def test_a_data_set_keeps_its_meaning(tmp_path):
@@ -197,10 +217,12 @@ def test_a_picture_that_lies_on_its_side_has_labels_of_its_upright_size(tmp_path
     exif[0x0112] = 6
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "JPEGImages/turned.jpg").write_bytes(picture(kind="JPEG", exif=exif))
+    (tmp_path / "JPEGImages/scan.tif").write_bytes(picture(kind="TIFF", exif=exif))
     (tmp_path / "classes.txt").write_text("a\nb\n")
     opened = StudioFolder(tmp_path, 1024)
-    opened.change("turned", [stroke(1)], [])
-    assert opened.label("turned").shape == opened.image("turned").shape[:2] == (WIDTH, HEIGHT)
+    for name in ("turned", "scan"):
+        opened.change(name, [stroke(1)], [])
+        assert opened.label(name).shape == opened.image(name).shape[:2] == (WIDTH, HEIGHT)
     os.close(opened._lock_file)
 
 

@@ -88,6 +88,17 @@ def test_self_correlation_and_class_maps_equal_loops():
     assert (class_maps(correlations, cam)[0, 1] == 0).all()
 
 
+def test_padding_takes_no_part_in_the_class_maps():
+    """The maps of an image in a padded batch are those of the image alone."""
+    features, cam = normal(1, 5, 3, 4), torch.rand(1, 3, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    alone = class_maps([self_correlation(features)], cam)
+    large = 10 * normal(1, 5, 5, 6, seed=3)
+    large[:, :, :3, :4] = features
+    inside = F.pad(torch.ones(1, 3, 4, dtype=torch.bool), (0, 2, 0, 2)).flatten(1)
+    padded = class_maps([self_correlation(large, inside=inside)], F.pad(cam, (0, 2, 0, 2)), inside=inside)
+    torch.testing.assert_close(padded, F.pad(alone, (0, 2, 0, 2)), rtol=1e-12, atol=1e-12)
+
+
 def test_constant_and_zero_features_give_finite_maps():
     cam = torch.rand(1, 2, 3, 3)
     for features in (torch.ones(1, 4, 3, 3), torch.zeros(1, 4, 3, 3)):

@@ -56,18 +56,12 @@ def process(
     mine = distributed.items_of_shard(list(items), config.shard)
     todo = [(name, items[name]) for name in mine if not finished(name)]
     results, failures = [], list(distributed.items_of_shard(problems, config.shard))
-    try:
-        with parallel(config.workers, len(todo)) as mapping:
-            for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
-                if error is None:
-                    results.append(result)
-                else:
-                    failures.append(f"{name}: {error}")
-    except BrokenProcessPool as error:
-        raise Failure(
-            f"{what}: a worker was killed, perhaps for lack of memory; finished files stay: run the same command again "
-            "(--workers 1 takes the least memory)"
-        ) from error
+    with parallel(config.workers, len(todo)) as mapping:
+        for name, result, error in tqdm(mapping(partial(_attempt, work), todo), what, len(todo), unit="file", disable=None):
+            if error is None:
+                results.append(result)
+            else:
+                failures.append(f"{name}: {error}")
     print(f"{what}: {len(results)} written, {len(mine) - len(todo)} skipped" + f", {len(failures)} failed" * bool(failures))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -79,18 +73,23 @@ def process(
 @contextlib.contextmanager
 def parallel(workers: int, count: int) -> Iterator[Callable]:
     """Yields `map` for `count` items: over `workers` processes (0: one per core of this process's share), or in this process if
-    one worker is enough."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1  # cores that we may use
+    one worker is enough. Raises Failure if a worker is killed."""
+    cores = len(os.sched_getaffinity(0))  # that we may use
     share_of_cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = min(workers or share_of_cores, count)
     if workers <= 1:
         yield map
         return
     # A fork would copy locks that other threads of this process may hold.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         try:
             yield partial(pool.map, chunksize=max(1, min(16, count // (4 * workers))))
+        except BrokenProcessPool as error:
+            raise Failure(
+                "a worker was killed, perhaps for lack of memory; finished files stay: run the same command again "
+                "(--workers 1 takes the least memory)"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

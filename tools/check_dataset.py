@@ -23,7 +23,7 @@ from datasets.drawing.demo import draw_if_missing
 from datasets.files import PALETTE, UNLABELLED, atomic_write, opened_label, read_image, read_label, write_label
 from datasets.index import TAGS, Index, resolve_folder, spread_positions
 from datasets.segmentation import read_fitting_label
-from engine.pictures import captioned, contact_sheet, overlay
+from engine.pictures import captioned, contact_sheet, overlay, shrunk
 from engine.provenance import open_output_folder
 from errors import UserError, run
 from tools.batch import BatchConfig, parallel, process
@@ -227,13 +227,13 @@ def draw_sheet(index: Index, config: CheckConfig) -> None:
             image = read_image(index.images[position])
             if index.labels is None:
                 shown = np.flatnonzero(tags_of(index)[position])
-                tiles.append(captioned(image, ", ".join(index.classes[1 + number] for number in shown)))
+                tiles.append(captioned(shrunk(image), ", ".join(index.classes[1 + number] for number in shown)))
                 continue
             label = read_label(index.label_files[position])
         except UserError:  # already listed as a problem
             continue
         if label.shape == image.shape[:2]:
-            tiles.append(overlay(image, label))
+            tiles.append(shrunk(overlay(image, label)))
     if tiles:
         with atomic_write(Path(config.sheet)) as temporary:
             contact_sheet(tiles).save(temporary, "PNG")

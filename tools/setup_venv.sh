@@ -11,3 +11,4 @@ pip_install -r .venv/requirements.txt
 if ! pip_install "$(grep "^pydensecrf" requirements-extra.txt)"; then
     echo "note: going on without pydensecrf, which did not build: --crf pydensecrf will not work"
 fi
+touch .venv/complete

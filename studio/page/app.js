@@ -46,12 +46,14 @@ async function refresh() {
   if (!current && state.pictures.length) await open(state.pictures[0].id);
 }
 
-function say(text) {
+// Shows a message for six seconds, or until a click.
+function say(text, keep = false) {
   $("message").textContent = text;
   $("message").hidden = !text;
   clearTimeout(say.timer);
-  say.timer = setTimeout(() => say(""), 6000);
+  if (!keep) say.timer = setTimeout(() => say(""), 6000);
 }
+$("message").onclick = () => say("");
 
 // Runs an action; its error becomes a message.
 const attempt = (action) => (...given) => Promise.resolve(action(...given)).catch((error) => say(error.message));
@@ -401,20 +403,23 @@ function resize(factor) {
 }
 
 async function add(files) {
-  let [message, last] = ["", null];
+  const [count, notes, errors] = [files.length, [], []];
+  let last = null;
   for (const [number, file] of [...files].entries()) {
-    say(`Adding picture ${number + 1} of ${files.length}`);
+    say(`Adding picture ${number + 1} of ${count}`);
     try {
       const { id, note } = await upload(file);
       last = id;
-      message = note || message;
+      if (note) notes.push(note);
     } catch (error) {
-      message = error.message;
+      errors.push(error.message);
     }
   }
   $("files").value = ""; // so that the same file can be chosen again
   await refresh();
-  say(message);
+  const smaller = notes.length > 1 ? `${notes.length} pictures were made smaller (--long_side)` : notes.join();
+  if (errors.length) say(`${errors.length} of ${count} pictures not added: ${errors.join("; ")}`, true);
+  else say(smaller);
   if (last) await open(last);
 }
 

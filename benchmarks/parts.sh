@@ -40,8 +40,9 @@ make_pseudo_labels
 stage ur_ss_ss ss "$SCRIBBLES" "$STEPS" --init "$OUT/ur_ss/best.pt" "$@"
 stage ur_ss_labels ss "$PSEUDO_LABELS" "$STEPS" --init "$OUT/ur_ss/best.pt" "$@"
 stage ur_ss_labels_colour ss_stage2 "$PSEUDO_LABELS" "$STEPS" --init "$OUT/ur_ss/best.pt" "$@"
-# Dense masks in as many steps.
-stage masks ur "$MASKS" $((2 * STEPS)) --method.soft_entropy 0 "$@"
+# As many steps as the whole chain: UR alone, and dense masks.
+stage ur_longest ur "$SCRIBBLES" $((3 * STEPS)) "$@"
+stage masks ur "$MASKS" $((3 * STEPS)) --method.soft_entropy 0 "$@"
 
 for checkpoint in "$OUT"/*/best.pt; do
     run=$(dirname "$checkpoint")

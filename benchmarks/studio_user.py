@@ -151,7 +151,7 @@ def score(studio: Studio, names: list[str], masks: dict[str, np.ndarray], source
 
 def draw_plot(folders: list[Path], out: Path) -> None:
     """Draws mIoU over strokes, a curve for each run and loop."""
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for folder in folders:
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
         colour = None
@@ -162,7 +162,7 @@ def draw_plot(folders: list[Path], out: Path) -> None:
     axis.set_xlabel("strokes")
     axis.set_ylabel("mIoU in %")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
     plt.close(figure)

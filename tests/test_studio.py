@@ -534,6 +534,8 @@ def test_rounds_train_predict_survive_a_kill_and_go_on_after_a_restart(folder, t
     again.start()
     wait_for(lambda: again.state.predicted == new)
     again.close()
+    kept = {file.relative_to(again.home).as_posix() for number in range(new + 1) for file in again.home.glob(f"{number}/*.pt")}
+    assert kept == {f"{new}/best.pt"}, "a studio that trains for days does not fill the disk"
     plan = json.loads((again.home / f"{new}.json").read_text())
     assert "--init" not in plan["commands"]["training"] and plan["steps"] == 6, (
         "other pictures: from ImageNet weights, not shorter"

@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 from test_studio import TINY, picture, wait_for
 
 from datasets.files import UNLABELLED, read_label
@@ -199,6 +200,20 @@ def test_a_person_draws_trains_and_exports_and_a_killed_server_loses_nothing(ser
     )
     problems = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]  # the server was away
     assert not problems, problems
+
+
+def test_pictures_that_are_not_added_are_named_until_a_click(server, browser, tmp_path):
+    large = Image.new("RGB", (1100, 40))
+    for name in ("a.png", "c.png"):
+        large.save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    browser.get(server.address)
+    wait_for(lambda: texts(browser, CURRENT), 20)
+    browser.find_element(By.ID, "files").send_keys("\n".join(str(tmp_path / name) for name in ("a.png", "b.png", "c.png")))
+    said = browser.find_element(By.ID, "message")
+    wait_for(lambda: said.text.startswith("1 of 3 pictures not added: b.png: not a readable"), 20)
+    said.click()
+    assert not said.is_displayed() and {"a", "c"} <= set(texts(browser, "#pictures li span"))
 
 
 def test_one_finger_draws_and_two_fingers_zoom(server, browser):

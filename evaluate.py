@@ -21,7 +21,7 @@ from config import EvaluateConfig
 from datasets import open_index
 from datasets.check import check
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import atomic_write, read_label_or_none, write_label
+from datasets.files import read_label_or_none, write_label, write_text
 from datasets.index import resolve_folder, spread_positions
 from datasets.segmentation import SegmentationDataset
 from engine import distributed
@@ -80,8 +80,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         draw_if_missing(config.data.root)
     distributed.wait_for_all()
     if config.save_masks is not None and process.is_main:
-        with atomic_write(Path(config.save_masks) / SAVED) as temporary:
-            temporary.write_text(json.dumps({"checkpoint": config.checkpoint}) + "\n")
+        write_text(Path(config.save_masks) / SAVED, json.dumps({"checkpoint": config.checkpoint}) + "\n")
     index = open_index(config.data.root, config.data.split, config.data.labels)
     check_classes(method.classes, index.classes, config.checkpoint)
     dataset = SegmentationDataset(index)
@@ -108,8 +107,7 @@ def evaluate(config: EvaluateConfig, process: distributed.Process) -> None:
         print(volume_table(scores["volumes"]))
     out.mkdir(parents=True, exist_ok=True)
     record = scores | {"confusion_matrix": matrix.counts.tolist(), "conditions": scored_under}
-    with atomic_write(out / METRICS) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(out / METRICS, json.dumps(record, indent=2) + "\n")
     evaluation_report(out, record, shown, compared)
     print(f"wrote {out / METRICS} and {out / 'report.html'}")
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from command_line import parse
 from config import PredictConfig
 from datasets import open_index
-from datasets.files import UNLABELLED, atomic_write, read_image, read_label, read_label_or_none, write_label
+from datasets.files import UNLABELLED, atomic_write, read_image, read_label, read_label_or_none, write_label, write_text
 from datasets.folder_layout import images_below
 from datasets.index import IMAGE_SUFFIXES, Index, read_lines, resolve_folder, spread_positions
 from datasets.segmentation import present_ids, read_fitting_label
@@ -157,8 +157,7 @@ def write_shares(file: Path, counts: np.ndarray, compared: np.ndarray, classes: 
     if compared.any():
         found |= label_quality(compared, classes)
         print(f"against the masks: mIoU {100 * found['miou']:.2f} (unlabelled pixels count as missed); by class in {file}")
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
+    write_text(file, json.dumps(found, indent=2) + "\n")
 
 
 def class_thresholds(config: PredictConfig, classes: tuple[str, ...]) -> np.ndarray:

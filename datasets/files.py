@@ -108,6 +108,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8. The write is atomic."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def read_superpixel(path: Path) -> np.ndarray:
     """Reads a superpixel map as (H, W) uint16, `NO_SUPERPIXEL` = none. Raises UserError if the file is not a 16-bit PNG."""
     superpixel = _decode(path, cv2.IMREAD_UNCHANGED)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from config import BoardName
-from datasets.files import atomic_write
+from datasets.files import write_text
 from errors import UserError
 
 
@@ -180,5 +180,4 @@ def _earlier(file: Path) -> str | None:
 
 
 def _remember(file: Path, run: str) -> None:
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps({"run": run}) + "\n")
+    write_text(file, json.dumps({"run": run}) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torchvision
 
-from datasets.files import atomic_write
+from datasets.files import write_text
 from errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -88,5 +88,4 @@ def open_output_folder(record: Path, conditions: dict, notes: dict | None = None
                 "(--out; PSEUDO_LABELS or SUPERPIXELS of the stage scripts)"
             )
         return
-    with atomic_write(record) as temporary:
-        temporary.write_text(json.dumps(conditions | (notes or {}), indent=2) + "\n")
+    write_text(record, json.dumps(conditions | (notes or {}), indent=2) + "\n")

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets.files import PALETTE, atomic_write
+from datasets.files import PALETTE, write_text
 from engine.pictures import error_map, heat, picture_grid
 
 matplotlib.use("Agg")
@@ -264,5 +264,4 @@ def _percent(value: float | None) -> str:
 
 def _write(out: Path, **content: object) -> None:
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
-    with atomic_write(out / "report.html") as temporary:
-        temporary.write_text(template.render(**content), encoding="utf-8")
+    write_text(out / "report.html", template.render(**content))

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import Config
-from datasets.files import atomic_write
+from datasets.files import atomic_write, write_text
 from datasets.index import Index, resolve_folder
 from datasets.segmentation import SegmentationDataset
 from engine.boards import Board, open_boards
@@ -106,14 +106,12 @@ def open_run_folder(config: Config, made_from: dict, process_count: int, device:
                 f"{out} holds a run whose {' and '.join(changed)} changed since it began (hashes in run.json): choose "
                 "another --out, or --fresh to delete it"
             )
-        with atomic_write(out / "config.yaml") as temporary:
-            # A user may give this file as --config. This must not delete or resume the run.
-            settings = {name: value for name, value in asdict(config).items() if name not in ("out", "fresh")}
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+        # A user may give this file as --config. This must not delete or resume the run.
+        settings = {name: value for name, value in asdict(config).items() if name not in ("out", "fresh")}
+        write_text(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         record |= made_from
         record["sessions"].append({"first_step": first, "device": device, "processes": process_count, **circumstances()})
-        with atomic_write(out / "run.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(out / "run.json", json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}: {error.filename or LOCK}") from error
 
@@ -177,8 +175,7 @@ class Log:
         self.out = out = Path(config.out)
         self.boards = open_boards(config.log, out, first, _flat(asdict(config)))
         metrics = out / "metrics.jsonl"
-        with atomic_write(metrics) as temporary:
-            temporary.write_text("".join(_lines_until(metrics, first, validated)))
+        write_text(metrics, "".join(_lines_until(metrics, first, validated)))
         self.lines = open(metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
         interval = 0.5 if sys.stderr.isatty() else 15
         self.bar = tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=interval)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import PALETTE, UNLABELLED, atomic_write, read_image, read_label, write_label
+from datasets.files import PALETTE, UNLABELLED, read_image, read_label, write_label, write_text
 from datasets.index import IMAGE_SUFFIXES, read_class_file
 from errors import UserError
 from studio import pictures
@@ -283,13 +283,11 @@ class StudioFolder:
 
     @staticmethod
     def _write_json(file: Path, content: object) -> None:
-        with atomic_write(file) as temporary:
-            temporary.write_text(as_json(content), encoding="utf-8")
+        write_text(file, as_json(content))
 
     @staticmethod
     def _write_lines(file: Path, lines: list[str] | tuple[str, ...]) -> None:
-        with atomic_write(file) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _hash(label: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datasets.files import UNLABELLED, atomic_write
+from datasets.files import UNLABELLED, write_text
 from engine.provenance import REPOSITORY
 from studio.folder import StudioFolder
 
@@ -142,8 +142,7 @@ class Rounds:
         place = before["place"] + 1 if before and goes_on else 1
         steps = next((more for more in STEPS if not before or more > before["steps"]), STEPS[-1])
         listed = self.home / f"list_{number}.txt"
-        with atomic_write(listed) as temporary:
-            temporary.write_text(pictures)
+        write_text(listed, pictures)
         configs = self.configs or (f"configs/cc4s/{'ur' if place <= UR_ROUNDS else 'ss'}.yaml", "configs/cc4s/studio.yaml")
         root = str(self.folder.root.resolve())
         out, superpixels = self.home / str(number), str(self.folder.root.resolve() / "studio" / "superpixels")
@@ -168,8 +167,7 @@ class Rounds:
                 "predicting": ["-m", "studio.network", root, "--checkpoint", checkpoint, "--classes", str(self._present())],
             },
         }
-        with atomic_write(self.home / f"{number}.json") as temporary:
-            temporary.write_text(json.dumps(plan, indent=2) + "\n")
+        write_text(self.home / f"{number}.json", json.dumps(plan, indent=2) + "\n")
         return number
 
     def _round(self, number: int) -> str | None:
@@ -191,8 +189,7 @@ class Rounds:
                     if plan["classes"] != self.folder.classes:  # labels of a new class; the next round knows the class
                         return None
                     return f"{activity} failed: {last}"
-        with atomic_write(self.predictions / "round.json") as temporary:
-            temporary.write_text(json.dumps({"round": number}))
+        write_text(self.predictions / "round.json", json.dumps({"round": number}))
         self._show(predicted=number)
         self._delete_unused(number)
         return None

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from command_line import parse_command
-from datasets.files import atomic_write, write_label
+from datasets.files import atomic_write, write_label, write_text
 from datasets.index import SPACING, TAGS
 from datasets.official.acdc import read_acdc
 from datasets.official.ade20k import read_ade20k
@@ -196,12 +196,10 @@ def write_lists(source: Source, out: Path) -> None:
     """Writes OUT/ImageSets/Segmentation/SPLIT.txt and classes.txt; tags.json and spacing.json if the download has them."""
     files = {f"ImageSets/Segmentation/{split}.txt": names for split, names in source.splits.items()}
     for file, lines in (files | {"classes.txt": source.classes}).items():
-        with atomic_write(out / file) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(out / file, "\n".join(lines) + "\n")
     for file, content in ((TAGS, source.tags), (SPACING, source.spacing)):
         if content is not None:
-            with atomic_write(out / file) as temporary:
-                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            write_text(out / file, json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":

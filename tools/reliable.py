@@ -24,7 +24,7 @@ from tqdm import tqdm
 from command_line import parse
 from config import RunConfig
 from datasets import open_index
-from datasets.files import UNLABELLED, atomic_write, read_image, read_label
+from datasets.files import UNLABELLED, atomic_write, read_image, read_label, write_text
 from datasets.index import Index, resolve_folder
 from datasets.partners import shown_classes
 from datasets.segmentation import read_fitting_label
@@ -151,8 +151,7 @@ def write_scores(index: Index, look: Look, anchors: torch.Tensor, folder: Path) 
             if shown.any():
                 similar = upsample(cosine_map(features, anchors[number][None]), label.shape[1:], align_corners=False)[:, 0]
                 scores[name] = map_consistency(similar, shown, label).item()
-        with atomic_write(folder / f"{index.names[position]}.json") as temporary:
-            temporary.write_text(json.dumps(scores) + "\n")
+        write_text(folder / f"{index.names[position]}.json", json.dumps(scores) + "\n")
 
 
 def write_lists(config: ReliableConfig, labelled: Index, unlabelled: Index, out: Path) -> None:
@@ -174,8 +173,7 @@ def write_lists(config: ReliableConfig, labelled: Index, unlabelled: Index, out:
 
     ranked = sorted(unlabelled.names, key=lambda name: (total(name), name))
     half = len(ranked) // 2
-    with atomic_write(out / "partners.json") as temporary:
-        temporary.write_text(json.dumps(partners, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "partners.json", json.dumps(partners, indent=1) + "\n")
     write_list(out / "reliable.txt", ranked[:half])
     write_list(out / "unreliable.txt", ranked[half:])
     listed = len({name for names in partners.values() for name in names})

@@ -24,7 +24,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from command_line import parse_command
 from datasets import open_index
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import atomic_write, read_label
+from datasets.files import read_label, write_text
 from datasets.index import Index, group_names, natural, read_lines, without_suffix
 from datasets.segmentation import present_ids
 from errors import UserError, run
@@ -194,8 +194,7 @@ def _lines_of(file: Path) -> list[str]:
 
 def write_list(file: Path, names: list[str]) -> None:
     """Writes a list of names, one per line."""
-    with atomic_write(file) as temporary:
-        temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+    write_text(file, "\n".join(names) + "\n")
 
 
 if __name__ == "__main__":

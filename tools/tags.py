@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 from command_line import parse
 from datasets import open_index
 from datasets.drawing.demo import draw_if_missing
-from datasets.files import atomic_write, read_label
+from datasets.files import read_label, write_text
 from datasets.index import TAGS
 from errors import UserError, run
 
@@ -58,8 +58,7 @@ def write_tags(root: Path, labels: str, splits: tuple[str, ...], pixels: int = 1
         for name, label in zip(index.names, index.label_files, strict=True):
             counts = np.bincount(read_label(label).reshape(-1), minlength=256)[1 : len(index.classes)]
             tags[name] = [index.classes[1 + number] for number in np.flatnonzero(counts >= pixels)]
-    with atomic_write(root / TAGS) as temporary:
-        temporary.write_text(json.dumps(tags, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(root / TAGS, json.dumps(tags, indent=0, ensure_ascii=False) + "\n")
     mean = np.mean([len(of_image) for of_image in tags.values()])
     print(f"{root / TAGS}: {len(tags)} images, {mean:.1f} tags an image")
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -171,3 +173,22 @@ def test_compile_affects_the_backbone_but_not_the_checkpoint_keys(monkeypatch, t
             assert len(compiled) == len(more)
     assert isinstance(compiled[0].conv1, torch.nn.Conv2d)
     assert state(tmp_path / "plain")["method"].keys() == state(tmp_path / "compiled")["method"].keys()
+
+
+def test_a_step_that_the_loss_scaler_skips_does_not_reach_the_average(monkeypatch):
+    """fp16: the scaler skips a step with infinite gradients."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    run = SimpleNamespace(
+        method=Mock(),
+        config=SimpleNamespace(train=SimpleNamespace(seed=0), skip_nonfinite=0),
+        process=SimpleNamespace(rank=0, device=torch.device("cpu")),
+        **{"model": None, "batches": None, "finite": Mock(), "epoch": float},
+        optimizer=torch.optim.SGD([weight], lr=1.0),
+        scaler=scaler,
+    )
+    for gradient, updates in ((1.0, 1), (math.inf, 1), (1.0, 2)):
+        monkeypatch.setattr(train, "forward_backward", lambda *_, by=gradient: scaler.scale(by * weight.sum()).backward())
+        train.take_step(run, 0)
+        assert run.method.after_step.call_count == updates
+    assert weight.item() == -2

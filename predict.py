@@ -41,6 +41,7 @@ from errors import LESS_MEMORY, UserError, out_of_memory, run
 from methods.base import Method
 
 GALLERY = 24  # most pictures in gallery.jpg
+RECORDS = ("predictions.json", "pseudo_labels.json")  # without and with --pseudo_labels; each marks a folder of predictions
 
 
 def main() -> int:
@@ -69,7 +70,7 @@ def main() -> int:
     tagged = tagged_classes(config, index)
     thresholds = class_thresholds(config, method.classes)
     out = Path(config.out)
-    record = out / ("pseudo_labels.json" if config.pseudo_labels else "predictions.json")
+    record = out / RECORDS[config.pseudo_labels]
     open_output_folder(
         record, conditions(config, images, tagged), {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     )
@@ -236,7 +237,8 @@ def draw_gallery(images: dict[str, Path], out: Path) -> None:
 
 def find_images(images: Path, out: Path) -> dict[str, Path]:
     """Returns name -> path of one image, of the images in a text file (one path per line, relative to the file's folder), or of
-    all images below a folder but not in `out`. Raises UserError if there is no image, or if two images have the same name."""
+    all images below a folder but not in `out` or in earlier predictions. Raises UserError if there is no image, or if two
+    images have the same name."""
     if images.suffix == ".txt" and images.is_file():
         listed = [images.parent / line for line in read_lines(images)]
         if not listed:
@@ -251,13 +253,18 @@ def find_images(images: Path, out: Path) -> dict[str, Path]:
         raise UserError(f"--images {images}: neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a list of images, NAME.txt")
     if images.is_file():
         return {images.stem: images}
-    found = {name: path for name, path in images_below(images).items() if not path.resolve().is_relative_to(out.resolve())}
+    made = [out.resolve(), *(file.resolve().parent for record in RECORDS for file in images.rglob(record))]
+
+    def is_made(path: Path) -> bool:
+        return any(path.resolve().is_relative_to(folder) for folder in made)
+
+    found = {name: path for name, path in images_below(images).items() if not is_made(path)}
     if not found:
         raise UserError(f"--images {images}: no such file, and no folder with {', '.join(IMAGE_SUFFIXES)} images")
     others = Counter(
         path.suffix.lower() or path.name
         for path in images.rglob("*")
-        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES and not path.resolve().is_relative_to(out.resolve())
+        if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES and not is_made(path)
     )
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))

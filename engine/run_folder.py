@@ -36,8 +36,8 @@ CHANGEABLE = (
     "train.inspect_steps",
 )
 
-# Files that predict.py and the tools write beside labels, to record how the labels were made.
 LOCK = ".lock"
+# Files that predict.py and the tools write beside labels, to record how the labels were made.
 LABEL_RECORDS = ("pseudo_labels.json", "scribbles.json", "points.json", "check_dataset.json")
 
 
@@ -136,24 +136,25 @@ def lock_if_there(out: Path) -> None:
 
 
 def split_record(index: Index) -> dict:
-    """Returns the record of a split: the number of images, the SHA-256 of the list of names, the classes, and the SHA-256 of
-    the tags of tags.json, if there are any."""
-    record = {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
-    return record if index.tags is None else record | {"tags_sha256": lines_sha256(index.tags.tolist())}
+    """Returns the record of a split: the number of images, the SHA-256 of the list of names, and the classes."""
+    return {"images": len(index), "list_sha256": lines_sha256(index.names), "classes": list(index.classes)}
 
 
 def origin(config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict:
-    """Returns what a run is made from beside its settings: the lists of images, and hashes of the checkpoints of --init and
-    --teacher, of the lists of partners, and of the records beside generated labels and superpixels."""
+    """Returns what a run is made from beside its settings: the lists of images, and hashes of the tags in tags.json, of the
+    checkpoints of --init and --teacher, of the lists of partners, and of the records beside generated labels and
+    superpixels."""
     folders = {"labels": config.data.labels} | ({"labelled": config.data.labelled.labels} if train_set.labelled else {})
     records = {name: resolve_folder(Path(config.data.root), folder) for name, folder in folders.items()}
     superpixels = train_set.superpixels and _hashes([train_set.superpixels.folder / "superpixels.json"])
     files = {"init": config.init, "teacher": config.teacher, "partners": config.data.partners.lists}
     splits = {"train": train_set, "val": val_set} | ({"labelled": train_set.labelled} if train_set.labelled else {})
+    tags = train_set.index.tags
     return {
         "data": {name: split_record(split.index) for name, split in splits.items()},
         **{name: _hashes(folder / record for record in LABEL_RECORDS) for name, folder in records.items()},
         "superpixels": superpixels,
+        **({} if tags is None else {"tags": lines_sha256(tags.tolist())}),
         **{name: hashes for name, path in files.items() if path and (hashes := _hashes([weights_file(path)]))},
     }
 

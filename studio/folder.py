@@ -227,9 +227,9 @@ class StudioFolder:
     def _complete(self, name: str) -> None:
         """Draws the label map if the studio was killed between the strokes and the label map: then the map is that of before
         the last change. If another program has changed the label map, the changes become strokes."""
-        file, drawn = self._label_file(name), self.label(name)
         if not self._document_file(name).is_file():
             return
+        file, drawn = self._label_file(name), self.label(name)
         label = self._read_label(self.pictures[name]) if file.is_file() else None
         if label is None or _hash(label) == self.documents[name]["before"]:
             write_label(file, drawn)

@@ -296,6 +296,8 @@ def test_prediction_reports_the_kinds_of_skipped_files(checkpoints, tiny, tmp_pa
         code, _, error = cli(predict.main, *arguments)
         assert code == 0 and "files that are not images were skipped (2 .gif, 1 .txt)" in error
     assert len(list((photos / "out").glob("*.png"))) == 2
+    assert cli(predict.main, *arguments[:-1], photos / "second")[0] == 0
+    assert len(list((photos / "second").rglob("*.png"))) == 2, "neither masks nor overlays of the first are images"
 
 
 def test_prediction_skips_a_bad_image_and_never_overwrites_masks(checkpoints, root, tmp_path, cli):

@@ -437,6 +437,12 @@ def test_training_reads_tags_alone_and_resumes_over_both_starts(tags_alone, tmp_
     assert [line["segmentation"] > 0 for line in terms] == [False, False, True, True]
     assert [line["mixed_segmentation"] > 0 for line in terms] == [False, False, False, True]
 
+    tags = (tags_alone / "tags.json").read_text()
+    (tags_alone / "tags.json").write_text(tags.replace("disc", "star"))
+    code, _, error = cli(train.main, *flags, "--out", tmp_path / "whole")
+    assert code == 2 and "holds a run whose tags changed since it began" in error
+    (tags_alone / "tags.json").write_text(tags)
+
     masks = tags_alone / "SegmentationClass"
     for name in (tags_alone / "ImageSets/Segmentation/train.txt").read_text().split():  # masks of one wrong class
         image = read_label(masks / "demo_0009.png") * 0 + 3

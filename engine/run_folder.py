@@ -126,13 +126,13 @@ def lock(out: Path) -> None:
 
 
 def lock_if_there(out: Path) -> None:
-    """Locks a run folder that exists, before its state is read: a run that ends now may still write. Raises UserError like
-    `lock`."""
+    """Locks a run folder that exists, before its state is read: a run that ends now may still write. Raises UserError as
+    `open_run_folder`."""
     if (out / LOCK).is_file():
         try:
             lock(out)
         except OSError as error:
-            raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from error
+            raise UserError(f"--out {out}: {error.strerror}: {error.filename or LOCK}") from error
 
 
 def split_record(index: Index) -> dict:
